@@ -1,0 +1,170 @@
+"""Frozen dataclasses to JSON-able data and back, strictly.
+
+``from_data`` refuses unknown keys, missing keys and wrong types, so it also guards the trust
+boundaries: what comes from another process is rebuilt field by field or refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import types
+import typing
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_Decoder = Callable[[Any, str], Any]
+
+
+def to_data(value: Any) -> Any:
+    """JSON-able data of a value made of dataclasses, enums, tuples, dicts and plain values."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_data(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_data(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_data(item) for key, item in value.items()}
+    return value
+
+
+def from_data(cls: type[T], data: Any) -> T:
+    """The value of type ``cls`` that ``to_data`` turned into ``data``.
+
+    :raise ValueError: a key is missing or unknown, or a value has the wrong type; the message gives its path.
+    """
+    kind: Any = cls
+    decoded: T = _decoder(kind)(data, "")
+    return decoded
+
+
+def dumps(value: Any) -> str:
+    """One line of JSON."""
+    return json.dumps(to_data(value), separators=(",", ":"), sort_keys=True)
+
+
+def loads(cls: type[T], text: str | bytes) -> T:
+    """The inverse of ``dumps``.
+
+    :raise ValueError: not JSON, or not a ``cls``.
+    """
+    return from_data(cls, json.loads(text))
+
+
+def _wrong(path: str, expected: str, data: Any) -> ValueError:
+    return ValueError(f"{path or 'value'}: expected {expected}, got {type(data).__name__}")
+
+
+@cache
+def _decoder(kind: Any) -> _Decoder:
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
+    if kind is Any:
+        return lambda data, path: data
+    if origin in (types.UnionType, typing.Union):
+        return _union(arguments)
+    if origin is tuple:
+        return _sequence(arguments)
+    if origin is dict:
+        return _mapping(arguments[1])
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _dataclass(kind)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return _enum(kind)
+    return _plain(kind)
+
+
+def _plain(kind: Any) -> _Decoder:
+    def decode(data: Any, path: str) -> Any:
+        if kind is float and isinstance(data, int) and not isinstance(data, bool):
+            return float(data)
+        if type(data) is not kind:
+            raise _wrong(path, kind.__name__, data)
+        return data
+
+    return decode
+
+
+def _enum(kind: type[enum.Enum]) -> _Decoder:
+    def decode(data: Any, path: str) -> Any:
+        try:
+            return kind(data)
+        except ValueError:
+            raise ValueError(f"{path}: {data!r} is none of {[m.value for m in kind]}") from None
+
+    return decode
+
+
+def _union(arguments: tuple[Any, ...]) -> _Decoder:
+    inner = [_decoder(argument) for argument in arguments if argument is not type(None)]
+    optional = type(None) in arguments
+
+    def decode(data: Any, path: str) -> Any:
+        if data is None and optional:
+            return None
+        error: ValueError | None = None
+        for decoder in inner:
+            try:
+                return decoder(data, path)
+            except ValueError as err:
+                error = err
+        raise error or _wrong(path, "null", data)
+
+    return decode
+
+
+def _sequence(arguments: tuple[Any, ...]) -> _Decoder:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        item = _decoder(arguments[0])
+
+        def decode(data: Any, path: str) -> Any:
+            if not isinstance(data, list | tuple):
+                raise _wrong(path, "a list", data)
+            return tuple(item(entry, f"{path}[{i}]") for i, entry in enumerate(data))
+
+        return decode
+    items = [_decoder(argument) for argument in arguments]
+
+    def decode_fixed(data: Any, path: str) -> Any:
+        if not isinstance(data, list | tuple) or len(data) != len(items):
+            raise _wrong(path, f"a list of {len(items)}", data)
+        return tuple(each(entry, f"{path}[{i}]") for i, (each, entry) in enumerate(zip(items, data, strict=True)))
+
+    return decode_fixed
+
+
+def _mapping(value_kind: Any) -> _Decoder:
+    inner = _decoder(value_kind)
+
+    def decode(data: Any, path: str) -> Any:
+        if not isinstance(data, dict):
+            raise _wrong(path, "an object", data)
+        return {str(key): inner(entry, f"{path}.{key}") for key, entry in data.items()}
+
+    return decode
+
+
+def _dataclass(kind: Any) -> _Decoder:
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: _decoder(hints[field.name]) for field in dataclasses.fields(kind)}
+    required = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+
+    def decode(data: Any, path: str) -> Any:
+        if not isinstance(data, dict):
+            raise _wrong(path, f"an object ({kind.__name__})", data)
+        unknown = data.keys() - fields.keys()
+        missing = required - data.keys()
+        if unknown or missing:
+            what = f"unknown {sorted(unknown)}" if unknown else f"missing {sorted(missing)}"
+            raise ValueError(f"{path or kind.__name__}: {what}")
+        return kind(**{key: fields[key](entry, f"{path}.{key}" if path else key) for key, entry in data.items()})
+
+    return decode

@@ -1,0 +1,1 @@
+"""Declaration and validation of the YAML files: one table per file."""

@@ -1,0 +1,1 @@
+"""Thin, idempotent effects on one host; no policy."""

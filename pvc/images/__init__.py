@@ -1,0 +1,1 @@
+"""Image repositories and image builds."""

@@ -1,0 +1,34 @@
+"""Events from supervisors to their launcher: one JSON object a line on the supervisor's standard output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pvc.model.vm import Phase
+
+
+class EventKind(StrEnum):
+    """What an event tells."""
+
+    LISTENING = "listening"  # the supervisor's control port is open: host, port
+    VM = "vm"  # a VM reached a phase: rank, phase, detail
+    NOTICE = "notice"  # something the user should know, once: detail
+    ERROR = "error"  # this node's share failed: detail, hint, exit_code
+    ENDED = "ended"  # the supervisor has stopped everything and leaves
+
+
+@dataclass(frozen=True)
+class Event:
+    """``time`` is seconds since the epoch on the node that speaks."""
+
+    kind: EventKind
+    node: str
+    time: float
+    rank: int | None = None
+    phase: Phase | None = None
+    host: str | None = None
+    port: int | None = None
+    detail: str = ""
+    hint: str | None = None
+    exit_code: int | None = None

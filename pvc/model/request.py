@@ -1,0 +1,98 @@
+"""What a user asks for, and the part of it that root may know."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pvc.parse import parse_name
+
+MAX_VMS = 65536
+MAX_CPUS = 4096
+_REQUEST = re.compile(r"^1(?:;cpus=(\d{1,4}))?;([A-Za-z0-9_.:,-]{3,900})$")
+_PART = re.compile(r"^([A-Za-z0-9_.-]{1,63}):(\d{1,5})$")
+
+
+@dataclass(frozen=True)
+class DefinitionItem:
+    """``count`` VMs of one template."""
+
+    template: str
+    count: int
+
+
+@dataclass(frozen=True)
+class SetRequest:
+    """``count`` VMs that need the networks and devices of one resource set; ranks are contiguous."""
+
+    resource_set: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """The only thing root learns of a user's cluster: resource sets, counts and cores of a VM.
+
+    ``cpus`` None means: as many for each VM as the allocation allows.
+    """
+
+    sets: tuple[SetRequest, ...]
+    cpus: int | None = None
+
+    @property
+    def count(self) -> int:
+        """VMs in all."""
+        return sum(item.count for item in self.sets)
+
+    def encode(self) -> str:
+        """The text form, as SPANK_PVC_REQUEST carries it: ``1;cpus=2;nat:4,lan:1``."""
+        cpus = f";cpus={self.cpus}" if self.cpus is not None else ""
+        return f"1{cpus};" + ",".join(f"{item.resource_set}:{item.count}" for item in self.sets)
+
+
+def decode_request(text: str) -> Request:
+    """The request that ``Request.encode`` wrote; hostile text is expected here.
+
+    :raise ValueError: malformed, empty, or beyond MAX_VMS or MAX_CPUS.
+    """
+    match = _REQUEST.match(text)
+    if match is None:
+        raise ValueError("malformed request")
+    sets: list[SetRequest] = []
+    for part in match[2].split(","):
+        found = _PART.match(part)
+        if found is None:
+            raise ValueError(f"malformed request at {part[:40]!r}")
+        sets.append(SetRequest(parse_name(found[1]), int(found[2])))
+    cpus = int(match[1]) if match[1] else None
+    request = Request(tuple(sets), cpus)
+    if any(item.count < 1 for item in sets) or request.count > MAX_VMS:
+        raise ValueError(f"a cluster has 1 to {MAX_VMS} VMs")
+    if cpus is not None and not 1 <= cpus <= MAX_CPUS:
+        raise ValueError(f"a VM has 1 to {MAX_CPUS} cores")
+    return request
+
+
+def parse_definition(text: str) -> tuple[DefinitionItem, ...]:
+    """``template[:count][,template[:count]…]``.
+
+    :raise ValueError: empty, malformed, or a count outside 1..MAX_VMS.
+    """
+    items: list[DefinitionItem] = []
+    for part in text.split(","):
+        name, colon, count_text = part.strip().partition(":")
+        if not name:
+            raise ValueError(f"{text!r} is not a definition such as debian:4 or web:2,db:1")
+        try:
+            parse_name(name)
+        except ValueError:
+            raise ValueError(f"{name!r} in {text!r} is not a template's name") from None
+        if colon and not count_text.isascii() or colon and not count_text.isdigit():
+            raise ValueError(f"{count_text!r} in {text!r} is not a number of VMs")
+        count = int(count_text) if colon else 1
+        if not 1 <= count <= MAX_VMS:
+            raise ValueError(f"{count} VMs of {name}: a cluster has 1 to {MAX_VMS} VMs")
+        items.append(DefinitionItem(name, count))
+    if sum(item.count for item in items) > MAX_VMS:
+        raise ValueError(f"{text!r}: a cluster has at most {MAX_VMS} VMs")
+    return tuple(items)

@@ -1,0 +1,70 @@
+"""The site's configuration as the commands use it (batch.yaml and the rest), checked and complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pvc.model.network import EthernetNetwork, ResourceSet
+from pvc.model.vm import Accel
+
+
+@dataclass(frozen=True)
+class EtcdSettings:
+    """How to reach etcd; the password file is readable by root only, so only pvc-node uses it."""
+
+    servers: tuple[str, ...]
+    port: int
+    protocol: str
+    auth_type: str  # password | none
+    user: str
+    password_file: str
+    ca_cert: str | None
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """batch.yaml."""
+
+    etcd: EtcdSettings
+    batch_args: tuple[str, ...]
+    accel: Accel
+    run_dir: str  # parent of the jobs' scratch directories on each node
+    underlay_device: str | None  # None: the device that leads to the node's own name
+
+
+@dataclass(frozen=True)
+class Repository:
+    """An image repository; earlier in the list wins."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """templates.yaml after inheritance and expansion, before its image is looked up."""
+
+    name: str
+    image: str | None
+    resource_set: str
+    description: str = ""
+    user_data: str | None = None
+    machine_type: str = "q35"
+    cpu_model: str = "auto"
+    nic_model: str = "virtio-net"
+    disk_model: str = "virtio"
+    disk_cache: str = "unsafe"
+    qemu_bin: str = "qemu-system-x86_64"
+    custom_args: tuple[str, ...] = ()
+    source: str = ""  # file:line that declared it
+
+
+@dataclass(frozen=True)
+class SiteConfig:
+    """Everything that was configured, with defaults filled in."""
+
+    batch: BatchSettings
+    networks: dict[str, EthernetNetwork]
+    resource_sets: dict[str, ResourceSet]
+    templates: dict[str, Template]
+    repositories: tuple[Repository, ...]

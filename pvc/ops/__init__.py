@@ -1,0 +1,1 @@
+"""The user side: launch, attach, report."""

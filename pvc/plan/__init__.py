@@ -1,0 +1,1 @@
+"""Pure decisions: facts and configuration in, frozen plans out."""

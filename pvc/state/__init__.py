@@ -1,0 +1,1 @@
+"""What must be unique across jobs (etcd) and what must be undone (ledger)."""

@@ -1,0 +1,1 @@
+"""The user side on a node: QEMU processes, consoles, control."""

@@ -1,0 +1,1 @@
+"""A real Slurm cluster in namespaces on one machine."""
