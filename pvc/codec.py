@@ -64,7 +64,7 @@ def _decoder(kind: Any) -> _Decoder:
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
     if kind is Any:
-        return lambda data, path: data
+        return lambda data, _path: data
     if origin in (types.UnionType, typing.Union):
         return _union(arguments)
     if origin is tuple:

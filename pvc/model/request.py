@@ -87,7 +87,7 @@ def parse_definition(text: str) -> tuple[DefinitionItem, ...]:
             parse_name(name)
         except ValueError:
             raise ValueError(f"{name!r} in {text!r} is not a template's name") from None
-        if colon and not count_text.isascii() or colon and not count_text.isdigit():
+        if colon and not (count_text.isascii() and count_text.isdigit()):
             raise ValueError(f"{count_text!r} in {text!r} is not a number of VMs")
         count = int(count_text) if colon else 1
         if not 1 <= count <= MAX_VMS:
