@@ -1,0 +1,55 @@
+"""Names of what pvc makes on a node, in one place.
+
+Linux device names have at most 15 bytes (IFNAMSIZ - 1); Slurm's job ids at most 8 digits
+(slurm.conf(5), MaxJobId).
+"""
+
+from __future__ import annotations
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+MAX_DEVICE = 15
+MAX_PREFIX = 8
+
+
+def netns(job_id: int) -> str:
+    """The network namespace of a job's cluster."""
+    return f"pvc-{job_id}"
+
+
+def host_table(job_id: int) -> str:
+    """The nftables table of a job in the node's own namespace."""
+    return f"pvc-{job_id}"
+
+
+def uplink(prefix: str, job_id: int) -> str:
+    """The device in the node's namespace that leads to a cluster; decimal job id where it fits."""
+    name = f"{prefix}{job_id}"
+    return name if len(name) <= MAX_DEVICE else prefix + _base36(job_id)
+
+
+def bridge(index: int) -> str:
+    """The bridge of the cluster's network ``index``, inside the cluster's namespace."""
+    return f"br{index}"
+
+
+def vxlan(index: int) -> str:
+    """The tunnel end of network ``index``, inside the cluster's namespace."""
+    return f"vx{index}"
+
+
+def tap(rank: int, index: int) -> str:
+    """The tap of VM ``rank`` on network ``index``, inside the cluster's namespace."""
+    return f"t{rank}n{index}"
+
+
+def vm(rank: int) -> str:
+    """The name of a VM, which is its host name too."""
+    return f"vm{rank}"
+
+
+def _base36(number: int) -> str:
+    text = ""
+    while number:
+        number, digit = divmod(number, 36)
+        text = _DIGITS[digit] + text
+    return text or "0"
