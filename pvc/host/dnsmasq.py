@@ -1,0 +1,71 @@
+"""dnsmasq(8) as the DHCP and DNS server of one cluster on one node."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from pvc import run
+from pvc.errors import HostError
+from pvc.files import read_text, remove_tree, write_atomic
+from pvc.host import netns
+
+CONFIG, HOSTS, PID = "dnsmasq.conf", "hosts", "dnsmasq.pid"
+_END_TIMEOUT_MS = 5000
+
+
+def start(namespace: str, directory: Path, config: str, hosts: str) -> None:
+    """Write its files and start it in the namespace; it has bound its sockets when this returns.
+
+    :raise HostError: dnsmasq is missing or refuses its configuration.
+    """
+    stop(directory)
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    write_atomic(directory / CONFIG, config)
+    write_atomic(directory / HOSTS, hosts)
+    argv = ["dnsmasq", f"--conf-file={directory / CONFIG}", f"--pid-file={directory / PID}"]
+    netns.run_inside(namespace, lambda: run.run(argv))
+
+
+def stop(directory: Path) -> None:
+    """End the server of that directory and remove its files; absent is fine.
+
+    :raise HostError: it did not end.
+    """
+    text = read_text(directory / PID, default="")
+    if text.isdigit():
+        _end(int(text), directory)
+    remove_tree(directory)
+
+
+def is_running(directory: Path) -> bool:
+    """Whether the server of that directory is alive."""
+    text = read_text(directory / PID, default="")
+    return text.isdigit() and _is_ours(int(text), directory)
+
+
+def _end(pid: int, directory: Path) -> None:
+    # A pidfd keeps meaning this process even when the number is used again.
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not _is_ours(pid, directory):
+            return
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        if not poll.poll(_END_TIMEOUT_MS):
+            raise HostError(f"dnsmasq (process {pid}) does not end")
+    finally:
+        os.close(handle)
+
+
+def _is_ours(pid: int, directory: Path) -> bool:
+    words = read_text(Path(f"/proc/{pid}/cmdline"), default="").split("\0")
+    return f"--conf-file={directory / CONFIG}" in words

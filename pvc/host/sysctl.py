@@ -1,0 +1,83 @@
+"""Kernel settings that several jobs share: the value before the first comes back after the last.
+
+The prior value and the jobs that need the setting are in one file, written before the kernel is. The
+caller holds the node's lock.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pvc.errors import HostError
+from pvc.files import read_text, write_atomic
+
+ROOT = Path("/proc/sys")
+
+
+def acquire(record: Path, key: str, value: str, job_id: int) -> None:
+    """Set ``key`` for a job, remembering in ``record`` what it was before any job of ours.
+
+    :raise HostError: there is no such setting, or the kernel refuses the value.
+    """
+    path = _path(key)
+    entries = _read(record)
+    prior = read_text(path, default="")
+    if not prior:
+        raise HostError(f"there is no kernel setting {key}")
+    entry = entries.setdefault(key, {"prior": prior, "jobs": []})
+    if job_id not in entry["jobs"]:
+        entry["jobs"].append(job_id)
+    write_atomic(record, json.dumps(entries), mode=0o600)
+    if prior != value:
+        _write(path, key, value)
+
+
+def release(record: Path, key: str, job_id: int) -> None:
+    """Give up a job's need of ``key``; the last one restores the prior value. Absent is fine.
+
+    :raise HostError: the kernel refuses the prior value.
+    """
+    entries = _read(record)
+    entry = entries.get(key)
+    if entry is None or job_id not in entry["jobs"]:
+        return
+    entry["jobs"].remove(job_id)
+    if not entry["jobs"]:
+        path = _path(key)
+        if path.exists() and read_text(path) != entry["prior"]:
+            _write(path, key, entry["prior"])
+        del entries[key]
+    if entries:
+        write_atomic(record, json.dumps(entries), mode=0o600)
+    else:
+        record.unlink(missing_ok=True)
+
+
+def set_own(key: str, value: str) -> None:
+    """Set a value that belongs to a device or namespace of ours and goes with it.
+
+    :raise HostError: no such setting, or refused.
+    """
+    _write(_path(key), key, value)
+
+
+def _path(key: str) -> Path:
+    # sysctl(8): "/" separates when a part holds a ".", as device names may.
+    return ROOT / (key if "/" in key else key.replace(".", "/"))
+
+
+def _read(record: Path) -> dict[str, Any]:
+    text = read_text(record, default="")
+    if not text:
+        return {}
+    entries: dict[str, Any] = json.loads(text)
+    return entries
+
+
+def _write(path: Path, key: str, value: str) -> None:
+    try:
+        path.write_text(value)
+    except OSError as err:
+        raise HostError(f"cannot set {key} to {value}") from err

@@ -1,0 +1,68 @@
+"""Taps by ioctl(2) on /dev/net/tun (kernel: Documentation/networking/tuntap.rst).
+
+They live in the namespace of the calling thread; see ``netns.run_inside``.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from pathlib import Path
+
+from pvc.errors import HostError
+
+DEVICE = Path("/dev/net/tun")
+_TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
+_IFF_TAP = 0x0002
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+
+
+def ensure(name: str) -> None:
+    """Make a persistent tap of that name unless it exists.
+
+    :raise HostError: /dev/net/tun is missing or refuses.
+    """
+    fd = _attach(name)
+    try:
+        fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+    finally:
+        os.close(fd)
+
+
+def open_queue(name: str) -> int:
+    """A descriptor on an existing tap; whoever holds it sends and receives its frames.
+
+    :raise HostError: another process holds the tap, or it does not exist.
+    """
+    if not _exists(name):
+        raise HostError(f"there is no tap {name}")
+    return _attach(name)
+
+
+def _exists(name: str) -> bool:
+    # /sys shows the namespace it was mounted in, not the thread's: ask the kernel.
+    try:
+        return socket.if_nametoindex(name) > 0
+    except OSError:
+        return False
+
+
+def _attach(name: str) -> int:
+    try:
+        fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as err:
+        raise HostError(f"cannot open {DEVICE}", hint="load the kernel module tun") from err
+    try:
+        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+        fcntl.ioctl(fd, _TUNSETIFF, request)
+    except OSError as err:
+        os.close(fd)
+        if err.errno == errno.EBUSY:
+            raise HostError(f"tap {name} is held by another process", hint="the cluster runs already") from err
+        raise HostError(f"cannot attach to tap {name}") from err
+    return fd

@@ -1,0 +1,87 @@
+"""NoCloud documents of one VM (cloud-init's datasource of that name).
+
+Everything is written as JSON, which is YAML too, so nothing that a user put into a name or a key can
+change the structure. Keys from cloud-init's reference: "NoCloud", "Networking config version 2", modules
+ssh, growpart and grub-dpkg.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pvc.model.node import Nic
+
+_ROUTE_METRIC = 100
+
+
+@dataclass(frozen=True)
+class SeedSpec:
+    """What a guest learns at its first boot; ``instance_id`` is new for every new cluster."""
+
+    instance_id: str
+    hostname: str
+    nics: tuple[Nic, ...]
+    authorized_keys: tuple[str, ...]
+    host_key: str
+    host_key_pub: str
+    user_data: str | None
+
+
+def plan_seed(spec: SeedSpec) -> dict[str, str]:
+    """The seed's files by name."""
+    return {
+        "meta-data": _json(_meta_data(spec)),
+        "user-data": spec.user_data if spec.user_data is not None else "#cloud-config\n{}\n",
+        "vendor-data": "#cloud-config\n" + _json(_vendor_data(spec)),
+        "network-config": _json(_network_config(spec)),
+    }
+
+
+def _meta_data(spec: SeedSpec) -> dict[str, Any]:
+    return {
+        "instance-id": spec.instance_id,
+        "local-hostname": spec.hostname,
+        "public-keys": list(spec.authorized_keys),
+    }
+
+
+def _vendor_data(spec: SeedSpec) -> dict[str, Any]:
+    """Defaults that the user's own cloud-config overrides key by key."""
+    return {
+        # Root too gets the user's keys, without the text that tells people to log in as somebody else.
+        "disable_root": False,
+        # All VMs of a cluster show one host key, so the known_hosts of the cluster has one line.
+        "ssh_deletekeys": True,
+        "ssh_keys": {"ed25519_private": spec.host_key, "ed25519_public": spec.host_key_pub.strip()},
+        "package_update": False,
+        "package_upgrade": False,
+        "apt": {"preserve_sources_list": True},
+        # The overlay is thrown away: no boot loader has to be told about its disk.
+        "grub_dpkg": {"enabled": False},
+    }
+
+
+def _network_config(spec: SeedSpec) -> dict[str, Any]:
+    return {"version": 2, "ethernets": {f"nic{i}": _ethernet(spec, i, nic) for i, nic in enumerate(spec.nics)}}
+
+
+def _ethernet(spec: SeedSpec, index: int, nic: Nic) -> dict[str, Any]:
+    found: dict[str, Any] = {"match": {"macaddress": nic.mac}, "mtu": nic.mtu}
+    if nic.address is None:
+        return found | {"dhcp4": False, "dhcp6": False, "optional": True}
+    overrides: dict[str, Any] = {
+        "hostname": spec.hostname,
+        "send-hostname": True,
+        "use-dns": True,
+        "use-domains": True,
+        "use-mtu": True,
+    }
+    if index > 0:
+        overrides["route-metric"] = _ROUTE_METRIC * (index + 1)
+    return found | {"dhcp4": True, "dhcp6": False, "dhcp4-overrides": overrides}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"
