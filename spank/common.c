@@ -1,0 +1,93 @@
+#include "common.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+int64_t pvc_common_now_ms(void)
+{
+	struct timespec now = {0};
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+int pvc_common_left_ms(int64_t deadline_ms)
+{
+	int64_t left = deadline_ms - pvc_common_now_ms();
+
+	if (left < 0)
+		return 0;
+	return left > INT32_MAX ? INT32_MAX : (int)left;
+}
+
+void pvc_common_close(int *fd)
+{
+	if (*fd >= 0)
+		(void)close(*fd);
+	*fd = -1;
+}
+
+int pvc_common_above_stdio(int fd)
+{
+	int moved = -1;
+
+	if (fd < 0 || fd > STDERR_FILENO)
+		return fd;
+	moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	(void)close(fd);
+	return moved;
+}
+
+int pvc_common_memfd(const char *name)
+{
+	return pvc_common_above_stdio(memfd_create(name, MFD_CLOEXEC));
+}
+
+ptrdiff_t pvc_common_read_file(int fd, char *text, size_t size)
+{
+	size_t length = 0;
+
+	text[0] = '\0';
+	while (length < size - 1) {
+		ssize_t count = pread(fd, text + length, size - 1 - length, (off_t)length);
+
+		if (count < 0 && errno == EINTR)
+			continue;
+		if (count < 0)
+			return -1;
+		if (count == 0)
+			break;
+		length += (size_t)count;
+	}
+	text[length] = '\0';
+	return (ptrdiff_t)length;
+}
+
+bool pvc_common_is_line(const char *text, size_t size)
+{
+	size_t length = strnlen(text, size);
+
+	if (length == 0 || length >= size)
+		return false;
+	for (size_t i = 0; i < length; i++)
+		if ((unsigned char)text[i] < ' ' || text[i] == 0x7f)
+			return false;
+	return true;
+}
+
+void pvc_common_say(void (*say)(const char *format, ...) __attribute__((format(printf, 1, 2))),
+		    const char *prefix, char *text)
+{
+	char *rest = NULL;
+
+	for (char *line = strtok_r(text, "\n", &rest); line != NULL; line = strtok_r(NULL, "\n", &rest)) {
+		for (char *p = line; *p != '\0'; p++)
+			if ((unsigned char)*p < ' ' || *p == 0x7f)
+				*p = '?';
+		say("%s%s", prefix, line);
+	}
+}

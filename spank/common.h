@@ -1,0 +1,39 @@
+/* What every part needs: clock, descriptors, text. */
+#ifndef PVC_COMMON_H
+#define PVC_COMMON_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+/* Longest line of an answer, of a request and of a definition, the final NUL included. */
+#define PVC_LINE_SIZE 1024
+
+/* Monotonic milliseconds, and what is left until a deadline as poll(2) wants it (never negative). */
+int64_t pvc_common_now_ms(void);
+int pvc_common_left_ms(int64_t deadline_ms);
+
+/* Close what is open and forget it. */
+void pvc_common_close(int *fd);
+
+/*
+ * The same open file above the standard descriptors, closed on exec; takes over fd, -1 stays -1.
+ * The epilog runs with some of 0-2 closed: a socket that landed there would be written to by any message.
+ */
+int pvc_common_above_stdio(int fd);
+
+/* An anonymous file for a child's output. */
+int pvc_common_memfd(const char *name);
+
+/* Text of a file from its start, cut at size - 1 bytes. Returns its length, or -1. */
+ptrdiff_t pvc_common_read_file(int fd, char *text, size_t size);
+
+/* Not empty, shorter than size, no control character: safe as one line of the protocol. */
+bool pvc_common_is_line(const char *text, size_t size);
+
+/* Each line of a text as a message of its own; unprintable bytes become '?'. */
+void pvc_common_say(void (*say)(const char *format, ...) __attribute__((format(printf, 1, 2))),
+		    const char *prefix, char *text);
+
+#endif

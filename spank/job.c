@@ -1,0 +1,71 @@
+#include "job.h"
+
+#include <slurm/spank.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common.h"
+
+/* Linux refuses a longer string in an environment: nothing that reaches a hook is cut by this. */
+#define VALUE_SIZE (128 * 1024)
+
+static const char *const keys[] = {
+	"SLURM_JOB_ID",
+	"SLURM_JOB_UID",
+	"SLURM_JOB_GID",
+	"SLURM_JOB_USER",
+	"SLURM_NODELIST",
+	"SLURM_JOB_CPUS_PER_NODE",
+	"SLURMD_NODENAME",
+	"SLURM_RESTART_COUNT",
+	"SLURM_CONF",
+	PVC_JOB_REQUEST,
+};
+
+#define KEYS (sizeof(keys) / sizeof(keys[0]))
+
+/* The value to hand on, or NULL. The request alone is a user's text, all others are Slurm's. */
+static const char *find_value(const char *key)
+{
+	const char *value = getenv(key);
+
+	if (value == NULL)
+		return NULL;
+	if (strcmp(key, PVC_JOB_REQUEST) == 0)
+		return pvc_common_is_line(value, PVC_LINE_SIZE) ? value : PVC_JOB_BAD_REQUEST;
+	if (value[0] != '\0' && !pvc_common_is_line(value, VALUE_SIZE)) {
+		slurm_error("pvc: %s holds control characters: not handed on", key);
+		return NULL;
+	}
+	return value;
+}
+
+char **pvc_job_facts(void)
+{
+	size_t count = 0;
+	char **facts = calloc(KEYS + 1, sizeof(*facts));
+
+	for (size_t i = 0; facts != NULL && i < KEYS; i++) {
+		const char *value = find_value(keys[i]);
+
+		if (value == NULL)
+			continue;
+		if (asprintf(&facts[count], "%s=%s", keys[i], value) < 0) {
+			facts[count] = NULL;
+			goto fail;
+		}
+		count++;
+	}
+	return facts;
+fail:
+	pvc_job_free(facts);
+	return NULL;
+}
+
+void pvc_job_free(char **facts)
+{
+	for (size_t i = 0; facts != NULL && facts[i] != NULL; i++)
+		free(facts[i]);
+	free(facts);
+}

@@ -1,0 +1,13 @@
+/* The option that users see. */
+#ifndef PVC_OPTIONS_H
+#define PVC_OPTIONS_H
+
+#include <slurm/spank.h>
+
+/* Make --pvc known to the command or daemon that loads the plugin. */
+int pvc_options_register(spank_t sp);
+
+/* The definition given to --pvc, or NULL. */
+const char *pvc_options_definition(void);
+
+#endif

@@ -1,0 +1,10 @@
+/* Inside slurmstepd. */
+#ifndef PVC_STEPD_H
+#define PVC_STEPD_H
+
+#include <slurm/spank.h>
+
+/* Tasks see PVC_DEFINITION even where the submitter's environment is not exported to them. */
+int pvc_stepd_init_post_opt(spank_t sp);
+
+#endif

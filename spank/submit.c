@@ -1,0 +1,101 @@
+#include "submit.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common.h"
+#include "config.h"
+#include "helper.h"
+#include "options.h"
+
+#define TEXT_SIZE 4096
+#define DEFINITION_VARIABLE "PVC_DEFINITION"
+
+/* One line and nothing else; the newline at its end is cut. */
+static int check_request(char *text)
+{
+	size_t length = strlen(text);
+
+	if (length == 0 || text[length - 1] != '\n')
+		return -1;
+	text[length - 1] = '\0';
+	return pvc_common_is_line(text, PVC_LINE_SIZE) ? 0 : -1;
+}
+
+/* Run `pvc resolve -- DEFINITION` as the caller, in the caller's environment; its line goes to request. */
+static int resolve(const struct pvc_config *config, const char *definition, char *request, size_t size)
+{
+	int rv = -1;
+	int code = -1;
+	int out = pvc_common_memfd("pvc-request");
+	int err = pvc_common_memfd("pvc-messages");
+	char program[PATH_MAX] = "";
+	char verb[] = "resolve";
+	char end_of_options[] = "--";
+	char word[PVC_LINE_SIZE] = "";
+	char text[TEXT_SIZE] = "";
+	char *argv[] = {program, verb, end_of_options, word, NULL};
+	struct pvc_helper helper = {.argv = argv, .envp = environ, .out = out, .err = err, .as_daemon = false,
+				    .deadline_ms = pvc_common_now_ms() + config->timeout_ms};
+
+	(void)snprintf(program, sizeof(program), "%s", config->pvc);
+	(void)snprintf(word, sizeof(word), "%s", definition);
+	if (out < 0 || err < 0) {
+		slurm_error("pvc: cannot make a file for the request: %s", strerror(errno));
+		goto fail;
+	}
+	if (pvc_helper_run(&helper, &code) < 0 || code != 0) {
+		if (pvc_common_read_file(err, text, sizeof(text)) > 0)
+			pvc_common_say(slurm_spank_log, "", text);
+		else if (code > 0)
+			slurm_spank_log("pvc: %s resolve failed with exit code %d", program, code);
+		goto fail;
+	}
+	if (pvc_common_read_file(out, request, size) < 0 || check_request(request) < 0) {
+		slurm_spank_log("pvc: %s resolve printed no request", program);
+		goto fail;
+	}
+	rv = 0;
+fail:
+	pvc_common_close(&out);
+	pvc_common_close(&err);
+	return rv;
+}
+
+int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[])
+{
+	struct pvc_config config;
+	char request[PVC_LINE_SIZE + 1] = "";
+	const char *definition = pvc_options_definition();
+	/* srun inside a job makes a step of it: no new job, no prolog. */
+	int is_step = spank_context() == S_CTX_LOCAL && getenv("SLURM_JOB_ID") != NULL;
+	spank_err_t err = ESPANK_SUCCESS;
+
+	if (definition == NULL) {
+		/* A job that is submitted from inside a job of ours is not one itself. */
+		if (!is_step)
+			(void)unsetenv(DEFINITION_VARIABLE);
+		return 0;
+	}
+	if (is_step) {
+		slurm_spank_log("pvc: --pvc is for a whole job, and srun in job %s makes a step of that job",
+				getenv("SLURM_JOB_ID"));
+		slurm_spank_log("hint: give --pvc to salloc or sbatch, and run 'pvc start' inside");
+		return -1;
+	}
+	if (pvc_config_parse(&config, ac, av) < 0 || resolve(&config, definition, request, sizeof(request)) < 0)
+		return -1;
+	err = spank_job_control_setenv(sp, "PVC_REQUEST", request, 1);
+	if (err != ESPANK_SUCCESS) {
+		slurm_error("pvc: cannot hand the request to Slurm: %s", spank_strerror(err));
+		return -1;
+	}
+	if (setenv(DEFINITION_VARIABLE, definition, 1) < 0) {
+		slurm_error("pvc: cannot set %s: %s", DEFINITION_VARIABLE, strerror(errno));
+		return -1;
+	}
+	return 0;
+}
