@@ -1,0 +1,66 @@
+"""Thin use of qemu-img(1); the format is always said, never guessed."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pvc import run
+from pvc.errors import CommandError
+
+# qemu-img needs this much at most for what we ask; a hostile image must not eat the machine.
+_CHECK_TIMEOUT_S = 600.0
+_CONVERT_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class DiskFacts:
+    """What qemu-img says of a disk; sizes in bytes."""
+
+    format: str
+    virtual_size: int
+    actual_size: int
+    backing_file: str | None
+
+
+def read_facts(path: Path, kind: str) -> DiskFacts:
+    """Facts of a disk whose header has been checked.
+
+    :raise CommandError: qemu-img refuses it.
+    :raise HostError: there is no qemu-img.
+    """
+    data = json.loads(run.run(["qemu-img", "info", "--force-share", "-f", kind, "--output=json", path]))
+    return DiskFacts(data["format"], data["virtual-size"], data["actual-size"], data.get("backing-filename"))
+
+
+def find_damage(path: Path, kind: str) -> str | None:
+    """What is wrong inside a qcow2 disk; None when nothing is. Leaked clusters do no harm.
+
+    :raise CommandError: qemu-img could not look at it at all.
+    :raise HostError: there is no qemu-img.
+    """
+    argv = ["qemu-img", "check", "-q", "-f", kind, "--output=json", os.fspath(path)]
+    try:
+        # 3: leaked clusters only; 2: errors; 1: it could not be opened or read (qemu-img(1), "check").
+        answer = run.run(argv, ok_codes=(0, 2, 3), timeout_s=_CHECK_TIMEOUT_S)
+    except CommandError as err:
+        if err.returncode == 1:
+            return err.stderr.strip().splitlines()[-1] if err.stderr.strip() else "qemu-img cannot read it"
+        raise
+    facts = json.loads(answer) if answer.strip() else {}
+    bad = int(facts.get("corruptions", 0)) + int(facts.get("check-errors", 0))
+    return f"qemu-img check finds {bad} errors in it" if bad else None
+
+
+def convert(source: Path, source_kind: str, target: Path, target_kind: str, *, compress: bool = False) -> None:
+    """Write ``source`` anew as ``target``, which must not be there yet or is replaced.
+
+    :raise CommandError: qemu-img failed; the target is as it left it.
+    :raise HostError: there is no qemu-img.
+    """
+    options = ["-c"] if compress else []
+    argv = ["qemu-img", "convert", *options, "-f", source_kind, "-O", target_kind]
+    argv += [os.fspath(source), os.fspath(target)]
+    run.run(argv, timeout_s=_CONVERT_TIMEOUT_S)

@@ -1,0 +1,178 @@
+"""All repositories of a user, in the order in which a name is looked up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pvc.errors import GuestError, PvcError, UsageError
+from pvc.images import header
+from pvc.images.image import Image, ImageUri, parse_uri
+from pvc.images.store import Store
+from pvc.images.transfer import Incoming, Progress, import_files
+from pvc.model.site import Repository
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """An image, and the repository that has it."""
+
+    repository: str
+    image: Image
+
+    @property
+    def uri(self) -> str:
+        """The name that means this very revision."""
+        return f"{self.repository}:{self.image}"
+
+
+class Repositories:
+    """Repositories in priority order. Nothing is read before a method needs it.
+
+    ``home``: repositories below it are their owner's alone when they are made.
+    """
+
+    def __init__(self, repositories: Sequence[Repository], *, home: Path | None = None) -> None:
+        self.stores = tuple(Store(repository) for repository in repositories)
+        self._home = home or Path.home()
+
+    def store(self, name: str | None = None) -> Store:
+        """The repository called ``name``, or the first one.
+
+        :raise UsageError: there is none.
+        """
+        for store in self.stores:
+            if name is None or store.name == name:
+                return store
+        if name is None:
+            raise UsageError("no image repository is configured", hint="name one in ~/.pvc/repos.yaml")
+        known = ", ".join(store.name for store in self.stores) or "none"
+        raise UsageError(f"no image repository {name!r} (known: {known})")
+
+    def locate(self, uri: str | ImageUri) -> FoundImage:
+        """The newest revision, or the one asked for, in the first repository that has the image.
+
+        :raise UsageError: the name is malformed, or no repository has it.
+        :raise GuestError: its description is damaged.
+        :raise HostError: a repository cannot be read.
+        """
+        wanted = _parse(uri)
+        stores = (self.store(wanted.repository),) if wanted.repository else self.stores
+        for store in stores:
+            revisions = store.list_revisions().get(wanted.name, [])
+            for revision in [wanted.revision] if wanted.revision else reversed(revisions):
+                image = store.read(wanted.name, revision)
+                if image is not None:
+                    return FoundImage(store.name, image)
+        where = ", ".join(store.name for store in stores) or "none is configured"
+        raise UsageError(
+            f"no image {str(wanted)!r} (repositories: {where})",
+            hint="see pvc image list; make one: pvc image build, pvc image import",
+        )
+
+    def find(self, uri: str | ImageUri) -> Image:
+        """The image that ``[repository:]name[@revision]`` means; see ``locate``."""
+        return self.locate(uri).image
+
+    def list(self, repository: str | None = None) -> tuple[FoundImage, ...]:
+        """The newest revision of each image of each repository (or of one), by priority and name.
+
+        What cannot be read is left out with a warning: one bad image must not hide the others.
+
+        :raise UsageError: there is no such repository.
+        """
+        return tuple(self._walk(repository, every=False))
+
+    def list_all(self, repository: str | None = None) -> tuple[FoundImage, ...]:
+        """As ``list``, with all revisions."""
+        return tuple(self._walk(repository, every=True))
+
+    def _walk(self, repository: str | None, *, every: bool) -> Sequence[FoundImage]:
+        found: list[FoundImage] = []
+        for store in (self.store(repository),) if repository else self.stores:
+            try:
+                listed = sorted(store.list_revisions().items())
+            except PvcError as err:
+                LOG.warning("%s", err)
+                continue
+            for name, revisions in listed:
+                for revision in revisions if every else revisions[-1:]:
+                    try:
+                        image = store.read(name, revision)
+                    except PvcError as err:
+                        LOG.warning("%s", err)
+                        continue
+                    if image is not None:
+                        found.append(FoundImage(store.name, image))
+        return found
+
+    def verify(self, found: FoundImage) -> None:
+        """Check that all files of an image are there, with the right size and header; contents are not read.
+
+        :raise GuestError: one is missing or damaged.
+        """
+        store = self.store(found.repository)
+        hint = f"import it again, or choose another: pvc image list; remove it: pvc image delete {found.uri}"
+        for blob in found.image.blobs:
+            path = store.blob_path(blob)
+            try:
+                size = path.stat().st_size
+                with path.open("rb") as stream:
+                    head = stream.read(header.PROBE_SIZE)
+            except OSError as err:
+                raise GuestError(f"image {found.uri} cannot be used", hint=hint) from err
+            if size != blob.size:
+                raise GuestError(
+                    f"image {found.uri} is damaged: {path} has {size} bytes instead of {blob.size}", hint=hint
+                )
+            if blob == found.image.disk:
+                try:
+                    facts = header.parse_header(head, size, found.image.format)
+                    if facts.size != found.image.size:
+                        raise header.HeaderError(f"a disk of {facts.size} bytes instead of {found.image.size}")
+                except header.HeaderError as err:
+                    raise GuestError(f"image {found.uri} is damaged: {path}: {err}", hint=hint) from None
+
+    def import_file(self, incoming: Incoming, progress: Progress, *, repository: str | None = None) -> FoundImage:
+        """Bring a disk in as the next revision of an image; the repository is made when it is not there.
+
+        :raise UsageError: the source is not a disk that pvc takes, or there is no such repository.
+        :raise HostError: the repository cannot be written, or is full; it is as before then.
+        """
+        store = self.store(repository)
+        store.ensure(private=store.path.is_relative_to(self._home))
+        return FoundImage(store.name, import_files(store, incoming, progress))
+
+    def delete(self, uri: str | ImageUri, *, every: bool = False) -> tuple[tuple[str, ...], int]:
+        """Remove one revision (the newest, unless one is named), or ``every`` one, and the files only it had.
+
+        A damaged image can be removed too.
+
+        :return: what was removed, and the bytes freed.
+        :raise UsageError: there is no such image.
+        :raise HostError: the repository cannot be written.
+        """
+        wanted = _parse(uri)
+        for store in (self.store(wanted.repository),) if wanted.repository else self.stores:
+            revisions = store.list_revisions().get(wanted.name, [])
+            if wanted.revision:
+                revisions = [wanted.revision] if wanted.revision in revisions else []
+            elif not every:
+                revisions = revisions[-1:]
+            if revisions:
+                freed = store.delete(wanted.name, revisions)
+                return tuple(f"{store.name}:{wanted.name}@{revision}" for revision in revisions), freed
+        raise UsageError(f"no image {str(wanted)!r}", hint="see pvc image list")
+
+
+def _parse(uri: str | ImageUri) -> ImageUri:
+    if isinstance(uri, ImageUri):
+        return uri
+    try:
+        return parse_uri(uri)
+    except ValueError as err:
+        raise UsageError(str(err)) from None
