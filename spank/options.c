@@ -1,25 +1,49 @@
 #include "options.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common.h"
 
+/* Where Slurm keeps an option of a plugin for the processes of the job. */
+#define INHERITED "SLURM_SPANK__SLURM_SPANK_OPTION_pvc_pvc"
+
 static char definition[PVC_LINE_SIZE];
+static bool inherited_seen;
 
 /*
- * Slurm calls this once for the environment, once for #SBATCH and once for the command line, in this order:
- * the last one wins, as for every option of Slurm's own.
+ * Slurm puts the options of a job into its environment and applies them to every srun, sbatch and salloc
+ * inside. An option like that was not given there: a step does not need it, and another job did not ask for VMs.
+ * Slurm calls for the environment first.
+ */
+static bool is_inherited(const char *optarg)
+{
+	const char *value = getenv(INHERITED);
+
+	if (inherited_seen || value == NULL || getenv("SLURM_JOB_ID") == NULL || strcmp(value, optarg) != 0)
+		return false;
+	inherited_seen = true;
+	return true;
+}
+
+/*
+ * Slurm calls this for the environment, for #SBATCH and for the command line, in this order: the last one
+ * wins, as for every option of Slurm's own.
  */
 static int set_definition(int val, const char *optarg, int remote)
 {
 	(void)val;
-	(void)remote;
+	if (remote)
+		return 0;
 	if (optarg == NULL || !pvc_common_is_line(optarg, sizeof(definition))) {
 		slurm_error("pvc: --pvc wants a definition such as debian:4, of at most %zu printable bytes",
 			    sizeof(definition) - 1);
 		return -1;
 	}
+	if (is_inherited(optarg))
+		return 0;
 	(void)snprintf(definition, sizeof(definition), "%s", optarg);
 	return 0;
 }
@@ -37,6 +61,7 @@ static struct spank_option table[] = {
 int pvc_options_register(spank_t sp)
 {
 	definition[0] = '\0';
+	inherited_seen = false;
 	for (struct spank_option *option = table; option->name != NULL; option++) {
 		spank_err_t err = spank_option_register(sp, option);
 

@@ -1,19 +1,15 @@
 #include "stepd.h"
 
-#include <stddef.h>
-
-#include "options.h"
+#include "common.h"
 
 int pvc_stepd_init_post_opt(spank_t sp)
 {
-	const char *definition = pvc_options_definition();
-	spank_err_t err = ESPANK_SUCCESS;
+	char definition[PVC_LINE_SIZE] = "";
 
-	if (definition == NULL)
+	/* The job's control environment, as Slurm shows it to the job whatever --export says. */
+	if (spank_getenv(sp, "SLURM_SPANK_PVC_DEFINITION", definition, (int)sizeof(definition)) != ESPANK_SUCCESS)
 		return 0;
-	err = spank_setenv(sp, "PVC_DEFINITION", definition, 1);
-	/* The extern step has no tasks and no environment: not worth a job. */
-	if (err != ESPANK_SUCCESS)
-		slurm_debug("pvc: cannot set PVC_DEFINITION: %s", spank_strerror(err));
+	/* Without a place for it (the extern step) there is no task that would look either. */
+	(void)spank_setenv(sp, "PVC_DEFINITION", definition, 1);
 	return 0;
 }

@@ -13,6 +13,7 @@
 
 #define TEXT_SIZE 4096
 #define DEFINITION_VARIABLE "PVC_DEFINITION"
+#define REQUEST_VARIABLE "PVC_REQUEST"
 
 /* One line and nothing else; the newline at its end is cut. */
 static int check_request(char *text)
@@ -76,8 +77,11 @@ int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[])
 
 	if (definition == NULL) {
 		/* A job that is submitted from inside a job of ours is not one itself. */
-		if (!is_step)
+		if (!is_step) {
 			(void)unsetenv(DEFINITION_VARIABLE);
+			(void)unsetenv("SLURM_SPANK_" DEFINITION_VARIABLE);
+			(void)unsetenv("SLURM_SPANK_" REQUEST_VARIABLE);
+		}
 		return 0;
 	}
 	if (is_step) {
@@ -88,7 +92,9 @@ int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[])
 	}
 	if (pvc_config_parse(&config, ac, av) < 0 || resolve(&config, definition, request, sizeof(request)) < 0)
 		return -1;
-	err = spank_job_control_setenv(sp, "PVC_REQUEST", request, 1);
+	err = spank_job_control_setenv(sp, REQUEST_VARIABLE, request, 1);
+	if (err == ESPANK_SUCCESS) /* for the steps, see stepd.c */
+		err = spank_job_control_setenv(sp, DEFINITION_VARIABLE, definition, 1);
 	if (err != ESPANK_SUCCESS) {
 		slurm_error("pvc: cannot hand the request to Slurm: %s", spank_strerror(err));
 		return -1;
