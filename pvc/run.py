@@ -25,6 +25,7 @@ Process = subprocess.Popen
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL
 STDOUT = subprocess.STDOUT
+TimeoutExpired = subprocess.TimeoutExpired
 
 # Processes started by this one: benchmarks and budgets read it.
 forks = 0
