@@ -221,7 +221,8 @@ def _device(template: VmTemplate, model: str, slot: int, **properties: str) -> s
         properties.pop("romfile", None)
         return _options(f"{model}-device", **properties)
     name = f"{model}-pci" if model.startswith("virtio-") else model
-    bus = "pcie.0" if template.machine_type.split(",")[0] in {"q35", "virt"} or "q35" in template.machine_type else "pci.0"
+    express = "q35" in template.machine_type or template.machine_type.startswith("virt")
+    bus = "pcie.0" if express else "pci.0"
     return _options(name, bus=bus, addr=f"{slot:#x}", **properties)
 
 

@@ -1,0 +1,174 @@
+"""The control port: the cluster's owner asks a node's supervisor, over mutual TLS.
+
+Both ends hold the cluster's one self-signed pair; whoever else connects is refused by the handshake. Each
+connection carries one request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pvc import codec
+from pvc.errors import GuestError, PvcError, UsageError
+from pvc.model.cluster import ClusterKeys
+from pvc.model.vm import VmStatus
+from pvc.supervisor.console import Console
+from pvc.supervisor.vm import Vm
+
+LOG = logging.getLogger(__name__)
+
+MAX_REQUEST = 64 << 10
+MAX_CONNECTIONS = 128
+REQUEST_S = 10.0
+MAX_GRACE_S = 3600.0
+_CHUNK = 1 << 16
+
+
+def server_context(keys: ClusterKeys) -> ssl.SSLContext:
+    """TLS that speaks only to holders of the cluster's pair.
+
+    :raise UsageError: the pair is not one.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    # The ssl module reads a pair from a file only; this one never touches a disk.
+    fd = os.memfd_create("pvc-tls", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, (keys.tls_key.strip() + "\n" + keys.tls_cert.strip() + "\n").encode())
+        context.load_cert_chain(f"/proc/self/fd/{fd}")
+        context.load_verify_locations(cadata=keys.tls_cert)
+    except (ssl.SSLError, ValueError, OSError) as err:
+        raise UsageError("the cluster's TLS pair cannot be used") from err
+    finally:
+        os.close(fd)
+    return context
+
+
+class Control:
+    """Serves the requests of the contract; ``on_stop(grace_s)`` returns when all VMs are down."""
+
+    def __init__(self, vms: Callable[[], Sequence[Vm]], on_stop: Callable[[float], Awaitable[None]]) -> None:
+        self._vms = vms
+        self._on_stop = on_stop
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self, host: str, keys: ClusterKeys) -> int:
+        """Listen at ``host`` and return the port.
+
+        :raise OSError: the address is not this node's.
+        """
+        self._server = await asyncio.start_server(
+            self._serve, host, 0, ssl=server_context(keys), limit=MAX_REQUEST, ssl_handshake_timeout=REQUEST_S
+        )
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def close(self) -> None:
+        """Listen no more and let go of the connections that are left."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            writer.transport.abort()
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._answer(reader, writer)
+        except (OSError, EOFError, TimeoutError) as err:
+            LOG.debug("control: a connection ended: %s", err)
+        except Exception:  # one request must not end the supervisor of a node's VMs
+            LOG.exception("control: a request failed")
+        finally:
+            self._connections.discard(task)
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                line = await reader.readline()
+            request = _parse_request(line)
+            match request.get("op"):
+                case "status":
+                    await _send(writer, {"ok": True, "vms": codec.to_data(self._statuses())})
+                case "stop":
+                    await self._stop(request, writer)
+                case "console":
+                    await self._console(self._find_console(request), reader, writer)
+                case "console-log":
+                    log = self._find_console(request).read_log()
+                    await _send(writer, {"ok": True, "size": len(log)}, log)
+                case other:
+                    raise UsageError(f"the supervisor knows no request {other!r}")
+        except PvcError as err:
+            answer = {"ok": False, "error": str(err), "exit_code": err.exit_code, "hint": err.find_hint()}
+            await _send(writer, answer)
+
+    def _statuses(self) -> tuple[VmStatus, ...]:
+        return tuple(vm.status() for vm in self._vms())
+
+    async def _stop(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        grace_s = request.get("grace_s", 0)
+        if isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not 0 <= grace_s <= MAX_GRACE_S:
+            raise UsageError(f"grace_s must be a number of seconds from 0 to {MAX_GRACE_S:g}")
+        # Shielded: who asked may leave before the guests have.
+        stopping = asyncio.ensure_future(self._on_stop(grace_s))
+        await asyncio.shield(stopping)
+        await _send(writer, {"ok": True})
+
+    def _find_console(self, request: dict[str, Any]) -> Console:
+        rank = request.get("vm")
+        for vm in self._vms():
+            if vm.share.rank == rank:
+                if vm.console is None:
+                    raise GuestError(f"{vm.share.name} has not started, so it has no console")
+                return vm.console
+        raise GuestError(f"no VM {rank!r} runs on this node")
+
+    async def _console(self, console: Console, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _send(writer, {"ok": True})
+        typing = asyncio.create_task(_copy_input(reader, console))
+        try:
+            with console.watch(writer):
+                await asyncio.wait({typing, console.ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            typing.cancel()
+            await asyncio.gather(typing, return_exceptions=True)
+        await writer.drain()
+
+
+async def _copy_input(reader: asyncio.StreamReader, console: Console) -> None:
+    with suppress(OSError):
+        while data := await reader.read(_CHUNK):
+            await console.send(data)
+
+
+async def _send(writer: asyncio.StreamWriter, answer: dict[str, Any], data: bytes = b"") -> None:
+    writer.write(json.dumps(answer).encode() + b"\n" + data)
+    await writer.drain()
+
+
+def _parse_request(line: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UsageError("a request is one line of JSON") from None
+    if not isinstance(request, dict):
+        raise UsageError("a request is a JSON object")
+    return request

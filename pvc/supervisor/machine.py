@@ -1,0 +1,188 @@
+"""One QEMU process: started as a child that cannot outlive the supervisor, driven over QMP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, QMPClient, QMPError, Runstate
+from qemu.qmp.message import Message
+
+from pvc import run
+from pvc.errors import GuestError
+
+LOG = logging.getLogger(__name__)
+
+# The kernel kills QEMU when the supervisor dies in whatever way: prctl(2), PR_SET_PDEATHSIG; it survives the
+# execve() of a program without file capabilities. A supervisor that dies within the millisecond between fork and
+# prctl leaves a QEMU that Slurm ends with the step.
+_GUARD = ("setpriv", "--pdeathsig", "KILL", "--")
+_STDERR_BYTES = 8192
+_CONNECT_S = 60.0
+_COMMAND_S = 30.0
+_QUIT_S = 3.0
+
+
+class Machine:
+    """A running QEMU. ``start`` makes one; ``wait`` tells its exit status once."""
+
+    def __init__(self, process: run.Process[bytes], qmp: socket.socket, stderr_fd: int) -> None:
+        self._process = process
+        self._qmp_socket = qmp
+        self._stderr_fd = stderr_fd
+        self._stderr: deque[bytes] = deque()
+        self._stderr_size = 0
+        self.qmp = QMPClient(f"qemu-{process.pid}")
+        self.events = EventListener()
+        self.qmp.register_listener(self.events)
+        loop = asyncio.get_running_loop()
+        self._exited: asyncio.Future[int] = loop.create_future()
+        self._pidfd = os.pidfd_open(process.pid)
+        loop.add_reader(self._pidfd, self._on_exit)
+        os.set_blocking(stderr_fd, False)
+        loop.add_reader(stderr_fd, self._on_stderr)
+
+    @classmethod
+    def start(cls, argv: Sequence[str], qmp: socket.socket, pass_fds: Sequence[int]) -> Machine:
+        """Start QEMU; ``qmp`` is the supervisor's end of the pair whose other end is among ``pass_fds``.
+
+        :raise HostError: it cannot be started.
+        """
+        read_end, write_end = os.pipe()
+        try:
+            process = run.spawn([*_GUARD, *argv], stdout=write_end, stderr=write_end, pass_fds=pass_fds)
+        except BaseException:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        return cls(process, qmp, read_end)
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether QEMU is gone."""
+        return self._exited.done()
+
+    def stderr(self) -> str:
+        """The last that QEMU wrote, in one line."""
+        text = b"".join(self._stderr)[-_STDERR_BYTES:].decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return "; ".join(lines[-4:])
+
+    async def wait(self) -> int:
+        """QEMU's exit code, or minus the number of the signal that killed it."""
+        return await asyncio.shield(self._exited)
+
+    async def connect(self) -> None:
+        """Greet QEMU's monitor.
+
+        :raise GuestError: QEMU ended or did not answer; says with which words.
+        """
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                await self.qmp.connect(self._qmp_socket)
+        except (ConnectError, QMPError, OSError, EOFError) as err:
+            raise GuestError("QEMU did not start") from err
+        except TimeoutError:
+            raise GuestError(f"QEMU's monitor did not answer within {_CONNECT_S:g} s") from None
+
+    async def execute(self, command: str) -> Any:
+        """Run a QMP command without arguments.
+
+        :raise GuestError: QEMU refused, ended, or did not answer.
+        """
+        try:
+            async with asyncio.timeout(_COMMAND_S):
+                return await self.qmp.execute(command)
+        except (QMPError, ExecInterruptedError, OSError, EOFError) as err:
+            raise GuestError(f"QEMU refused {command!r}") from err
+        except TimeoutError:
+            raise GuestError(f"QEMU did not answer {command!r} within {_COMMAND_S:g} s") from None
+
+    async def pin(self, cpus: Sequence[int]) -> None:
+        """Pin vCPU i to cpus[i], and QEMU's other threads to all of them.
+
+        :raise GuestError: QEMU does not answer.
+        :raise OSError: the kernel refuses one of the CPUs.
+        """
+        for thread in os.listdir(f"/proc/{self.pid}/task"):
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), cpus)
+        for vcpu in await self.execute("query-cpus-fast"):
+            os.sched_setaffinity(vcpu["thread-id"], [cpus[vcpu["cpu-index"]]])
+
+    async def stop(self, grace_s: float) -> None:
+        """End QEMU: ask the guest for ``grace_s`` seconds, then QEMU, then the kernel."""
+        if grace_s > 0 and not self.ended:
+            with suppress(GuestError):
+                await self.execute("system_powerdown")
+                await self._wait_s(grace_s)
+        if not self.ended:
+            with suppress(GuestError, TimeoutError):
+                async with asyncio.timeout(_QUIT_S):
+                    await self.execute("quit")
+                await self._wait_s(_QUIT_S)
+        if not self.ended:
+            self._process.kill()
+        await self.wait()
+
+    async def drain(self) -> None:
+        """After QEMU's end: return once all that it said over QMP is in ``events``."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while self.qmp.runstate is Runstate.RUNNING:
+                    await self.qmp.runstate_changed()
+
+    async def close(self) -> None:
+        """Forget the monitor; QEMU has ended."""
+        with suppress(QMPError, OSError, EOFError, asyncio.CancelledError):
+            await self.qmp.disconnect()
+        self._qmp_socket.close()
+
+    async def _wait_s(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.wait()
+
+    def _on_exit(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._on_stderr()
+        self._close_stderr()
+        self._exited.set_result(self._process.wait())
+
+    def _on_stderr(self) -> None:
+        with suppress(BlockingIOError):
+            while self._stderr_fd >= 0:
+                data = os.read(self._stderr_fd, 4096)
+                if not data:
+                    self._close_stderr()
+                    return
+                self._stderr.append(data)
+                self._stderr_size += len(data)
+                while self._stderr_size - len(self._stderr[0]) > _STDERR_BYTES:
+                    self._stderr_size -= len(self._stderr.popleft())
+
+    def _close_stderr(self) -> None:
+        if self._stderr_fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._stderr_fd)
+            os.close(self._stderr_fd)
+            self._stderr_fd = -1
+
+
+def event_data(message: Message) -> dict[str, Any]:
+    """The data of a QMP event, empty when it has none."""
+    data = message.get("data")
+    return data if isinstance(data, dict) else {}

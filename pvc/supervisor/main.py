@@ -1,0 +1,233 @@
+"""A node's supervisor: attach, listen, start all VMs, serve until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+from pvc import codec, files
+from pvc.errors import GuestError, PvcError, UsageError
+from pvc.host.kvm import AccelFacts, decide_accel
+from pvc.host.topology import read_topology
+from pvc.model.cluster import ClusterSpec, NodeShare
+from pvc.model.vm import Accel
+from pvc.plan.numa import Pinning, plan_pinning
+from pvc.plan.qemu import guest_memory_mib
+from pvc.supervisor.attach import Attached, attach, find_socket
+from pvc.supervisor.control import Control
+from pvc.supervisor.events import Events
+from pvc.supervisor.share import find_node_share, node_templates, plan_vms
+from pvc.supervisor.vm import Vm
+
+LOG = logging.getLogger(__name__)
+
+MAX_SPEC = 64 << 20
+# An earlier supervisor of the same job may still be leaving.
+_LOCK_S = 10.0
+
+
+def read_spec(fd: int) -> ClusterSpec:
+    """The launcher's line from ``fd``; what follows it is left there.
+
+    :raise UsageError: the line is missing, too long, or not a cluster.
+    """
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        chunk = os.read(fd, 1 << 16)
+        if not chunk or len(data) > MAX_SPEC:
+            raise UsageError("no description of a cluster on standard input; only 'pvc start' starts supervisors")
+        data += chunk
+    try:
+        return codec.loads(ClusterSpec, bytes(data))
+    except ValueError as err:
+        raise UsageError("the launcher's description of the cluster is not understood") from err
+
+
+def node_name(environ: Mapping[str, str]) -> str:
+    """The node's name in Slurm: SLURMD_NODENAME of srun(1)'s tasks."""
+    return environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+
+
+class Supervisor:
+    """One node's share of one cluster."""
+
+    def __init__(self, spec: ClusterSpec, events: Events, node: str, environ: Mapping[str, str]) -> None:
+        self._spec = spec
+        self._events = events
+        self._node = node
+        self._environ = environ
+        self._vms: tuple[Vm, ...] = ()
+        self._running: set[asyncio.Task[None]] = set()
+        self._leave = asyncio.Event()
+        self._exits = AsyncExitStack()
+
+    async def run(self, stdin_fd: int) -> int:
+        """Serve until told to stop; returns the exit code."""
+        self._watch_orders(stdin_fd)
+        leave = asyncio.create_task(self._leave.wait())
+        start = asyncio.create_task(self._start())
+        exit_code = 0
+        async with self._exits:
+            try:
+                await asyncio.wait({start, leave}, return_when=asyncio.FIRST_COMPLETED)
+                if start.done():
+                    start.result()
+                await leave
+            except PvcError as err:
+                self._events.error(err)
+                exit_code = err.exit_code
+            finally:
+                for task in (start, leave):
+                    task.cancel()
+                await asyncio.gather(start, leave, return_exceptions=True)
+                await self._stop_vms(0)
+        self._events.ended()
+        return exit_code
+
+    def _watch_orders(self, stdin_fd: int) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._leave.set)
+
+        def on_stdin() -> None:
+            # The launcher sends nothing after the cluster: what can be read is its end.
+            try:
+                gone = not os.read(stdin_fd, 4096)
+            except BlockingIOError:
+                gone = False
+            except OSError:
+                gone = True
+            if gone:
+                loop.remove_reader(stdin_fd)
+                self._leave.set()
+
+        # A regular file cannot be watched, and has no launcher behind it that could go.
+        with suppress(PermissionError):
+            loop.add_reader(stdin_fd, on_stdin)
+
+    async def _start(self) -> None:
+        share = find_node_share(self._spec, self._node)
+        accels = asyncio.create_task(asyncio.to_thread(self._decide_accels, share))
+        try:
+            attached = await attach(find_socket(self._environ), self._spec.job_id)
+            await self._exits.enter_async_context(_sole_supervisor(Path(attached.grant.run_dir)))
+            control = Control(lambda: self._vms, self._stop_on_request)
+            try:
+                port = await control.start(attached.grant.node_address, self._spec.keys)
+            except OSError as err:
+                raise GuestError(f"cannot listen at {attached.grant.node_address}") from err
+            self._exits.push_async_callback(control.close)
+            self._events.listening(attached.grant.node_address, port)
+            facts = await accels
+        finally:
+            accels.cancel()
+            await asyncio.gather(accels, return_exceptions=True)
+        self._vms = self._make_vms(share, attached, facts)
+        instance_id = f"pvc-{self._spec.job_id}-{os.urandom(4).hex()}"
+        for vm in self._vms:
+            task = asyncio.create_task(vm.run(self._spec, instance_id))
+            self._running.add(task)
+
+    def _decide_accels(self, share: NodeShare) -> dict[str, AccelFacts]:
+        """How guests run here, for each QEMU that the templates name (nearly always one)."""
+        binaries = {template.qemu_bin for template in node_templates(self._spec, share).values()}
+        cache = Path(self._environ["HOME"]) / ".pvc/kvm" if "HOME" in self._environ else None
+        return {binary: decide_accel(self._spec.accel, binary, cache) for binary in sorted(binaries)}
+
+    def _make_vms(self, share: NodeShare, attached: Attached, facts: dict[str, AccelFacts]) -> tuple[Vm, ...]:
+        slow = [each for each in facts.values() if each.accel is Accel.TCG]
+        if slow and self._spec.accel is not Accel.TCG:
+            self._events.notice(f"no KVM on {self._node}, guests are emulated and slow: {slow[0].reason}")
+        pinning = self._plan_pinning(share)
+        if pinning.reason is not None:
+            LOG.info("VMs are not pinned: %s", pinning.reason)
+        templates = node_templates(self._spec, share)
+        accels = {rank: facts[template.qemu_bin].accel for rank, template in templates.items()}
+        vms = plan_vms(
+            self._spec,
+            share,
+            attached.grant,
+            attached.taps,
+            accels=accels,
+            memory_mib={accel: guest_memory_mib(self._spec.memory_mib, accel) for accel in set(accels.values())},
+            pinning=pinning,
+        )
+        return tuple(Vm(vm, self._events.vm) for vm in vms)
+
+    def _plan_pinning(self, share: NodeShare) -> Pinning:
+        try:
+            topology = read_topology()
+        except (OSError, ValueError) as err:
+            LOG.warning("cannot read the CPU topology: %s", err)
+            topology = ()
+        affinity = sorted(os.sched_getaffinity(0))
+        return plan_pinning(affinity, topology, share.count, self._spec.placement.cpus_per_vm)
+
+    async def _stop_on_request(self, grace_s: float) -> None:
+        await self._stop_vms(grace_s)
+        # The answer goes out first.
+        asyncio.get_running_loop().call_later(0.05, self._leave.set)
+
+    async def _stop_vms(self, grace_s: float) -> None:
+        await asyncio.gather(*(vm.stop(grace_s) for vm in self._vms))
+        await asyncio.gather(*self._running)
+        for vm in self._vms:
+            with suppress(OSError):
+                files.remove_tree(vm.share.directory)
+
+
+@asynccontextmanager
+async def _sole_supervisor(run_dir: Path) -> AsyncIterator[None]:
+    """Hold the job's lock on this node: two supervisors would share taps and files.
+
+    :raise GuestError: another one runs, or the directory cannot be written.
+    """
+    loop = asyncio.get_running_loop()
+    path = run_dir / "supervisor.lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        raise GuestError("cannot use the job's directory on this node") from err
+    try:
+        deadline = loop.time() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if loop.time() >= deadline:
+                    raise GuestError(
+                        "a cluster runs already in this job", hint="stop it with 'pvc stop' before another 'pvc start'"
+                    ) from None
+                await asyncio.sleep(0.1)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _raise_file_limit() -> None:
+    """Each VM takes about six descriptors; the usual soft limit of 1024 is not enough for a big node."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def supervise(stdin_fd: int, stdout_fd: int, environ: Mapping[str, str]) -> int:
+    """Run a node's supervisor to its end; returns its exit code.
+
+    What goes wrong is told as an event, once the cluster and so the launcher is known.
+
+    :raise UsageError: standard input holds no cluster.
+    """
+    spec = read_spec(stdin_fd)
+    _raise_file_limit()
+    node = node_name(environ)
+    return asyncio.run(Supervisor(spec, Events(stdout_fd, node), node, environ).run(stdin_fd))

@@ -1,0 +1,44 @@
+"""Waits until a VM's sshd answers: the banner proves network, boot and service at once."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+BANNER = b"SSH-"
+_FIRST_PAUSE_S = 0.1
+_LAST_PAUSE_S = 2.0
+_CONNECT_S = 2.0
+# Under emulation and load, sshd takes seconds from accept to its banner.
+_BANNER_S = 15.0
+
+
+async def wait_banner(host: str, port: int) -> None:
+    """Return once ``host:port`` says "SSH-"; tries for ever, at most every two seconds in the long run."""
+    pause_s = _FIRST_PAUSE_S
+    while not await _try_banner(host, port):
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 1.3, _LAST_PAUSE_S)
+
+
+async def _try_banner(host: str, port: int) -> bool:
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(_CONNECT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+        async with asyncio.timeout(_BANNER_S):
+            # RFC 4253, 4.2: other lines may come before the version.
+            for _ in range(20):
+                line = await reader.readline()
+                if line.startswith(BANNER):
+                    return True
+                if not line:
+                    return False
+    except (OSError, TimeoutError, ValueError):
+        return False
+    finally:
+        if writer is not None:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+    return False
