@@ -1,1 +1,1 @@
-"""A real Slurm cluster in namespaces on one machine."""
+"""A real Slurm cluster on one machine: every node in namespaces of its own (``pvc testbed``)."""

@@ -1,0 +1,105 @@
+"""``pvc testbed``: a real Slurm cluster in namespaces of this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from pvc.cli import output
+from pvc.cli.options import json_option
+
+NAME = click.option("--name", default="default", show_default=True, metavar="NAME", help="Which testbed.")
+
+
+@click.group()
+def testbed() -> None:
+    """Run a Slurm cluster in namespaces on this machine.
+
+    Everything is real and comes from Debian's packages: munge, slurmctld, slurmd, etcd and Open vSwitch, each node
+    in namespaces of its own. Nothing of the machine is changed, and "down" leaves nothing.
+    """
+
+
+@testbed.command()
+@NAME
+@click.option("--nodes", default=3, show_default=True, metavar="N", type=click.IntRange(1, 250), help="Compute nodes.")
+@click.option("--images", is_flag=True, help='Also build the image "debian".')
+@click.option("--no-plugin", is_flag=True, help="Do not load the SPANK plug-in.")
+@click.option("--no-daemon", is_flag=True, help="Do not run pvc-node's daemon: prologs start it each time.")
+def up(name: str, nodes: int, images: bool, no_plugin: bool, no_daemon: bool) -> None:
+    """Start a testbed; a running one is left as it is."""
+    from pvc.testbed import lifecycle
+    from pvc.testbed.model import TestbedSpec
+
+    began = time.monotonic()
+    spec = TestbedSpec(name, nodes, plugin=not no_plugin, daemon=not no_daemon)
+    changed = lifecycle.up(lifecycle.find_place(name), spec, lambda text: click.echo(f"  {text}", err=True))
+    took = f" in {time.monotonic() - began:.1f} s" if changed else " already"
+    click.echo(f"testbed {name!r} is up{took}: {lifecycle.describe(spec)}", err=True)
+
+
+@testbed.command()
+@NAME
+def down(name: str) -> None:
+    """Stop a testbed and remove everything of it."""
+    from pvc.testbed import lifecycle
+
+    gone = lifecycle.down(lifecycle.find_place(name))
+    click.echo(f"testbed {name!r} is {'gone' if gone else 'not there'}", err=True)
+
+
+@testbed.command()
+@NAME
+@json_option
+@click.pass_context
+def status(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Show a testbed's nodes; exit code 1 when there is no testbed of this name."""
+    from pvc.testbed import lifecycle
+
+    found = lifecycle.read_status(lifecycle.find_place(name))
+    if as_json:
+        output.print_json(found)
+    elif found is None:
+        output.print_note(f"testbed {name!r} is not there")
+    else:
+        rows = [(node.name, node.address, "down" if node.pid is None else "up", node.pid) for node in found.nodes]
+        output.print_table(("NODE", "ADDRESS", "STATE", "PID"), rows)
+    ctx.exit(0 if found is not None else 1)
+
+
+@testbed.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@NAME
+@click.option("--node", default="login", show_default=True, metavar="NODE", help="Where.")
+@click.option("--user", default="student", show_default=True, metavar="USER", help="As whom.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def exec_(ctx: click.Context, name: str, node: str, user: str, command: tuple[str, ...]) -> None:
+    """Run a command in a node; the exit code is the command's."""
+    from pvc.testbed import enter, lifecycle
+
+    place = lifecycle.find_place(name)
+    pid = lifecycle.require_node(place, node)
+    sys.stdout.flush()
+    ctx.exit(enter.execute(enter.read_plan(place.state_dir, node), pid, command, user=user, extra_env={}))
+
+
+@testbed.command()
+@NAME
+@click.argument("node")
+def crash(name: str, node: str) -> None:
+    """Cut a node's power: everything in it is gone at once."""
+    from pvc.testbed import lifecycle
+
+    lifecycle.crash(lifecycle.find_place(name), node)
+
+
+@testbed.command()
+@NAME
+@click.argument("node")
+def boot(name: str, node: str) -> None:
+    """Start a crashed node again, with its disk as it was."""
+    from pvc.testbed import lifecycle
+
+    lifecycle.boot(lifecycle.find_place(name), node)

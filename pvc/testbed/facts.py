@@ -1,0 +1,140 @@
+"""What the testbed needs to know of the machine, and what the machine lacks."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pvc.config import share
+from pvc.errors import HostError
+from pvc.testbed.model import CgroupMount, HostFacts, Reveal
+
+# What a testbed starts, by the Debian package that has it.
+PACKAGES = {
+    "slurmctld": ("/usr/sbin/slurmctld",),
+    "slurmd": ("/usr/sbin/slurmd",),
+    "slurm-client": ("/usr/bin/srun",),
+    "munge": ("/usr/sbin/munged",),
+    "etcd-server": ("/usr/bin/etcd",),
+    "openvswitch-switch": ("/usr/sbin/ovs-vswitchd", "/usr/bin/ovsdb-tool"),
+    "iproute2": ("/usr/sbin/ip", "/sbin/ip", "/bin/ip"),
+}
+# Covered in every node by file systems of its own; what the commands need from there is shown again.
+_COVERED = ("/tmp", "/home", "/root", "/run", "/var/tmp")
+_TOP = Path(__file__).resolve().parents[2]
+
+
+def find_missing_packages(packages: dict[str, tuple[str, ...]] | None = None) -> tuple[str, ...]:
+    """Debian packages that the testbed needs and whose programs are not here."""
+    wanted = PACKAGES if packages is None else packages
+    missing = []
+    for package, paths in wanted.items():
+        wants_all = not any(Path(path).exists() for path in paths) or (
+            package == "openvswitch-switch" and not all(Path(path).exists() for path in paths)
+        )
+        if wants_all:
+            missing.append(package)
+    return tuple(missing)
+
+
+def check_machine() -> None:
+    """Refuse early what cannot work.
+
+    :raise HostError: not root, or packages are missing; the hint is the command that installs them.
+    """
+    if os.geteuid() != 0:
+        raise HostError("a testbed makes namespaces and mounts: it needs root", hint="run the same command with sudo")
+    missing = find_missing_packages()
+    if missing:
+        raise HostError(
+            f"the testbed needs {', '.join(missing)}",
+            hint=f"apt-get install -y --no-install-recommends {' '.join(missing)}",
+        )
+
+
+def read_facts() -> HostFacts:
+    """Read everything that the plan needs.
+
+    :raise HostError: no cgroups are mounted.
+    """
+    pvc, pvc_node = _find_command("pvc"), _find_command("pvc-node")
+    plugin = _TOP / "spank" / "pvc.so"
+    cgroups = parse_cgroup_mounts(Path("/proc/self/mountinfo").read_text())
+    if not cgroups:
+        raise HostError("no cgroups are mounted here", hint="mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+    needed = {str(_TOP), sys.prefix, sys.base_prefix, os.path.dirname(os.path.realpath(sys.executable))}
+    needed |= {os.path.dirname(os.path.dirname(path)) for path in (pvc, pvc_node) if path}
+    return HostFacts(
+        checkout=str(_TOP),
+        python=sys.executable,
+        pvc=pvc,
+        pvc_node=pvc_node,
+        plugin=str(plugin) if plugin.exists() else None,
+        cgroups=cgroups,
+        controllers=(),
+        reveals=find_reveals(needed),
+        passwd=Path("/etc/passwd").read_text(),
+        group=Path("/etc/group").read_text(),
+        config_files=tuple(_config_files()),
+    )
+
+
+def _config_files() -> list[tuple[str, str]]:
+    directory = share.find_share() / "conf" / "testbed" if (_TOP / "conf" / "batch.yaml").exists() else None
+    if directory is None or not directory.is_dir():
+        return []
+    return [(path.name, path.read_text()) for path in sorted(directory.iterdir()) if path.is_file()]
+
+
+def _find_command(name: str) -> str | None:
+    """The command as it was installed: beside this interpreter, or in the checkout's environment."""
+    for place in (Path(sys.prefix) / "bin" / name, _TOP / ".venv" / "bin" / name):
+        if place.exists():
+            return str(place)
+    return None
+
+
+def parse_cgroup_mounts(mountinfo: str) -> tuple[CgroupMount, ...]:
+    """The hierarchies that the nodes use: those of version 1 when Slurm's controllers are there, else the unified one.
+
+    Named hierarchies without a controller (systemd's) are left alone.
+    """
+    first: dict[str, CgroupMount] = {}
+    unified: CgroupMount | None = None
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        path = before.split()[4]
+        if kind == "cgroup2" and unified is None:
+            unified = CgroupMount(path, 2, "")
+        if kind == "cgroup":
+            wanted = [o for o in options.split(",") if o not in {"rw", "ro", "xattr", "noprefix"} and "=" not in o]
+            if wanted:
+                first.setdefault(",".join(wanted), CgroupMount(path, 1, ",".join(wanted)))
+    if any("memory" in mount.options or "freezer" in mount.options for mount in first.values()):
+        return tuple(sorted(first.values(), key=lambda mount: mount.path))
+    return (unified,) if unified else ()
+
+
+def find_reveals(needed: Iterable[str], covered: Sequence[str] = _COVERED) -> tuple[Reveal, ...]:
+    """Directories to cover because users may not pass them, with what must stay reachable below them."""
+    reveals: dict[str, list[str]] = {}
+    for path in sorted({os.path.realpath(each) for each in needed} | {os.path.abspath(each) for each in needed}):
+        if any(path.startswith(f"{other}/") for others in reveals.values() for other in others):
+            continue
+        closed = _find_closed(Path(path), covered)
+        if closed is not None and Path(path).is_dir():
+            reveals.setdefault(closed, []).append(path)
+    return tuple(Reveal(closed, tuple(paths)) for closed, paths in reveals.items())
+
+
+def _find_closed(path: Path, covered: Sequence[str]) -> str | None:
+    for parent in reversed(path.parents):
+        if str(parent) in covered:
+            return str(parent)
+        if parent != Path("/") and not parent.stat().st_mode & stat.S_IXOTH:
+            return str(parent)
+    return None

@@ -1,0 +1,241 @@
+"""PID 1 of a node: ``python3 -m pvc.testbed.init PLAN REPORT_FD SWITCH_PID``.
+
+Enters the node's cgroups, makes its namespaces, builds its view of the file system and its link to the
+switch, starts its services, and from then on reaps and restarts. When it is killed the kernel kills
+everything in the node: a power failure.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from pvc import codec, log, run
+from pvc.errors import HostError, PvcError
+from pvc.testbed import cgroups, etcdauth, processes, syscalls
+from pvc.testbed.model import NodePlan, Service
+from pvc.testbed.view import apply_view
+
+LOG = logging.getLogger(__name__)
+
+_SERVICE_TIMEOUT_S = 20.0
+_BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+_POLL_S = 0.01
+_NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
+ENVIRONMENT = {"PATH": run.PATH, "LANG": "C.UTF-8"}
+
+
+class Report:
+    """Lines to whoever waits for the node: "ready NAME SECONDS", "failed TEXT", "up"."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+
+    def send(self, text: str) -> None:
+        """Tell, if anybody still listens."""
+        if self._fd is not None:
+            try:
+                os.write(self._fd, f"{text}\n".encode())
+            except BrokenPipeError:
+                self.close()
+
+    def close(self) -> None:
+        """Nothing more will be told."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+@dataclass
+class _State:
+    """A service at run time; times are of the monotonic clock."""
+
+    service: Service
+    pid: int | None = None
+    ready: bool = False
+    started: bool = False
+    retry_at: float | None = None
+    failures: int = 0
+    started_at: float = field(default=0.0)
+
+
+def main() -> NoReturn:
+    """Become the node that the plan describes."""
+    log.setup(timestamps=True)
+    plan = codec.loads(NodePlan, Path(sys.argv[1]).read_bytes())
+    report = Report(int(sys.argv[2]))
+    try:
+        cgroups.enter_cgroup(plan.cgroups, plan.testbed, plan.name)
+        syscalls.unshare(_NAMESPACES | (syscalls.CLONE_NEWCGROUP if plan.cgroups else 0))
+        _connect(plan, switch=int(sys.argv[3]))
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+    except (OSError, PvcError) as err:
+        report.send(f"failed {err}")
+        os._exit(1)
+    pid = os.fork()
+    if pid:
+        # Nobody waits for PID 1: it belongs to the machine's init from here on.
+        processes.write_daemon(Path(plan.state_dir) / "init.pid", pid)
+        os._exit(0)
+    os.setsid()
+    try:
+        apply_view(plan.view, plan.cgroups)
+        syscalls.sethostname(plan.name)
+    except (OSError, PvcError) as err:
+        report.send(f"failed cannot build the node: {err}")
+        os._exit(1)
+    Init(plan, report).serve()
+
+
+def _connect(plan: NodePlan, switch: int) -> None:
+    """A veth pair: eth0 here, a port named after the node on the switch's bridge."""
+    port = plan.name
+    run.run(
+        ["nsenter", f"--net=/proc/{switch}/ns/net", "ip", "-batch", "-"],
+        stdin=f"link add {port} mtu {plan.mtu} type veth peer name eth0 mtu {plan.mtu} netns {os.getpid()}\n"
+        f"link set {port} master switch up\n",
+    )
+    run.run(
+        ["ip", "-batch", "-"],
+        stdin=f"link set lo up\naddr add {plan.address}/{plan.prefix_length} dev eth0\nlink set eth0 up\n",
+    )
+
+
+class Init:
+    """The main loop: one thread, woken by SIGCHLD and, while something is pending, every 10 ms."""
+
+    def __init__(self, plan: NodePlan, report: Report) -> None:
+        self.plan = plan
+        self.report = report
+        self.began = time.monotonic()
+        self.states = [_State(service) for service in plan.services]
+        self.helper: int | None = None
+        # Not a blocked signal and sigtimedwait(2): the services would inherit the mask.
+        self._woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+
+    def serve(self) -> NoReturn:
+        """Start everything, then look after it."""
+        while True:
+            self._start_due()
+            self._check_ready()
+            pending = self.helper is not None or any(not each.ready for each in self.states)
+            if select.select([self._woken], [], [], _POLL_S if pending else 3600.0)[0]:
+                os.read(self._woken, 4096)
+            self._reap()
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for state in self.states:
+            if state.pid is not None or (state.started and state.retry_at is None):
+                continue
+            if state.retry_at is not None and now < state.retry_at:
+                continue
+            if all(_holds(condition) for condition in state.service.after):
+                self._start(state)
+
+    def _start(self, state: _State) -> None:
+        log = Path("/var/log") / f"{state.service.name}.log"
+        state.started, state.retry_at, state.started_at = True, None, time.monotonic()
+        try:
+            with log.open("ab") as stream:
+                child = run.spawn(
+                    _as_user(state.service), env=ENVIRONMENT, stdout=stream, stderr=run.STDOUT, new_session=True
+                )
+            state.pid = child.pid
+            child.returncode = 0  # reaped below, with everything else
+        except HostError as err:
+            log.write_text(f"{err}\n")
+            self._ended(state, str(err))
+
+    def _check_ready(self) -> None:
+        for state in self.states:
+            if state.ready or not state.started:
+                continue
+            if state.pid is None and not state.service.restart:
+                continue
+            if state.service.ready is None or _holds(state.service.ready):
+                state.ready = True
+                self._tell(state.service.name)
+                if self.plan.etcd_auth and state.service.name == "etcd":
+                    self.helper = etcdauth.start_setup(Path("/etc/pvc/etcd-password"))
+            elif time.monotonic() > state.started_at + _SERVICE_TIMEOUT_S:
+                self.report.send(f"failed {state.service.name} does not answer at {state.service.ready}")
+                self.report.close()
+                state.ready = True
+        if self.helper is None and all(state.ready for state in self.states):
+            self.report.send("up")
+            self.report.close()
+
+    def _tell(self, name: str) -> None:
+        self.report.send(f"ready {name} {time.monotonic() - self.began:.2f}")
+
+    def _reap(self) -> None:
+        for pid, status in _ended_children():
+            if pid == self.helper:
+                self.helper = None
+                if status != 0:
+                    self.report.send("failed etcd refused to turn authentication on")
+                else:
+                    self._tell("etcd-auth")
+            for state in self.states:
+                if state.pid == pid:
+                    state.pid = None
+                    self._ended(state, f"{state.service.name} ended with status {os.waitstatus_to_exitcode(status)}")
+
+    def _ended(self, state: _State, text: str) -> None:
+        """A service is gone: start it again as systemd's Restart=always would, or remember that it is not there."""
+        LOG.warning("%s", text)
+        if not state.service.restart:
+            if not state.ready:
+                self.report.send(f"failed {text}")
+                state.ready = True
+            return
+        lived_s = time.monotonic() - state.started_at
+        state.failures = 0 if lived_s > 10 else state.failures + 1
+        state.retry_at = time.monotonic() + _BACKOFF_S[min(state.failures, len(_BACKOFF_S)) - 1]
+        state.ready = False
+
+
+def _as_user(service: Service) -> tuple[str, ...]:
+    if service.user == "root":
+        return service.argv
+    entry = pwd.getpwnam(service.user)
+    return ("setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups", "--", *service.argv)
+
+
+def _holds(condition: str) -> bool:
+    if condition.startswith("/"):
+        return os.path.exists(condition)
+    host, _, port = condition.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=0.2):
+            return True
+    except OSError:
+        return False
+
+
+def _ended_children() -> Iterator[tuple[int, int]]:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,427 @@
+"""Bring a testbed up and down, crash and boot its nodes."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pvc import codec, files, parse, run
+from pvc.errors import HostError, UsageError
+from pvc.testbed import cgroups, facts, layout, processes
+from pvc.testbed.model import CgroupMount, NodePlan, Record, TestbedPlan, TestbedSpec
+
+START_TIMEOUT_S = 30.0
+IDLE_TIMEOUT_S = 30.0
+DEFAULT_PARENT = "/var/lib/pvc-testbed"
+_CTLD_LOG = "nodes/login/log/slurm/slurmctld.log"
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a testbed's state is; ``cgroups`` are the host's hierarchies."""
+
+    name: str
+    state_dir: Path
+    cgroups: tuple[CgroupMount, ...]
+
+    def record(self) -> Record | None:
+        """What ``up`` finished; None when there is nothing, or only half of it."""
+        try:
+            return codec.loads(Record, (self.state_dir / "testbed.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def node_pid(self, node: str) -> int | None:
+        """The pid of a node's init; None when the node is down."""
+        return processes.find_daemon(self.state_dir / "nodes" / node / "init.pid")
+
+    def switch_pid(self) -> int | None:
+        """The pid of the process that holds the switch's network namespace."""
+        return processes.find_daemon(self.state_dir / "switch.pid")
+
+    def exists(self) -> bool:
+        """Whether anything of the testbed is there."""
+        return self.state_dir.exists() or any(
+            Path(layout.cgroup_path(mount.path, self.name)).exists() for mount in self.cgroups
+        )
+
+
+def find_place(name: str) -> Place:
+    """The place of a testbed of this name, which need not exist.
+
+    :raise UsageError: not a name.
+    """
+    try:
+        parse.parse_name(name)
+    except ValueError as err:
+        raise UsageError(f"testbed's name: {err}") from None
+    parent = Path(os.environ.get("PVC_TESTBED_DIR", DEFAULT_PARENT))
+    mounts = facts.parse_cgroup_mounts(Path("/proc/self/mountinfo").read_text())
+    return Place(name, parent.absolute() / name, mounts)
+
+
+@contextmanager
+def _locked(place: Place) -> Iterator[None]:
+    """Hold the testbed's lock; its file goes with the testbed."""
+    place.state_dir.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    path = place.state_dir.parent / f".{place.name}.lock"
+    with files.locked(path, timeout_s=120):
+        yield
+        if not place.exists():
+            with suppress(OSError):
+                path.unlink()
+                place.state_dir.parent.rmdir()
+
+
+def up(place: Place, spec: TestbedSpec, tell: Tell) -> bool:
+    """Make the testbed, or complete it; False when there was nothing to do.
+
+    :raise UsageError: it runs with other settings.
+    :raise HostError: the machine lacks something, or a part does not start.
+    """
+    if not 1 <= spec.nodes <= layout.MAX_NODES:
+        raise UsageError(f"a testbed has 1 to {layout.MAX_NODES} nodes, not {spec.nodes}")
+    facts.check_machine()
+    with _locked(place):
+        record = place.record()
+        if record is not None and place.switch_pid() is not None:
+            if record.spec != spec:
+                raise UsageError(
+                    f"testbed {place.name!r} is up with other settings ({describe(record.spec)})",
+                    hint=f"pvc testbed down --name {place.name}",
+                )
+            dead = [node for node in record.nodes if place.node_pid(node) is None]
+            for node in dead:
+                tell(f"{node} is down: booting it")
+                _boot(place, node)
+            return bool(dead)
+        if place.exists():
+            tell("taking down what is left of an earlier one")
+            _remove(place)
+        try:
+            _make(place, spec, tell)
+        except BaseException:
+            _keep_log_of_failure(place)
+            raise
+    return True
+
+
+def describe(spec: TestbedSpec) -> str:
+    """The settings of a testbed in words."""
+    words = [f"{spec.nodes} nodes"]
+    if not spec.plugin:
+        words.append("without the SPANK plug-in")
+    if not spec.daemon:
+        words.append("without pvc-node's daemon")
+    return ", ".join(words)
+
+
+def _make(place: Place, spec: TestbedSpec, tell: Tell) -> None:
+    began = time.monotonic()
+    host = facts.read_facts()
+    plan = layout.plan_testbed(
+        spec, host, os.fspath(place.state_dir), (secrets.token_bytes(64), secrets.token_urlsafe(24))
+    )
+    _write(place, plan)
+    cgroups.ensure_cgroup(place.cgroups, place.name, "switch")
+    switch = _start_switch(place, plan)
+    tell(f"directories and switch {time.monotonic() - began:.2f} s")
+    waits = [_Wait(node, start_node(place, node, switch)) for node in plan.nodes]
+    _wait_up(waits, lambda text: tell(f"{text} {time.monotonic() - began:.2f} s"))
+    wait_idle(place, [node.name for node in plan.nodes if node.name != layout.LOGIN])
+    tell(f"nodes idle {time.monotonic() - began:.2f} s")
+    record = Record(spec, tuple(node.name for node in plan.nodes))
+    files.write_atomic(place.state_dir / "testbed.json", codec.dumps(record))
+
+
+def _keep_log_of_failure(place: Place) -> None:
+    """A failed ``up`` leaves its logs for reading; the processes go."""
+    with suppress(HostError):
+        cgroups.kill_processes(place.cgroups, place.name)
+
+
+def _write(place: Place, plan: TestbedPlan) -> None:
+    place.state_dir.mkdir(mode=0o711, parents=True)
+    place.state_dir.chmod(0o711)
+    for directory in plan.directories:
+        path = place.state_dir / directory.path
+        path.mkdir(exist_ok=True)
+        path.chmod(directory.mode)
+        _own(path, directory.user)
+    for file in plan.files:
+        path = place.state_dir / file.path
+        path.write_text(file.content)
+        path.chmod(file.mode)
+        _own(path, file.user)
+    database = place.state_dir / "openvswitch.db"
+    run.run(["ovsdb-tool", "create", database, "/usr/share/openvswitch/vswitch.ovsschema"])
+    content = database.read_bytes()
+    for node in plan.nodes:
+        state = Path(node.state_dir)
+        (state / "openvswitch" / "conf.db").write_bytes(content)
+        (state / "plan.json").write_text(codec.dumps(node))
+
+
+def _own(path: Path, user: str) -> None:
+    if user == "root":
+        return
+    if user in layout.USERS:
+        os.chown(path, layout.USERS[user], layout.USERS[user])
+        return
+    entry = pwd.getpwnam(user)
+    os.chown(path, entry.pw_uid, entry.pw_gid)
+
+
+def _start_switch(place: Place, plan: TestbedPlan) -> int:
+    """A process whose network namespace has the bridge that joins the nodes.
+
+    A process and not a bind mount of the namespace: a mount would be copied into every namespace made
+    meanwhile, other testbeds' too, and keep the network alive there.
+    """
+    holder = run.spawn(
+        ["unshare", "--net", "sleep", "infinity"], stdout=run.DEVNULL, stderr=run.DEVNULL, new_session=True
+    )
+    cgroups.move_process(place.cgroups, place.name, "switch", holder.pid)
+    own, theirs = Path("/proc/self/ns/net"), Path(f"/proc/{holder.pid}/ns/net")
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while theirs.readlink() == own.readlink():
+        if holder.poll() is not None or time.monotonic() > deadline:
+            raise HostError("cannot make a network namespace")
+        time.sleep(0.001)
+    processes.write_daemon(place.state_dir / "switch.pid", holder.pid)
+    holder.returncode = 0  # it stays when this command ends
+    run.run(
+        ["nsenter", f"--net=/proc/{holder.pid}/ns/net", "ip", "-batch", "-"],
+        stdin="link set lo up\n"
+        f"link add switch mtu {plan.nodes[0].mtu} type bridge\n"
+        "link set switch addrgenmode none\n"
+        "link set switch up\n",
+    )
+    return holder.pid
+
+
+def _python_env() -> dict[str, str]:
+    return {**run.BASE_ENV, "PYTHONPATH": os.fspath(Path(__file__).resolve().parents[2])}
+
+
+def start_node(place: Place, node: NodePlan, switch: int) -> int:
+    """Start a node's init; the result is the descriptor that its report is read from.
+
+    :raise HostError: it cannot be started.
+    """
+    cgroups.ensure_cgroup(place.cgroups, place.name, node.name)
+    reader, writer = os.pipe()
+    state = Path(node.state_dir)
+    try:
+        with (state / "log" / "init.log").open("ab") as log:
+            argv = [sys.executable, "-sP", "-m", "pvc.testbed.init", str(state / "plan.json"), str(writer), str(switch)]
+            child = run.spawn(
+                argv, env=_python_env(), stdout=log, stderr=run.STDOUT, pass_fds=[writer], new_session=True
+            )
+            # It makes the namespaces and leaves; PID 1 of the node is its child.
+            child.returncode = 0
+    finally:
+        os.close(writer)
+    return reader
+
+
+@dataclass
+class _Wait:
+    """A node that is on its way up."""
+
+    node: NodePlan
+    fd: int
+    text: str = ""
+    up: bool = False
+    pending: list[str] = field(default_factory=list)
+
+
+def _wait_up(waits: list[_Wait], tell: Tell) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    try:
+        while open_waits := [wait for wait in waits if not wait.up]:
+            ready = select.select([wait.fd for wait in open_waits], [], [], max(0.0, deadline - time.monotonic()))[0]
+            if not ready:
+                names = ", ".join(wait.node.name for wait in open_waits)
+                raise _start_error(open_waits[0].node, f"{names} did not come up in {START_TIMEOUT_S:g} s")
+            for wait in open_waits:
+                if wait.fd in ready:
+                    _read_report(wait)
+                    if wait.up:
+                        tell(f"{wait.node.name} up")
+    finally:
+        for wait in waits:
+            os.close(wait.fd)
+
+
+def _read_report(wait: _Wait) -> None:
+    data = os.read(wait.fd, 65536)
+    wait.text += data.decode(errors="replace")
+    *lines, wait.text = wait.text.split("\n")
+    for line in lines:
+        if line.startswith("failed "):
+            raise _start_error(wait.node, f"{wait.node.name}: {line[7:]}")
+        if line == "up":
+            wait.up = True
+    if not data and not wait.up:
+        raise _start_error(wait.node, f"{wait.node.name}: its init ended")
+
+
+def _start_error(node: NodePlan, text: str) -> HostError:
+    """What failed, and the last lines of the log that most likely says why."""
+    log = Path(node.state_dir) / "log"
+    candidates = [log / "init.log", *(log / f"{service.name}.log" for service in node.services if service.name in text)]
+    shown = []
+    for path in candidates:
+        last = files.read_text(path, "").splitlines()[-4:]
+        if last:
+            shown.append("\n  ".join([f"{path}:", *last]))
+    return HostError(text + "".join(f"\n{each}" for each in shown))
+
+
+def wait_idle(place: Place, nodes: list[str], *, timeout_s: float = IDLE_TIMEOUT_S) -> None:
+    """Wait until Slurm calls these nodes idle (or has already given them jobs).
+
+    :raise HostError: it does not within ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    login = place.node_pid(layout.LOGIN)
+    states = "no answer"
+    while time.monotonic() < deadline and login is not None:
+        argv = ["nsenter", f"--target={login}", "--mount", "--net", "--uts", "--ipc", "--pid"]
+        states = run.run([*argv, "sinfo", "-h", "-N", "-o", "%N %T"], ok_codes=(0, 1), timeout_s=timeout_s)
+        good = {line.split()[0] for line in states.splitlines() if line.split()[-1] in {"idle", "mixed", "allocated"}}
+        if good.issuperset(nodes):
+            return
+        time.sleep(0.03)
+    log = place.state_dir / _CTLD_LOG
+    last = "\n  ".join(files.read_text(log, "").splitlines()[-6:])
+    raise HostError(f"Slurm's nodes are not idle after {timeout_s:g} s: {states.strip()}\n{log}:\n  {last}")
+
+
+def down(place: Place) -> bool:
+    """Remove every trace of the testbed; False when there was none.
+
+    :raise HostError: not root, or something cannot be removed.
+    """
+    if os.geteuid() != 0:
+        raise HostError("a testbed belongs to root", hint="run the same command with sudo")
+    if not place.exists() and not place.state_dir.parent.exists():
+        return False
+    with _locked(place):
+        if not place.exists():
+            return False
+        _remove(place)
+    return True
+
+
+def _remove(place: Place) -> None:
+    with suppress(FileNotFoundError):
+        (place.state_dir / "testbed.json").unlink()  # from here on it is half a testbed
+    cgroups.kill_processes(place.cgroups, place.name)
+    cgroups.remove_cgroups(place.cgroups, place.name)
+    files.remove_tree(place.state_dir)
+
+
+def crash(place: Place, node: str) -> None:
+    """Kill everything in a node at once, as a power failure would.
+
+    :raise HostError: it has no such node, or the node is down.
+    """
+    _check_node(place, node)
+    if place.node_pid(node) is None:
+        raise HostError(f"node {node!r} is down already", hint=f"pvc testbed boot --name {place.name} {node}")
+    with _locked(place):
+        _cut_power(place, node)
+
+
+def _cut_power(place: Place, node: str) -> None:
+    cgroups.kill_processes(place.cgroups, place.name, node)
+    cgroups.remove_cgroups(place.cgroups, place.name, node)
+    switch = place.switch_pid()
+    if switch is not None:
+        # The kernel would remove it in its own time, and its name would be taken for as long.
+        run.run(["nsenter", f"--net=/proc/{switch}/ns/net", "ip", "link", "del", node], ok_codes=(0, 1))
+
+
+def boot(place: Place, node: str, *, wait: bool = True) -> None:
+    """Start a crashed node again: its disk is as it was, /run and /tmp are empty.
+
+    :raise HostError: it has no such node, the node is up, or it does not come up.
+    """
+    _check_node(place, node)
+    if place.node_pid(node) is not None:
+        raise HostError(f"node {node!r} is up already")
+    with _locked(place):
+        _boot(place, node)
+    if wait and node != layout.LOGIN:
+        wait_idle(place, [node])
+
+
+def _boot(place: Place, node: str) -> None:
+    switch = place.switch_pid()
+    if switch is None:
+        raise HostError(f"testbed {place.name!r} is not up", hint=f"pvc testbed up --name {place.name}")
+    _cut_power(place, node)
+    plan = codec.loads(NodePlan, (place.state_dir / "nodes" / node / "plan.json").read_bytes())
+    _wait_up([_Wait(plan, start_node(place, plan, switch))], lambda _text: None)
+
+
+def _check_node(place: Place, node: str) -> None:
+    record = place.record()
+    if record is None:
+        raise HostError(f"testbed {place.name!r} is not up", hint=f"pvc testbed up --name {place.name}")
+    if node not in record.nodes:
+        raise HostError(f"there is no node {node!r}; there are {', '.join(record.nodes)}")
+
+
+def require_node(place: Place, node: str) -> int:
+    """The pid of a node's init.
+
+    :raise HostError: not root, no such node, or it is down.
+    """
+    if os.geteuid() != 0:
+        raise HostError("a testbed belongs to root", hint="run the same command with sudo")
+    _check_node(place, node)
+    pid = place.node_pid(node)
+    if pid is None:
+        raise HostError(f"node {node!r} is down", hint=f"pvc testbed boot --name {place.name} {node}")
+    return pid
+
+
+def read_status(place: Place) -> Status | None:
+    """What runs now; None when there is no testbed of this name."""
+    record = place.record()
+    if record is None:
+        return None
+    nodes = tuple(NodeStatus(node, layout.node_address(node), place.node_pid(node)) for node in record.nodes)
+    return Status(place.name, os.fspath(place.state_dir), record.spec, nodes)
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """A node as it is now; ``pid`` is that of its init, None when it is down."""
+
+    name: str
+    address: str
+    pid: int | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """A testbed as it is now."""
+
+    name: str
+    state_dir: str
+    spec: TestbedSpec
+    nodes: tuple[NodeStatus, ...]

@@ -1,0 +1,188 @@
+"""What a testbed is made of, as frozen data: read facts, planned nodes, remembered processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TestbedSpec:
+    """What was asked for. ``plugin``: load spank/pvc.so; ``daemon``: keep pvc-node running on the nodes."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    name: str
+    nodes: int = 3
+    plugin: bool = True
+    daemon: bool = True
+
+
+@dataclass(frozen=True)
+class CgroupMount:
+    """One cgroup hierarchy of the host: ``options`` as mount(2) wants them ("" for the unified one)."""
+
+    path: str
+    version: int
+    options: str
+
+
+@dataclass(frozen=True)
+class Reveal:
+    """A directory that users may not pass (``closed``) and what they need below it (``needed``)."""
+
+    closed: str
+    needed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What the plan needs to know of the machine; texts are the contents of the host's files."""
+
+    checkout: str
+    python: str
+    pvc: str | None
+    pvc_node: str | None
+    plugin: str | None
+    cgroups: tuple[CgroupMount, ...]
+    controllers: tuple[str, ...]
+    reveals: tuple[Reveal, ...]
+    passwd: str
+    group: str
+    config_files: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Tmpfs:
+    """An empty file system of the node's own."""
+
+    target: str
+    mode: int = 0o755
+
+
+@dataclass(frozen=True)
+class Farm:
+    """A host directory as seen by the node: links to the host's entries, except those in ``own``.
+
+    Lets the node have files and directories (mount points) that the host has not, without writing to
+    the host. The host's directory is visible, read-only, at ``aside``.
+    """
+
+    target: str
+    aside: str
+    own: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A file or directory of the host mounted on ``target``, which is made when absent."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory in a file system of the node's own."""
+
+    path: str
+    mode: int = 0o755
+    user: str = "root"
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link in a file system of the node's own."""
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that the node's mount namespace changes, in the order in which it is applied."""
+
+    tmpfs: tuple[Tmpfs, ...]
+    farms: tuple[Farm, ...]
+    binds: tuple[Bind, ...]
+    directories: tuple[Directory, ...]
+    links: tuple[Link, ...]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process that the node's init starts.
+
+    ``after``: conditions to wait for first; ``ready``: the condition that says it serves. A condition is
+    a path that exists ("/run/x.sock") or a TCP port that accepts ("10.99.0.100:6817").
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    user: str = "root"
+    after: tuple[str, ...] = ()
+    ready: str | None = None
+    restart: bool = False
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """One node: all that its init needs."""
+
+    testbed: str
+    name: str
+    address: str
+    prefix_length: int
+    mtu: int
+    state_dir: str
+    cgroups: tuple[CgroupMount, ...]
+    view: View
+    services: tuple[Service, ...]
+    etcd_auth: bool = False
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the testbed's state directory, before a node starts; ``path`` is relative."""
+
+    path: str
+    content: str
+    mode: int = 0o644
+    user: str = "root"
+
+
+@dataclass(frozen=True)
+class StateDir:
+    """A directory of the testbed's state directory; ``path`` is relative."""
+
+    path: str
+    mode: int = 0o755
+    user: str = "root"
+
+
+@dataclass(frozen=True)
+class TestbedPlan:
+    """Everything that ``up`` makes."""
+
+    __test__ = False
+
+    spec: TestbedSpec
+    directories: tuple[StateDir, ...]
+    files: tuple[File, ...]
+    nodes: tuple[NodePlan, ...]
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A process that was started: its start time (clock ticks, /proc/PID/stat) tells it from a later one."""
+
+    pid: int
+    start_ticks: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the state directory remembers once everything runs."""
+
+    spec: TestbedSpec
+    nodes: tuple[str, ...]

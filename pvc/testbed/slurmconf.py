@@ -1,0 +1,102 @@
+"""The texts of /etc/slurm: pure. Every choice that is not obvious has its reason beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pvc.testbed.model import CgroupMount
+
+CONTROLLER = "login"
+CPUS = 16
+REAL_MEMORY_MIB = 16000
+MEMORY_PER_CPU_MIB = 640
+
+_CONF = """\
+ClusterName={cluster}
+SlurmctldHost={controller}({controller_address})
+AuthType=auth/munge
+CredType=cred/munge
+SlurmUser=slurm
+SlurmdUser=root
+StateSaveLocation=/var/lib/slurm/slurmctld
+SlurmdSpoolDir=/var/lib/slurm/slurmd
+SlurmctldPidFile=/run/slurmctld.pid
+SlurmdPidFile=/run/slurmd.pid
+SlurmctldLogFile=/var/log/slurm/slurmctld.log
+SlurmdLogFile=/var/log/slurm/slurmd.log
+SlurmctldDebug=verbose
+SlurmdDebug=verbose
+ProctrackType={proctrack}
+TaskPlugin={task}
+# The nodes pretend to have {cpus} CPUs, whatever this machine has.
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU={memory_per_cpu_mib}
+SwitchType=switch/none
+MpiDefault=none
+# A node that was rebooted comes back by itself, whatever the reason for which it was down.
+ReturnToService=2
+SlurmctldTimeout=30
+SlurmdTimeout=30
+InactiveLimit=0
+KillWait=5
+MinJobAge=30
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=10000
+# A job whose prolog failed is not tried again behind the user's back.
+JobRequeue=0
+PrologFlags={prolog_flags}
+PrologEpilogTimeout=60
+UnkillableStepTimeout=30
+PlugStackConfig=/etc/slurm/plugstack.conf
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+JobAcctGatherType=jobacct_gather/none
+MailProg=/bin/true
+{nodes}
+PartitionName=debug Nodes={node_names} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+"""
+
+
+def slurm_conf(*, cluster: str, controller_address: str, addresses: Sequence[tuple[str, str]], cgroups: bool) -> str:
+    """slurm.conf for nodes given as (name, address); without ``cgroups`` Slurm tracks processes by parentage."""
+    nodes = "\n".join(
+        f"NodeName={name} NodeAddr={address} CPUs={CPUS} Boards=1 SocketsPerBoard=2 CoresPerSocket={CPUS // 2} "
+        f"ThreadsPerCore=1 RealMemory={REAL_MEMORY_MIB} State=UNKNOWN"
+        for name, address in addresses
+    )
+    return _CONF.format(
+        cluster=cluster,
+        controller=CONTROLLER,
+        controller_address=controller_address,
+        proctrack="proctrack/cgroup" if cgroups else "proctrack/linuxproc",
+        task="task/affinity,task/cgroup" if cgroups else "task/affinity",
+        prolog_flags="Alloc,NoHold",
+        cpus=CPUS,
+        memory_per_cpu_mib=MEMORY_PER_CPU_MIB,
+        nodes=nodes,
+        node_names=",".join(name for name, _ in addresses),
+    )
+
+
+def cgroup_conf(cgroups: Sequence[CgroupMount]) -> str:
+    """cgroup.conf for the hierarchies that the nodes mount.
+
+    ``CgroupPlugin=autodetect`` (22.05) looks for systemd's paths, so the version is pinned.
+    """
+    if not cgroups:
+        return "ConstrainCores=no\nConstrainRAMSpace=no\nConstrainDevices=no\n"
+    lines = ["ConstrainCores=yes", "ConstrainRAMSpace=yes", "ConstrainDevices=yes"]
+    if any(mount.version == 1 for mount in cgroups):
+        lines = ["CgroupPlugin=cgroup/v1", "CgroupMountpoint=/sys/fs/cgroup", "CgroupAutomount=no", *lines]
+    else:
+        lines = ["CgroupPlugin=cgroup/v2", "IgnoreSystemd=yes", *lines]
+    return "\n".join(lines) + "\n"
+
+
+def plugstack_conf(*, plugin: str | None, pvc: str, pvc_node: str) -> str:
+    """plugstack.conf that loads pvc's shim, or nothing while it is not built."""
+    if plugin is None:
+        return "# spank/pvc.so is not built or was not wanted\n"
+    return f"required {plugin} pvc={pvc} pvc-node={pvc_node}\n"
