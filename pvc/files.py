@@ -42,20 +42,28 @@ def locked(path: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
 
     :raise HostError: another process held it for longer than ``timeout_s``.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise HostError(f"cannot lock {path}: held by another process for {timeout_s:g} s") from None
-                time.sleep(0.01)
-        yield
-    finally:
-        os.close(fd)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _flock(fd, path, deadline, timeout_s)
+            # The last holder may have removed the file while we waited: then the lock is worth nothing.
+            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+                yield
+                return
+        finally:
+            os.close(fd)
+
+
+def _flock(fd: int, path: Path, deadline: float, timeout_s: float) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise HostError(f"cannot lock {path}: held by another process for {timeout_s:g} s") from None
+            time.sleep(0.01)
 
 
 def ensure_private_dir(path: Path, *, uid: int | None = None, gid: int = -1) -> None:

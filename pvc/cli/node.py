@@ -1,0 +1,152 @@
+"""pvc-node: the root side's command. Users have no use for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+import click
+
+from pvc import __version__, log
+from pvc.codec import to_data
+from pvc.errors import HostError, PvcError, UsageError
+from pvc.model.host import Grants, JobFacts
+from pvc.node.context import Context
+
+LOG = logging.getLogger("pvc.node")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pvc-node")
+@click.option("--conf-dir", type=click.Path(path_type=Path), default="/etc/pvc", show_default=True)
+@click.option("--state-dir", type=click.Path(path_type=Path), default="/var/lib/pvc", show_default=True)
+@click.option("--runtime-dir", type=click.Path(path_type=Path), default="/run/pvc", show_default=True)
+@click.option("-v", "--verbose", count=True, help="Say more; twice: every step.")
+@click.pass_context
+def cli(ctx: click.Context, conf_dir: Path, state_dir: Path, runtime_dir: Path, verbose: int) -> None:
+    """Set up and tear down virtual clusters on this node; called by Slurm's prolog and epilog."""
+    log.setup(logging.DEBUG if verbose > 1 else logging.INFO, timestamps=True)
+    ctx.obj = Context(conf_dir, state_dir, runtime_dir)
+
+
+@cli.command()
+@click.option("--node", default=None, help="This node's name in Slurm, if it is not its host name.")
+@click.pass_obj
+def serve(context: Context, node: str | None) -> None:
+    """Serve prologs, epilogs and supervisors until told to stop."""
+    from pvc.node.daemon import Daemon
+
+    _need_root()
+    Daemon(context, node or socket.gethostname().split(".")[0]).serve()
+
+
+@cli.command()
+@click.pass_obj
+def setup(context: Context) -> None:
+    """Set up the job that the environment describes, then leave a daemon for its supervisors."""
+    _run_cold(context, "setup")
+    _leave_daemon(context)
+
+
+@cli.command()
+@click.pass_obj
+def teardown(context: Context) -> None:
+    """Undo what was set up for the job that the environment names (SLURM_JOB_ID)."""
+    _run_cold(context, "teardown")
+
+
+@cli.command()
+@click.option("--node", default=None, help="This node's name in Slurm, if it is not its host name.")
+@click.pass_obj
+def reclaim(context: Context, node: str | None) -> None:
+    """Undo what belongs to no job any more."""
+    from pvc.node.reclaim import reclaim as reclaim_jobs
+
+    _need_root()
+    context.prepare()
+    if not reclaim_jobs(context, node or socket.gethostname().split(".")[0]):
+        click.echo("jobs with a virtual cluster are still here", err=True)
+
+
+@cli.command()
+@click.option("--request", "request_text", required=True, help="As in SPANK_PVC_REQUEST: 1;cpus=2;nat:4.")
+@click.option("--nodelist", required=True, help="As in SLURM_NODELIST.")
+@click.option("--cpus-per-node", required=True, help="As in SLURM_JOB_CPUS_PER_NODE.")
+@click.option("--node", required=True)
+@click.option("--job", type=int, default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The whole plan, not a summary.")
+@click.pass_obj
+def plan(
+    context: Context, request_text: str, nodelist: str, cpus_per_node: str, node: str, job: int, as_json: bool
+) -> None:
+    """Print what a set-up would do on NODE, and do nothing."""
+    from pvc.node.setup import plan_dry
+    from pvc.parse import parse_cpus_per_node
+    from pvc.slurm.nodes import expand_nodes
+
+    try:
+        facts = JobFacts(job, os.getuid(), os.getgid(), node, expand_nodes(nodelist), parse_cpus_per_node(cpus_per_node))
+    except ValueError as err:
+        raise UsageError(str(err)) from err
+    planned = plan_dry(context, facts, request_text)
+    if as_json:
+        steps = [{"action": type(step).__name__, **to_data(step)} for step in planned.actions]
+        click.echo(json.dumps({"grant": to_data(planned.grant), "taps": planned.taps, "actions": steps}, indent=2))
+        return
+    for step in planned.actions:
+        click.echo(type(step).__name__)
+
+
+def _run_cold(context: Context, verb: str) -> None:
+    from pvc.node import requests
+    from pvc.node.facts import KEYS
+
+    _need_root()
+    values = {key: os.environ[key] for key in KEYS if key in os.environ}
+    with log.context(f"job {values.get('SLURM_JOB_ID', '?')}"):
+        code, message = requests.handle(context, verb, values)
+    if code:
+        click.echo(message, err=True)
+        raise SystemExit(code)
+
+
+def _leave_daemon(context: Context) -> None:
+    # Taps are handed out by a live process; when there is none, this set-up has to leave one behind.
+    from pvc import run
+    from pvc.node.daemon import is_serving
+
+    if is_serving(context.runtime_dir):
+        return
+    argv = [sys.executable, "-I", "-m", "pvc.cli.node", "--conf-dir", os.fspath(context.conf_dir)]
+    argv += ["--state-dir", os.fspath(context.state_dir), "--runtime-dir", os.fspath(context.runtime_dir), "serve"]
+    run.spawn(argv, stdout=run.DEVNULL, stderr=run.DEVNULL, new_session=True, cwd=Path("/"))
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise HostError("pvc-node needs root", hint="users call pvc")
+
+
+def main() -> None:
+    """Entry point: errors become a line and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as err:
+        raise SystemExit(err.exit_code) from None
+    except click.ClickException as err:
+        err.show()
+        raise SystemExit(UsageError.exit_code) from None
+    except PvcError as err:
+        click.echo(f"pvc-node: {err}", err=True)
+        hint = err.find_hint()
+        if hint:
+            click.echo(f"hint: {hint}", err=True)
+        raise SystemExit(err.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

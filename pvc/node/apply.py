@@ -1,0 +1,168 @@
+"""Actions to effects: one table, no decisions.
+
+Each action is recorded before it is done; undoing runs backwards and keeps what it could not undo.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pvc.errors import HostError, PvcError
+from pvc.files import ensure_private_dir, locked, remove_tree
+from pvc.host import dnsmasq, ethernet, netns, nft, sysctl
+from pvc.plan import actions, nftables
+from pvc.state import membership
+from pvc.state.store import Store
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Hands:
+    """What effects need besides their action: where this node keeps its shared records, and the store."""
+
+    sysctl_record: Path
+    node_lock: Path
+    store: Callable[[], Store]
+
+
+def create(step: actions.Action, hands: Hands) -> None:
+    """Do what ``step`` says; doing it again changes nothing.
+
+    :raise PvcError: it could not be done.
+    """
+    LOG.debug("create %s", type(step).__name__)
+    try:
+        _TABLE[type(step)][0](step, hands)
+    except OSError as err:
+        raise HostError(f"cannot do {type(step).__name__}") from err
+
+
+def undo(steps: Sequence[actions.Action], hands: Hands) -> tuple[list[actions.Action], list[PvcError]]:
+    """Remove in reverse order; (what is left to undo, in order of creation; why)."""
+    left: list[actions.Action] = []
+    errors: list[PvcError] = []
+    for step in reversed(steps):
+        LOG.debug("remove %s", type(step).__name__)
+        try:
+            _TABLE[type(step)][1](step, hands)
+        except PvcError as err:
+            left.append(step)
+            errors.append(err)
+        except Exception as err:  # whatever happens to one, the others are undone and this one is kept
+            wrapped = HostError(f"cannot undo {type(step).__name__}")
+            wrapped.__cause__ = err
+            left.append(step)
+            errors.append(wrapped)
+    left.reverse()
+    return left, errors
+
+
+def _make_run_dir(step: actions.MakeRunDir, hands: Hands) -> None:
+    path = Path(step.path)
+    parent = path.parent
+    parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    facts = parent.lstat()
+    # In a world-writable place somebody else may have made it first, to own what is put below.
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+        raise HostError(f"{parent} must be a directory of root that only root can write to")
+    remove_tree(path)
+    ensure_private_dir(path, uid=step.uid, gid=step.gid)
+
+
+def _remove_run_dir(step: actions.MakeRunDir, hands: Hands) -> None:
+    remove_tree(Path(step.path))
+
+
+def _add_netns(step: actions.AddNetns, hands: Hands) -> None:
+    ethernet.ensure_netns(step.netns)
+
+
+def _remove_netns(step: actions.AddNetns, hands: Hands) -> None:
+    netns.remove(step.netns)
+
+
+def _add_bridge(step: actions.AddBridge, hands: Hands) -> None:
+    ethernet.ensure_bridge(step.netns, step.name, step.mac, step.mtu, step.address)
+
+
+def _add_vxlan(step: actions.AddVxlan, hands: Hands) -> None:
+    ethernet.ensure_vxlan(step.netns, step.name, step.bridge, step.vni, step.local, step.port, step.mtu)
+
+
+def _remove_vxlan(step: actions.AddVxlan, hands: Hands) -> None:
+    ethernet.remove_vxlan(step.netns, step.name)
+
+
+def _add_taps(step: actions.AddTaps, hands: Hands) -> None:
+    ethernet.ensure_taps(step.netns, step.bridge, step.mtu, step.names)
+
+
+def _add_peers(step: actions.AddPeers, hands: Hands) -> None:
+    ethernet.ensure_peers(step.netns, step.bridge, step.vxlan, step.entries)
+
+
+def _add_uplink(step: actions.AddUplink, hands: Hands) -> None:
+    ethernet.ensure_uplink(
+        step.netns, step.host_device, nftables.UPLINK, step.host_address, step.netns_address, step.prefix_length
+    )
+
+
+def _remove_uplink(step: actions.AddUplink, hands: Hands) -> None:
+    ethernet.remove_device(step.host_device)
+
+
+def _load_rules(step: actions.LoadRules, hands: Hands) -> None:
+    nft.load(step.netns, step.family, step.table, step.text)
+
+
+def _remove_rules(step: actions.LoadRules, hands: Hands) -> None:
+    if step.netns is None:  # those inside a namespace go with it
+        nft.remove(None, step.family, step.table)
+
+
+def _set_sysctl(step: actions.SetSysctl, hands: Hands) -> None:
+    with locked(hands.node_lock):
+        sysctl.acquire(hands.sysctl_record, step.key, step.value, step.job_id)
+
+
+def _release_sysctl(step: actions.SetSysctl, hands: Hands) -> None:
+    with locked(hands.node_lock):
+        sysctl.release(hands.sysctl_record, step.key, step.job_id)
+
+
+def _start_dnsmasq(step: actions.StartDnsmasq, hands: Hands) -> None:
+    dnsmasq.start(step.netns, Path(step.directory), step.config, step.hosts)
+
+
+def _stop_dnsmasq(step: actions.StartDnsmasq, hands: Hands) -> None:
+    dnsmasq.stop(Path(step.directory))
+
+
+def _leave(step: actions.ClaimMembership, hands: Hands) -> None:
+    membership.leave(hands.store(), step.job_id, step.node)
+
+
+def _nothing(step: Any, hands: Hands) -> None:
+    """Goes with its namespace, or was done by what recorded it."""
+
+
+_TABLE: dict[type[Any], tuple[Callable[[Any, Hands], None], Callable[[Any, Hands], None]]] = {
+    actions.MakeRunDir: (_make_run_dir, _remove_run_dir),
+    actions.AddNetns: (_add_netns, _remove_netns),
+    actions.AddBridge: (_add_bridge, _nothing),
+    actions.AddVxlan: (_add_vxlan, _remove_vxlan),
+    actions.AddTaps: (_add_taps, _nothing),
+    actions.AddPeers: (_add_peers, _nothing),
+    actions.AddUplink: (_add_uplink, _remove_uplink),
+    actions.LoadRules: (_load_rules, _remove_rules),
+    actions.SetSysctl: (_set_sysctl, _release_sysctl),
+    actions.StartDnsmasq: (_start_dnsmasq, _stop_dnsmasq),
+    actions.ClaimMembership: (_nothing, _leave),
+}

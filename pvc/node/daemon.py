@@ -1,0 +1,241 @@
+"""pvc-node serve: the resident root side, behind one Unix socket.
+
+Slurm's prolog and epilog (root) send "PVC1 setup" and "PVC1 teardown"; supervisors (users) send one
+line of JSON and are served for jobs of their own only. Each connection has a thread, a time limit and
+a bounded request. Nothing is kept in memory that the ledger does not have, so the daemon may be killed
+at any point.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import struct
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pvc import log
+from pvc.codec import to_data
+from pvc.errors import HostError, PvcError
+from pvc.host import ethernet
+from pvc.node import requests
+from pvc.node.context import Context
+from pvc.node.reclaim import reclaim, reclaim_memberships
+from pvc.state.ledger import Ledger
+
+LOG = logging.getLogger(__name__)
+
+_REQUEST_LIMIT = 65536
+_READ_TIMEOUT_S = 10.0
+_MAX_CONNECTIONS = 64
+_FDS_PER_MESSAGE = 200
+_RETRY_S = 15.0
+_LOOK_AGAIN_S = 300.0
+
+
+class Daemon:
+    """Owns the socket and the threads."""
+
+    def __init__(self, context: Context, node: str) -> None:
+        self._context = context
+        self._node = node
+        self._path = context.runtime_dir / "node.sock"
+        self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._wake = threading.Event()
+        self._ending = threading.Event()
+
+    def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        :raise HostError: another daemon serves this node, or the socket cannot be made.
+        """
+        self._context.prepare()
+        guard = _guard(self._context.runtime_dir / "locks" / "serve")
+        listener = _listen(self._path)
+        wake_read, wake_write = socket.socketpair()
+        wake_write.setblocking(False)
+        signal.set_wakeup_fd(wake_write.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._ending.set())
+        # Callers queue at the socket meanwhile; what is imported now costs no prolog anything.
+        _preload()
+        reclaimer = threading.Thread(target=self._reclaim_forever, name="reclaim", daemon=True)
+        reclaimer.start()
+        LOG.info("serving at %s", self._path)
+        try:
+            self._accept(listener, wake_read)
+        finally:
+            self._ending.set()
+            self._wake.set()
+            listener.close()
+            with suppress(FileNotFoundError):
+                self._path.unlink()
+            os.close(guard)
+
+    def _accept(self, listener: socket.socket, wake: socket.socket) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            selector.register(wake, selectors.EVENT_READ)
+            while not self._ending.is_set():
+                for key, _ in selector.select():
+                    if key.fileobj is listener:
+                        with suppress(OSError):
+                            connection, _ = listener.accept()
+                            self._slots.acquire()
+                            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+        # Whoever is being served is served to the end, within the limits each has.
+        for _ in range(_MAX_CONNECTIONS):
+            self._slots.acquire(timeout=_READ_TIMEOUT_S)
+
+    def _converse(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                connection.settimeout(_READ_TIMEOUT_S)
+                uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+                text = _read_request(connection)
+                if text.startswith("PVC1 "):
+                    connection.sendall(self._answer_slurm(uid, text).encode())
+                elif text:
+                    self._answer_user(connection, uid, text)
+        except (OSError, UnicodeDecodeError) as err:
+            LOG.warning("a caller was lost: %s", err)
+        except Exception:  # one caller's trouble must not end the service of the others
+            LOG.exception("a request failed")
+        finally:
+            self._slots.release()
+
+    def _answer_slurm(self, uid: int, text: str) -> str:
+        if uid != os.geteuid():
+            return "2 only root may ask for this\n"
+        try:
+            verb, values = requests.parse(text)
+            with log.context(f"job {values.get('SLURM_JOB_ID', '?')}"):
+                code, message = requests.handle(self._context, verb, values)
+        except ValueError as err:
+            return f"2 {err}\n"
+        if verb == "teardown":
+            self._wake.set()
+        return f"{code} {' '.join(message.split())}\n"
+
+    def _answer_user(self, connection: socket.socket, uid: int, text: str) -> None:
+        fds: list[int] = []
+        try:
+            answer, fds = self._attach(uid, _decode(text))
+        except PvcError as err:
+            answer = {"ok": False, "exit_code": err.exit_code, "error": str(err), "hint": err.find_hint()}
+        try:
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+            for start in range(0, len(fds), _FDS_PER_MESSAGE):
+                socket.send_fds(connection, [b"F"], fds[start : start + _FDS_PER_MESSAGE])
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _attach(self, uid: int, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        job_id = message.get("job")
+        if message.get("op") != "attach" or type(job_id) is not int or job_id < 1:
+            raise HostError("pvc-node does not know this request")
+        ledger = Ledger(self._context.state_dir, job_id)
+        record = ledger.read_record()
+        # Whose job it is shows in nothing: to anybody else it does not exist.
+        if record is None or uid not in (record.uid, 0):
+            raise HostError(
+                f"no virtual cluster was prepared on {self._node} for job {job_id}",
+                hint="allocate the job with pvc alloc, or with salloc or sbatch --pvc=DEFINITION",
+            )
+        if record.refusal is not None:
+            refusal = record.refusal
+            answer = {"ok": False, "exit_code": refusal.exit_code, "error": refusal.message, "hint": refusal.hint}
+            return answer, []
+        ready = ledger.read_ready()
+        if ready is None:
+            raise HostError(f"the virtual cluster of job {job_id} is not set up on {self._node}")
+        fds = ethernet.open_taps(ready.netns, ready.taps) if ready.taps else []
+        return {"ok": True, "grant": to_data(ready.grant), "fds": len(fds)}, fds
+
+    def _reclaim_forever(self) -> None:
+        with suppress(PvcError, OSError):
+            reclaim_memberships(self._context, self._node)
+        while not self._ending.is_set():
+            try:
+                clean = reclaim(self._context, self._node)
+                live = not clean and self._only_live_jobs()
+            except Exception:  # it is tried again; the daemon serves meanwhile
+                LOG.exception("looking for orphans failed")
+                clean = live = False
+            self._wake.wait(None if clean else _LOOK_AGAIN_S if live else _RETRY_S)
+            self._wake.clear()
+
+    def _only_live_jobs(self) -> bool:
+        jobs = self._context.state_dir / "jobs"
+        return all((entry / "plan.json").exists() for entry in jobs.iterdir()) if jobs.is_dir() else True
+
+
+def is_serving(runtime_dir: Path) -> bool:
+    """Whether a daemon answers at this node's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
+        try:
+            client.connect(os.fspath(runtime_dir / "node.sock"))
+        except OSError:
+            return False
+        return True
+
+
+def _guard(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise HostError("pvc-node serves this node already") from None
+    return fd
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        with suppress(FileNotFoundError):
+            path.unlink()
+        listener.bind(os.fspath(path))
+        path.chmod(0o666)
+        listener.listen(128)
+        listener.setblocking(False)
+    except OSError as err:
+        listener.close()
+        raise HostError(f"cannot listen at {path}") from err
+    return listener
+
+
+def _preload() -> None:
+    import grpc  # noqa: F401
+    import jsonschema  # noqa: F401
+    import pyetcd  # noqa: F401
+    from ClusterShell import NodeSet  # noqa: F401
+
+
+def _read_request(connection: socket.socket) -> str:
+    """A line of JSON, or lines up to an empty one; whatever the caller sent when it stopped sending."""
+    data = b""
+    while len(data) < _REQUEST_LIMIT:
+        chunk = connection.recv(8192)
+        data += chunk
+        if not chunk or (data.endswith(b"\n") if not data.startswith(b"PVC1 ") else data.endswith(b"\n\n")):
+            return data.decode()
+    raise HostError("a request was too long")
+
+
+def _decode(text: str) -> dict[str, Any]:
+    try:
+        message = json.loads(text)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        raise HostError("pvc-node does not know this request")
+    return message

@@ -1,0 +1,69 @@
+"""A job's facts out of the environment that Slurm gives its prolog; every value is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pvc.errors import HostError
+from pvc.model.host import JobFacts
+from pvc.parse import parse_cpus_per_node, parse_name
+from pvc.slurm.nodes import expand_nodes
+
+# What the shim hands over; anything else is dropped at its door.
+KEYS = (
+    "SLURM_JOB_ID",
+    "SLURM_JOB_UID",
+    "SLURM_JOB_GID",
+    "SLURM_JOB_USER",
+    "SLURM_NODELIST",
+    "SLURM_JOB_CPUS_PER_NODE",
+    "SLURMD_NODENAME",
+    "SLURM_RESTART_COUNT",
+    "SLURM_CONF",
+    "SPANK_PVC_REQUEST",
+)
+
+
+def parse_job_id(values: Mapping[str, str]) -> int:
+    """SLURM_JOB_ID.
+
+    :raise HostError: it is missing or no number.
+    """
+    text = values.get("SLURM_JOB_ID", "")
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 1 << 32:
+        raise HostError(f"SLURM_JOB_ID is {text!r}, not a job")
+    return int(text)
+
+
+def parse_job(values: Mapping[str, str]) -> JobFacts:
+    """The facts of a prolog's job.
+
+    :raise HostError: Slurm's environment is incomplete or malformed.
+    """
+    job_id = parse_job_id(values)
+    try:
+        nodes = expand_nodes(values["SLURM_NODELIST"])
+        cpus = parse_cpus_per_node(values["SLURM_JOB_CPUS_PER_NODE"])
+        for node in nodes:
+            parse_name(node)
+        facts = JobFacts(
+            job_id=job_id,
+            uid=_parse_id(values["SLURM_JOB_UID"]),
+            gid=_parse_id(values["SLURM_JOB_GID"]),
+            node=parse_name(values["SLURMD_NODENAME"]),
+            nodes=nodes,
+            cpus=cpus,
+        )
+    except KeyError as err:
+        raise HostError(f"Slurm's prolog environment has no {err.args[0]}") from err
+    except ValueError as err:
+        raise HostError("Slurm's prolog environment cannot be read") from err
+    if len(nodes) != len(cpus) or facts.node not in nodes:
+        raise HostError(f"Slurm's prolog environment contradicts itself: {values['SLURM_NODELIST']!r}")
+    return facts
+
+
+def _parse_id(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 32:
+        raise ValueError(f"{text!r} is not a numeric id")
+    return int(text)

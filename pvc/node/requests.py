@@ -1,0 +1,58 @@
+"""What Slurm's prolog and epilog ask, by the socket or by the cold path: the same code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from pvc.errors import HostError, JobError
+from pvc.node.context import Context
+from pvc.node.facts import KEYS, parse_job, parse_job_id
+from pvc.node.setup import set_up
+from pvc.node.teardown import tear_down
+from pvc.slurm import control
+
+LOG = logging.getLogger(__name__)
+VERBS = ("setup", "teardown")
+
+
+def parse(text: str) -> tuple[str, dict[str, str]]:
+    """(verb, values) of "PVC1 VERB", then "KEY=VALUE" lines.
+
+    :raise ValueError: malformed, an unknown verb, or a key that nobody should send.
+    """
+    first, *lines = text.rstrip("\n").split("\n")
+    verb = first.removeprefix("PVC1 ")
+    if verb not in VERBS:
+        raise ValueError(f"{verb[:40]!r} is no verb of this protocol")
+    values: dict[str, str] = {}
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if not equals or key not in KEYS or key in values or not value.isprintable():
+            raise ValueError(f"{line[:60]!r} is not part of this protocol")
+        values[key] = value
+    return verb, values
+
+
+def handle(context: Context, verb: str, values: Mapping[str, str]) -> tuple[int, str]:
+    """Set up or tear down; (exit code, a line). Anything but 0 means that this node is at fault and drained."""
+    try:
+        if verb == "teardown":
+            message = tear_down(context, parse_job_id(values))
+        else:
+            message = set_up(context, parse_job(values), values.get("SPANK_PVC_REQUEST", ""))
+    except HostError as err:
+        LOG.error("%s: %s", verb, err)
+        _drain(values.get("SLURMD_NODENAME", ""), f"pvc: {err}")
+        return err.exit_code, str(err)
+    LOG.info("%s: %s", verb, message)
+    return 0, message
+
+
+def _drain(node: str, reason: str) -> None:
+    # Slurm drains it anyway when the prolog fails, but would say "Prolog error" only.
+    if node:
+        try:
+            control.drain(node, reason)
+        except JobError as err:
+            LOG.warning("%s", err)

@@ -1,0 +1,41 @@
+"""What a node asks of, and tells, Slurm's controller; run by root on compute nodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from pvc import run
+from pvc.errors import HostError, JobError
+
+_TIMEOUT_S = 15.0
+
+
+def read_node_jobs(node: str) -> set[int]:
+    """The jobs that are, or are still completing, on a node (squeue(1)).
+
+    :raise JobError: the controller does not answer.
+    """
+    try:
+        text = run.run(["squeue", "-h", "-w", node, "-o", "%A"], env=_environment(), timeout_s=_TIMEOUT_S)
+    except HostError as err:
+        raise JobError(f"cannot ask Slurm for the jobs of {node}") from err
+    return {int(word) for word in text.split() if word.isdigit()}
+
+
+def drain(node: str, reason: str) -> None:
+    """Take a node out of service with a reason that ``sinfo -R`` shows.
+
+    :raise JobError: the controller does not answer, or refuses.
+    """
+    text = " ".join(reason.split())[:200]
+    argv = ["scontrol", "update", f"NodeName={node}", "State=DRAIN", f"Reason={text}"]
+    try:
+        run.run(argv, env=_environment(), timeout_s=_TIMEOUT_S)
+    except HostError as err:
+        raise JobError(f"cannot drain {node}") from err
+
+
+def _environment() -> Mapping[str, str]:
+    slurm_conf = os.environ.get("SLURM_CONF")
+    return {**run.BASE_ENV, **({"SLURM_CONF": slurm_conf} if slurm_conf else {})}
