@@ -1,1 +1,1 @@
-"""The user side: launch, attach, report."""
+"""What the user's commands do: resolve, launch, find and talk to clusters."""

@@ -1,1 +1,1 @@
-"""What Slurm says of a job, and the argv that asks Slurm for one."""
+"""Slurm: what it says of jobs, and the arguments of its commands."""

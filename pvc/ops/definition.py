@@ -1,0 +1,218 @@
+"""From a definition ("web:2,db:1") to templates with their images, and to the request that root gets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvc.errors import PvcError, UsageError
+from pvc.model.cluster import VmGroup
+from pvc.model.request import MAX_CPUS, DefinitionItem, Request, SetRequest, parse_definition
+from pvc.model.site import SiteConfig, Template
+from pvc.model.vm import Accel, VmTemplate
+
+if TYPE_CHECKING:
+    from pvc.images.repository import Repositories
+
+SITE_DIR = Path("/etc/pvc")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says instead of the templates.
+
+    ``images`` maps a template's name to an image; the key "" means all templates.
+    """
+
+    images: dict[str, str] = field(default_factory=dict)
+    user_data: str | None = None
+    resource_set: str | None = None
+
+
+@dataclass(frozen=True)
+class LaunchOrder:
+    """A definition resolved at submission: what the launcher in the job needs, and nothing that may change."""
+
+    definition: str
+    request: Request
+    groups: tuple[VmGroup, ...]
+    templates: dict[str, VmTemplate]
+    accel: Accel
+
+
+def find_site_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """The site's configuration: PVC_CONF_DIR for users, /etc/pvc always for root."""
+    if os.geteuid() == 0:
+        return SITE_DIR
+    return Path(environ.get("PVC_CONF_DIR") or SITE_DIR)
+
+
+def find_user_dir() -> Path:
+    """The caller's own directory, ``~/.pvc``."""
+    return Path.home() / ".pvc"
+
+
+def load_user_config() -> SiteConfig:
+    """The site's configuration with the caller's templates and repositories.
+
+    :raise ConfigError: with all problems of all files.
+    """
+    from pvc.config.load import load_config
+
+    return load_config(find_site_dir(), find_user_dir())
+
+
+def resolve_request(definition: str, config: SiteConfig, cpus: int | None = None) -> Request:
+    """Resource sets and counts of a definition: all that the submitting side of Slurm has to know.
+
+    :raise UsageError: malformed, too large, or with an unknown template.
+    """
+    items = _parse(definition)
+    templates = {name: find_template(name, config) for name in dict.fromkeys(item.template for item in items)}
+    return make_request(items, templates, cpus)
+
+
+def resolve(definition: str, config: SiteConfig, overrides: Overrides, cpus: int | None = None) -> LaunchOrder:
+    """Look everything up that the cluster needs, before anything is asked of Slurm.
+
+    :raise UsageError: the definition, an override or a template's name is wrong.
+    :raise PvcError: an image is missing or damaged.
+    """
+    from pvc.images.repository import Repositories
+
+    items = _parse(definition)
+    _check_overrides(items, overrides, config)
+    names = list(dict.fromkeys(item.template for item in items))
+    repositories = Repositories(list(config.repositories))
+    templates = {name: _override(find_template(name, config), overrides) for name in names}
+    return LaunchOrder(
+        definition=definition,
+        request=make_request(items, templates, cpus),
+        groups=make_groups(items),
+        templates={name: _resolve_image(template, repositories) for name, template in templates.items()},
+        accel=config.batch.accel,
+    )
+
+
+def find_template(name: str, config: SiteConfig) -> Template:
+    """A declared template, or the one that every image is by itself where a default resource set exists.
+
+    :raise UsageError: no such template and no such image; near names are suggested.
+    """
+    if name in config.templates:
+        return config.templates[name]
+    default = next((item.name for item in config.resource_sets.values() if item.default), None)
+    images = _list_images(config)
+    if name in images and default is not None:
+        return Template(name=name, image=name, resource_set=default, source="image")
+    if name in images:
+        raise UsageError(
+            f"there is an image {name!r}, but no template, and no resource set is the default",
+            hint="declare a template of that image in ~/.pvc/templates.yaml, with a resource-set",
+        )
+    raise UsageError(f"there is no template {name!r}", hint=_suggest(name, [*config.templates, *images]))
+
+
+def make_groups(items: tuple[DefinitionItem, ...]) -> tuple[VmGroup, ...]:
+    """Ranks of each item, in the order written."""
+    groups, first = [], 0
+    for item in items:
+        groups.append(VmGroup(item.template, first, item.count))
+        first += item.count
+    return tuple(groups)
+
+
+def make_request(
+    items: tuple[DefinitionItem, ...], templates: Mapping[str, Template], cpus: int | None = None
+) -> Request:
+    """The request of a definition; neighbours with the same resource set become one entry.
+
+    :raise UsageError: more cores than any VM may have.
+    """
+    if cpus is not None and not 1 <= cpus <= MAX_CPUS:
+        raise UsageError(f"{cpus} cores: a VM has 1 to {MAX_CPUS}")
+    sets: list[SetRequest] = []
+    for item in items:
+        name = templates[item.template].resource_set
+        if sets and sets[-1].resource_set == name:
+            sets[-1] = SetRequest(name, sets[-1].count + item.count)
+        else:
+            sets.append(SetRequest(name, item.count))
+    return Request(tuple(sets), cpus)
+
+
+def parse_image_overrides(values: tuple[str, ...], definition: str) -> dict[str, str]:
+    """``[TEMPLATE=]IMAGE`` of each --image option.
+
+    :raise UsageError: a template that the definition does not have, or one named twice.
+    """
+    names = {item.template for item in _parse(definition)}
+    images: dict[str, str] = {}
+    for value in values:
+        name, equals, image = value.partition("=")
+        key, image = (name, image) if equals else ("", value)
+        if not image or key in images:
+            raise UsageError(f"--image {value}: " + ("names no image" if not image else "given twice"))
+        if key and key not in names:
+            raise UsageError(f"--image {value}: {definition!r} has no template {key!r}")
+        images[key] = image
+    return images
+
+
+def _parse(definition: str) -> tuple[DefinitionItem, ...]:
+    try:
+        return parse_definition(definition)
+    except ValueError as err:
+        raise UsageError(str(err)) from err
+
+
+def _check_overrides(items: tuple[DefinitionItem, ...], overrides: Overrides, config: SiteConfig) -> None:
+    names = {item.template for item in items}
+    for name in overrides.images:
+        if name and name not in names:
+            raise UsageError(f"--image for {name!r}, which is not in the definition")
+    wanted = overrides.resource_set
+    if wanted is not None and wanted not in config.resource_sets:
+        raise UsageError(f"there is no resource set {wanted!r}", hint=_suggest(wanted, list(config.resource_sets)))
+
+
+def _override(template: Template, overrides: Overrides) -> Template:
+    image = overrides.images.get(template.name, overrides.images.get(""))
+    return replace(
+        template,
+        image=image if image is not None else template.image,
+        user_data=overrides.user_data if overrides.user_data is not None else template.user_data,
+        resource_set=overrides.resource_set or template.resource_set,
+    )
+
+
+def _resolve_image(template: Template, repositories: Repositories) -> VmTemplate:
+    from pvc.images.resolve import resolve_template
+
+    try:
+        return resolve_template(template, repositories)
+    except PvcError as err:
+        if template.image == template.name:
+            raise
+        # The error names the image; which template wanted it is known only here
+        wrapped = PvcError(f"template {template.name!r} cannot be used")
+        wrapped.exit_code = err.exit_code
+        raise wrapped from err
+
+
+def _list_images(config: SiteConfig) -> list[str]:
+    from pvc.images.repository import Repositories
+
+    return sorted({found.image.name for found in Repositories(list(config.repositories)).list()})
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(item) for item in near) + "?"
+    return "known: " + ", ".join(sorted(known)[:12]) if known else "none is declared; see templates.yaml"

@@ -1,0 +1,385 @@
+"""The launcher: inside a job, boots the VMs, runs the user's shell or script beside them, and ends both.
+
+Who notices whose death: the supervisors see the end of their standard input when the launcher dies; Slurm
+ends the job when an alloc's launcher dies; the launcher watches its salloc and cancels the job without it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pvc import run
+from pvc.errors import GuestError, HostError, JobError, PvcError
+from pvc.model.cluster import ClusterKeys, ClusterRecord, ClusterSpec, Placement
+from pvc.model.event import Event
+from pvc.ops import shell
+from pvc.ops.display import Display
+from pvc.ops.handover import Handover
+from pvc.ops.jobdir import JobDir
+from pvc.ops.keys import KeyMaker
+from pvc.ops.loop import Loop
+from pvc.ops.progress import Progress
+from pvc.ops.supervisors import Supervisors
+from pvc.plan.placement import place
+from pvc.slurm.job import JobInfo, cancel_job, read_job
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_DEFAULT_MEMORY_MIB = 1024  # of a VM where Slurm does not account for memory
+_SETUP_TIMEOUT_S = 300.0
+_REACHABLE_TIMEOUT_S = 600.0
+_STOP_TIMEOUT_S = 20.0
+_CHILD_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Mission:
+    """What this launcher is for. ``script`` empty: an interactive shell; None: nothing but the VMs.
+
+    ``watch_parent``: the job is to end with the parent process (salloc). ``on_ready`` is told once the
+    VMs run.
+    """
+
+    handover: Handover
+    script: tuple[str, ...] | None
+    watch_parent: bool = False
+    on_ready: Callable[[], None] | None = None
+
+
+class InterruptedLaunchError(PvcError):
+    """A signal ended the launch before the shell or script began."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"interrupted by {number.name}")
+        self.exit_code = 128 + number
+
+
+class Launcher:
+    """One cluster, from the step's start to the last supervisor's end."""
+
+    def __init__(self, mission: Mission, job: JobInfo, placement: Placement, pvc: str, display: Display) -> None:
+        self._mission = mission
+        self._job = job
+        self._placement = placement
+        self._pvc = pvc
+        self._display = display
+        self._dir = JobDir.of(job.job_id)
+        self._start = time.time()
+        order = mission.handover.order
+        templates = [group.template for group in order.groups for _ in range(group.count)]
+        self._progress = Progress.of(placement, templates, self._start)
+        self._loop = Loop(_SIGNALS, self._on_signal)
+        self._supervisors: Supervisors | None = None
+        self._child: run.Process[bytes] | None = None
+        self._signal: signal.Signals | None = None
+        self._skip_waiting = False
+        self._waiting = False
+        self._kill_at: float | None = None
+        self._orphaned = False
+
+    def run(self) -> int:
+        """Boot, serve, end; returns the exit code of the shell or script.
+
+        :raise PvcError: the cluster could not be booted, or was lost.
+        """
+        try:
+            self._watch_parent()
+            self._boot()
+            return self._serve()
+        finally:
+            self._end()
+
+    # From nothing to running VMs
+
+    def _boot(self) -> None:
+        self._dir.create()
+        maker = KeyMaker(self._dir.path, f"pvc-{self._job.job_id}")
+        nodes = list(self._progress.nodes)
+        try:
+            self._supervisors = Supervisors(nodes, self._pvc, self._loop, self._on_event, self._dir.log)
+            keys = maker.finish()
+        finally:
+            maker.abandon()
+        self._dir.write_keys(keys)
+        self._supervisors.send(self._make_spec(keys))
+        self._display.say(
+            f"job {self._job.job_id}: {_plural(len(self._progress.vms), 'VM')} on {', '.join(nodes[:8])}"
+            + (f" and {len(nodes) - 8} more" if len(nodes) > 8 else "")
+        )
+        in_time = self._loop.run_until(self._boot_is_over, timeout_s=_SETUP_TIMEOUT_S, tick=self._tick)
+        self._check_boot(in_time)
+        self._dir.write_record(self._make_record())
+        if self._should_wait():
+            self._wait_reachable()
+        self._display.finish(self._progress)
+
+    def _boot_is_over(self) -> bool:
+        return (
+            self._progress.is_running
+            or self._progress.find_error() is not None
+            or self._has_lost_step()
+            or self._signal is not None
+        )
+
+    def _check_boot(self, in_time: bool) -> None:
+        """:raise PvcError: the cluster does not run; the first node that said why is quoted."""
+        error = self._progress.find_error()
+        if error is not None:
+            self._display.finish(self._progress)
+            raise error
+        if self._signal is not None:
+            raise InterruptedLaunchError(self._signal)
+        if self._has_lost_step():
+            raise self._explain_lost_step()
+        if not in_time:
+            late = [name for name, node in self._progress.nodes.items() if node.endpoint is None]
+            raise HostError(f"no answer from {', '.join(late[:5]) or 'the nodes'} in {_SETUP_TIMEOUT_S:g} s")
+        if self._progress.is_dead:
+            self._display.finish(self._progress)
+            raise self._progress.find_guest_error()
+
+    def _should_wait(self) -> bool:
+        wish = self._mission.handover.wait
+        return wish if wish is not None else self._mission.script == ()
+
+    def _wait_reachable(self) -> None:
+        """Until every VM answers; Ctrl-C is for those who do not want to wait."""
+        self._waiting = True
+        if self._mission.script == () and self._display.is_live:
+            self._display.say("waiting until the VMs answer; Ctrl-C for the shell at once")
+        in_time = self._loop.run_until(
+            lambda: self._progress.is_settled or self._skip_waiting or self._is_over(),
+            timeout_s=_REACHABLE_TIMEOUT_S,
+            tick=self._tick,
+        )
+        self._waiting = False
+        if not in_time:
+            self._display.say(f"going on although not all VMs answer after {_REACHABLE_TIMEOUT_S:g} s")
+        if self._progress.is_dead and not self._is_over():
+            self._display.finish(self._progress)
+            raise self._progress.find_guest_error()
+
+    def _make_spec(self, keys: ClusterKeys) -> ClusterSpec:
+        order = self._mission.handover.order
+        most = max(share.count for share in self._placement.shares)
+        memory = self._job.vm_memory_mib(self._placement.cpus_per_vm, most)
+        return ClusterSpec(
+            job_id=self._job.job_id,
+            name=self._job.name,
+            definition=order.definition,
+            placement=self._placement,
+            groups=order.groups,
+            templates=order.templates,
+            memory_mib=memory or _DEFAULT_MEMORY_MIB,
+            accel=order.accel,
+            authorized_keys=(keys.ssh_key_pub, *read_public_keys()),
+            keys=keys,
+        )
+
+    def _make_record(self) -> ClusterRecord:
+        order = self._mission.handover.order
+        return ClusterRecord(
+            job_id=self._job.job_id,
+            name=self._job.name,
+            definition=order.definition,
+            created=self._start,
+            launcher_host=socket.gethostname(),
+            launcher_pid=os.getpid(),
+            placement=self._placement,
+            groups=order.groups,
+            endpoints=self._progress.endpoints,
+        )
+
+    # While the VMs run
+
+    def _serve(self) -> int:
+        """Run the shell or script; returns its exit code.
+
+        :raise PvcError: the cluster was lost meanwhile.
+        """
+        if self._signal is not None and self._mission.script is not None:
+            raise InterruptedLaunchError(self._signal)
+        if self._mission.on_ready is not None:
+            self._mission.on_ready()
+        if self._mission.script is None:
+            self._loop.run_until(self._is_over)
+            return self._verdict(0)
+        self._start_child(self._mission.script)
+        self._loop.run_until(self._child_is_over, tick=self._hurry_child)
+        assert self._child is not None
+        code = self._child.returncode
+        return self._verdict(code if code >= 0 else 128 - code)
+
+    def _start_child(self, script: Sequence[str]) -> None:
+        if script:
+            argv = list(script)
+            environment = shell.child_environment(os.environ, self._job.job_id, self._dir.path)
+        else:
+            argv, environment = shell.shell_command(os.environ, self._job.job_id, self._dir.path)
+            self._display.say("the VMs end with this shell; try: pvc status, pvc ssh vm0")
+        self._child = run.spawn(shell.tied_argv(argv), env=environment, stdin=None)
+        self._loop.add(os.pidfd_open(self._child.pid), _nothing)
+
+    def _child_is_over(self) -> bool:
+        assert self._child is not None
+        if self._child.poll() is not None:
+            return True
+        if self._kill_at is None and self._is_over():
+            self._end_child(signal.SIGHUP if self._mission.script == () else signal.SIGTERM)
+        return False
+
+    def _end_child(self, number: signal.Signals) -> None:
+        """Ask the shell or script to end, and see to it."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + _CHILD_PATIENCE_S
+
+    def _hurry_child(self) -> None:
+        if self._kill_at is not None and time.monotonic() > self._kill_at and self._child is not None:
+            self._child.kill()
+
+    def _is_over(self) -> bool:
+        return self._signal is not None or self._orphaned or self._has_lost_step()
+
+    def _verdict(self, code: int) -> int:
+        """``code``, unless the cluster was lost under the shell or script.
+
+        :raise PvcError: it was.
+        """
+        if self._orphaned:
+            raise JobError(f"salloc of job {self._job.job_id} has died; the job was cancelled")
+        if self._signal is not None or not self._has_lost_step():
+            return code
+        if self._progress.was_stopped:
+            self._display.say("the cluster was stopped")
+            return code
+        raise self._explain_lost_step()
+
+    # What happens meanwhile
+
+    def _on_event(self, event: Event) -> None:
+        news = self._progress.apply(event)
+        if self._child is not None or (self._mission.script is None and self._progress.is_settled):
+            news = [line for line in news if " failed" in line]
+            for line in news:
+                self._display.warn(line)
+            return
+        self._display.news(news)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if number is signal.SIGINT and self._waiting and self._mission.script == ():
+            self._skip_waiting = True
+            return
+        if self._child is not None:
+            # The terminal gives Ctrl-C to the child, too, and the child decides what it means
+            if number is not signal.SIGINT:
+                self._signal = number
+                self._end_child(number)
+            return
+        self._signal = number
+
+    def _watch_parent(self) -> None:
+        if not self._mission.watch_parent:
+            return
+        try:
+            fd = os.pidfd_open(os.getppid())
+        except OSError:
+            self._lose_parent(None)
+            return
+        self._loop.add(fd, lambda: self._lose_parent(fd))
+
+    def _lose_parent(self, fd: int | None) -> None:
+        if fd is not None:
+            self._loop.remove(fd)
+        self._orphaned = True
+        self._signal = self._signal or signal.SIGHUP
+        if self._child is not None:
+            self._end_child(signal.SIGHUP)
+
+    def _tick(self) -> None:
+        self._display.update(self._progress)
+
+    def _has_lost_step(self) -> bool:
+        return self._supervisors is not None and self._supervisors.has_ended
+
+    def _explain_lost_step(self) -> PvcError:
+        """Why the supervisors are gone: a node's error, the job's end, else what srun said."""
+        error = self._progress.find_error()
+        if error is not None:
+            return error
+        from pvc.slurm.job import read_job_fields
+
+        job = f"job {self._job.job_id}"
+        try:
+            state = read_job_fields(self._job.job_id).get("JobState", "UNKNOWN")
+        except JobError:
+            state = "gone"
+        if state != "RUNNING":
+            return JobError(f"{job} has ended ({state.lower()})")
+        said = self._supervisors.messages if self._supervisors is not None else ()
+        last = next((line for line in reversed(said) if line), "no message")
+        if not self._progress.endpoints:
+            return JobError(f"the step of {job} did not start: {last}")
+        return GuestError(f"all supervisors of {job} have ended: {last}")
+
+    def _end(self) -> None:
+        """Stop everything; errors here must not hide the one that led here."""
+        try:
+            if self._child is not None and self._child.poll() is None:
+                self._child.kill()
+                self._child.wait()
+            if self._supervisors is not None:
+                self._supervisors.stop(_STOP_TIMEOUT_S)
+            if self._orphaned:
+                cancel_job(self._job.job_id)
+        finally:
+            self._loop.close()
+            self._dir.remove()
+
+
+def launch(mission: Mission, environ: Mapping[str, str], display: Display) -> int:
+    """Boot the cluster of ``mission`` in the job around this process; returns the exit code.
+
+    :raise PvcError: anything that kept the cluster from running, or ended it.
+    """
+    job = read_job(environ)
+    placement = place(job.nodes, job.cpus, mission.handover.order.request)
+    return Launcher(mission, job, placement, find_pvc(), display).run()
+
+
+def find_pvc() -> str:
+    """The absolute path of the ``pvc`` that runs now: nodes have it at the same place."""
+    name = Path(sys.argv[0])
+    if name.name == "pvc" and name.exists():
+        return os.path.abspath(name)
+    beside = Path(sys.executable).parent / "pvc"
+    if beside.exists():
+        return os.fspath(beside)
+    raise HostError("cannot find the pvc command beside its Python", hint="install pvc, or run make venv")
+
+
+def read_public_keys() -> tuple[str, ...]:
+    """The caller's public ssh keys, which every guest will accept."""
+    keys: list[str] = []
+    for path in sorted((Path.home() / ".ssh").glob("*.pub")):
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:
+            continue
+        keys += [line.strip() for line in text.splitlines() if line.startswith(("ssh-", "ecdsa-", "sk-"))]
+    return tuple(dict.fromkeys(keys))
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _nothing() -> None:
+    """The loop looks at the process itself after it was woken."""

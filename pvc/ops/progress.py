@@ -1,0 +1,186 @@
+"""How far a cluster has come: events in, views out; no I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pvc.errors import GuestError, HostError, JobError, PvcError, StateError, UsageError
+from pvc.model.cluster import ClusterSpec, NodeEndpoint, NodeShare, Placement
+from pvc.model.event import Event, EventKind
+from pvc.model.vm import Phase
+
+TABLE_ROWS = 20  # more VMs than this are shown as counts
+_ERRORS: dict[int, type[PvcError]] = {
+    error.exit_code: error for error in (UsageError, JobError, StateError, HostError, GuestError)
+}
+_ENDED = (Phase.FAILED, Phase.STOPPED)
+
+
+@dataclass
+class VmView:
+    """A VM as its events tell; ``since`` is seconds after the launch."""
+
+    rank: int
+    node: str
+    template: str
+    phase: Phase = Phase.WAITING
+    since: float = 0.0
+    detail: str = ""
+
+    @property
+    def name(self) -> str:
+        """``vm<rank>``, as the guest is called, too."""
+        return f"vm{self.rank}"
+
+
+@dataclass
+class NodeView:
+    """A node's supervisor as its events tell."""
+
+    share: NodeShare
+    endpoint: NodeEndpoint | None = None
+    error: Event | None = None
+    ended: bool = False
+
+
+@dataclass
+class Progress:
+    """The state of all VMs and nodes of one cluster. ``start`` is the launch, seconds since the epoch."""
+
+    start: float
+    vms: list[VmView]
+    nodes: dict[str, NodeView]
+    notices: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, placement: Placement, templates: Sequence[str], start: float) -> Progress:
+        """Nothing has happened yet; ``templates`` names the template of each rank."""
+        nodes = {share.node: NodeView(share) for share in placement.shares if share.count}
+        vms = [
+            VmView(rank, share.node, templates[rank])
+            for share in placement.shares
+            for rank in range(share.first_rank, share.first_rank + share.count)
+        ]
+        return cls(start, vms, nodes)
+
+    def apply(self, event: Event) -> list[str]:
+        """Take an event in; returns what is worth telling a reader of plain lines.
+
+        An event about a node or VM that is not of this cluster is ignored.
+        """
+        node = self.nodes.get(event.node)
+        if node is None:
+            return []
+        if event.kind is EventKind.LISTENING and event.host and event.port:
+            node.endpoint = NodeEndpoint(event.node, event.host, event.port)
+        elif event.kind is EventKind.VM and event.phase is not None:
+            return self._apply_vm(event)
+        elif event.kind is EventKind.NOTICE:
+            if event.detail and event.detail not in self.notices:
+                self.notices.append(event.detail)
+                return [event.detail]
+        elif event.kind is EventKind.ERROR:
+            node.error = node.error or event
+            self.fail_node(event.node, event.detail, event.time)
+        elif event.kind is EventKind.ENDED:
+            node.ended = True
+        return []
+
+    def _apply_vm(self, event: Event) -> list[str]:
+        phase = event.phase
+        if phase is None or event.rank is None or not 0 <= event.rank < len(self.vms):
+            return []
+        vm = self.vms[event.rank]
+        if vm.node != event.node:
+            return []
+        before = self.lowest_phase
+        vm.detail = event.detail
+        if vm.phase is phase:
+            return []
+        vm.phase, vm.since = phase, max(0.0, event.time - self.start)
+        return self._news(vm, before)
+
+    def _news(self, vm: VmView, before: Phase | None) -> list[str]:
+        """Lines for a log: each VM of a small cluster, steps of a large one, and every failure."""
+        if vm.phase is Phase.FAILED:
+            return [f"{vm.name} on {vm.node} failed: {vm.detail or 'no reason given'}"]
+        if vm.phase is Phase.REACHABLE and len(self.vms) <= TABLE_ROWS:
+            return [f"{vm.name} on {vm.node} is reachable after {vm.since:.1f} s"]
+        after = self.lowest_phase
+        if after is not before and after is not None and after not in (Phase.WAITING, Phase.STOPPED):
+            many = len(self.vms) > TABLE_ROWS
+            if after is not Phase.REACHABLE or many:
+                count = self.counts()[after]
+                return [f"{count} VM{'s' if count > 1 else ''}: {after.value} after {vm.since:.1f} s"]
+        return []
+
+    def fail_node(self, name: str, why: str, now: float) -> list[VmView]:
+        """Mark the VMs of a node that its supervisor can no longer speak for; returns those that changed."""
+        changed = [vm for vm in self.vms if vm.node == name and vm.phase not in _ENDED]
+        for vm in changed:
+            vm.phase, vm.since, vm.detail = Phase.FAILED, max(0.0, now - self.start), why
+        return changed
+
+    @property
+    def lowest_phase(self) -> Phase | None:
+        """The phase that every VM still alive has reached; None: none is alive."""
+        order = list(Phase)
+        alive = [order.index(vm.phase) for vm in self.vms if vm.phase not in _ENDED]
+        return order[min(alive)] if alive else None
+
+    def counts(self) -> Counter[Phase]:
+        """VMs in each phase."""
+        return Counter(vm.phase for vm in self.vms)
+
+    @property
+    def endpoints(self) -> tuple[NodeEndpoint, ...]:
+        """Control ports known by now."""
+        return tuple(node.endpoint for node in self.nodes.values() if node.endpoint is not None)
+
+    @property
+    def is_running(self) -> bool:
+        """Every node listens and every VM has been started, or has failed."""
+        started = (Phase.BOOTING, Phase.REACHABLE, *_ENDED)
+        return len(self.endpoints) == len(self.nodes) and all(vm.phase in started for vm in self.vms)
+
+    @property
+    def is_settled(self) -> bool:
+        """Every VM answers, or never will."""
+        return all(vm.phase is Phase.REACHABLE or vm.phase in _ENDED for vm in self.vms)
+
+    @property
+    def is_dead(self) -> bool:
+        """No VM is left."""
+        return all(vm.phase in _ENDED for vm in self.vms)
+
+    @property
+    def was_stopped(self) -> bool:
+        """Every supervisor has ended on request, none by an error."""
+        return all(node.ended and node.error is None for node in self.nodes.values())
+
+    def find_error(self) -> PvcError | None:
+        """The first error that a node reported, as the user should see it."""
+        failed = [node for node in self.nodes.values() if node.error is not None]
+        if not failed:
+            return None
+        first = failed[0].error
+        assert first is not None
+        same = sum(1 for node in failed if node.error is not None and node.error.detail == first.detail)
+        where = first.node if same == 1 else f"{first.node} and {same - 1} more"
+        kind = _ERRORS.get(first.exit_code or 6, HostError)
+        return kind(f"{where}: {first.detail or 'set-up failed without a reason'}", hint=first.hint)
+
+    def find_guest_error(self) -> GuestError:
+        """Why no VM is left: the most frequent reason."""
+        reasons = Counter(vm.detail for vm in self.vms if vm.phase is Phase.FAILED and vm.detail)
+        if not reasons:
+            return GuestError("all VMs have ended")
+        reason, count = reasons.most_common(1)[0]
+        return GuestError(f"no VM is left; {count} of {len(self.vms)} failed: {reason}")
+
+
+def templates_by_rank(spec: ClusterSpec) -> list[str]:
+    """The template of each rank."""
+    return [group.template for group in spec.groups for _ in range(group.count)]

@@ -1,0 +1,139 @@
+"""The step of supervisors, seen from the launcher: one srun, its input, its events."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from pvc import codec, run
+from pvc.model.cluster import ClusterSpec
+from pvc.model.event import Event
+from pvc.ops.loop import Loop
+from pvc.slurm.submit import step_environment, supervisors_argv
+
+LOG = logging.getLogger(__name__)
+_REMEMBERED = 40
+
+
+class Supervisors:
+    """srun in a session of its own, so that the terminal's Ctrl-C is not for it."""
+
+    def __init__(self, nodes: Sequence[str], pvc: str, loop: Loop, on_event: Callable[[Event], None], log: Path):
+        """Start them; each reads the cluster's description from standard input once ``send`` gave it.
+
+        :raise HostError: there is no srun.
+        """
+        self._loop = loop
+        self._on_event = on_event
+        self._log: IO[bytes] = log.open("ab", buffering=0)
+        self.messages: deque[str] = deque(maxlen=_REMEMBERED)
+        self._process = run.spawn(
+            supervisors_argv(nodes, [pvc, "supervise"]),
+            env=step_environment(os.environ),
+            stdin=run.PIPE,
+            stdout=run.PIPE,
+            stderr=run.PIPE,
+            new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._stdin = self._process.stdin
+        self._unsent = memoryview(b"")
+        self._open: set[int] = set()
+        self._watch(self._process.stdout, self._take_event)
+        self._watch(self._process.stderr, self._take_message)
+
+    def _watch(self, stream: IO[bytes], take: Callable[[bytes], None]) -> None:
+        fd = stream.fileno()
+        os.set_blocking(fd, False)
+        self._open.add(fd)
+        self._loop.add(fd, _LineReader(fd, take, self._closed).read)
+
+    def send(self, spec: ClusterSpec) -> None:
+        """Give all of them the description; their input stays open as the sign that this launcher lives."""
+        self._unsent = memoryview(codec.dumps(spec).encode() + b"\n")
+        os.set_blocking(self._stdin.fileno(), False)
+        self._loop.add_writer(self._stdin.fileno(), self._write)
+
+    def _write(self) -> None:
+        try:
+            sent = os.write(self._stdin.fileno(), self._unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            LOG.debug("srun closed its input early")
+            sent = len(self._unsent)
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._loop.remove(self._stdin.fileno())
+
+    @property
+    def has_ended(self) -> bool:
+        """Srun is gone and all it said was read."""
+        return not self._open and self._process.poll() is not None
+
+    def stop(self, timeout_s: float) -> None:
+        """Close their input, which ends them and their VMs at once; kill srun when it does not end."""
+        if not self._stdin.closed:
+            self._loop.remove(self._stdin.fileno())
+            self._stdin.close()
+        for number, patience_s in ((None, timeout_s), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
+            if number is not None and self._process.poll() is None:
+                LOG.warning("the supervisors do not end; sending %s to srun", number.name)
+                self._process.send_signal(number)
+            if self._loop.run_until(lambda: self.has_ended, timeout_s=patience_s, tick=_nothing):
+                break
+        self._log.close()
+
+    def _take_event(self, line: bytes) -> None:
+        try:
+            event = codec.loads(Event, line)
+        except (ValueError, RecursionError):
+            self._take_message(line)
+            return
+        self._on_event(event)
+
+    def _take_message(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        if text:
+            self.messages.append(text)
+            self._log.write(text.encode() + b"\n")
+
+    def _closed(self, fd: int) -> None:
+        self._open.discard(fd)
+        self._loop.remove(fd)
+
+
+def _nothing() -> None:
+    """A tick, so that the end of srun is seen within a tenth of a second after its pipes closed."""
+
+
+class _LineReader:
+    """Cuts a non-blocking pipe into lines."""
+
+    def __init__(self, fd: int, take: Callable[[bytes], None], closed: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._take = take
+        self._closed = closed
+        self._rest = b""
+
+    def read(self) -> None:
+        """Take what is there."""
+        try:
+            data = os.read(self._fd, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            if self._rest:
+                self._take(self._rest)
+            self._closed(self._fd)
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._take(line)
