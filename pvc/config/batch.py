@@ -1,0 +1,131 @@
+"""batch.yaml: how pvc reaches Slurm and etcd, and what the nodes use."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pvc.config import setting
+from pvc.config.setting import Scope, Setting, Table
+from pvc.config.yamlmarks import Document
+from pvc.model.site import BatchSettings, EtcdSettings
+from pvc.model.vm import Accel
+
+_HOST = setting.word(
+    "host", r"[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\]", "a host name or an address, without port"
+)
+_DEVICE = setting.word("device", r"[^\s/]{1,15}", "a network device's name")
+
+
+def parse_absolute(text: str) -> str:
+    """An absolute path that does not go up.
+
+    :raise ValueError: it is relative, or contains "..".
+    """
+    if not PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts or "\0" in text:
+        raise ValueError(f"{text!r} is not an absolute path")
+    return text
+
+
+ABSOLUTE_PATH = setting.text(parse_absolute, name="path", expected="an absolute path")
+
+SETTINGS = Table(
+    settings=(
+        Setting(
+            "etcd-servers",
+            setting.list_of(_HOST, minimum=1),
+            "Members of the etcd cluster. They are tried in this order.",
+            required=True,
+        ),
+        Setting(
+            "etcd-client-port", setting.integer(1, 65535), "The TCP port on which they serve clients.", default=2379
+        ),
+        Setting(
+            "etcd-protocol",
+            setting.choice("http", "https"),
+            "``https`` encrypts and checks the servers' certificates; with ``http`` the password crosses the network "
+            "in clear.",
+            default="http",
+        ),
+        Setting("etcd-ca-cert", ABSOLUTE_PATH, "PEM file with the authority behind the servers' certificates."),
+        Setting(
+            "etcd-auth-type",
+            setting.choice("password", "none"),
+            "``password``: *pvc-node* gives etcd the user ``etcd-user`` and the password in ``etcd-password-file``.",
+            default="password",
+        ),
+        Setting(
+            "etcd-user",
+            setting.word("name", r"[A-Za-z0-9_.-]+", "a user name"),
+            "The etcd user. It needs read and write permission on keys below ``/pvc/``.",
+            default="root",
+        ),
+        Setting(
+            "etcd-password-file",
+            ABSOLUTE_PATH,
+            "File that holds the password. Only root may read it; the users of the cluster never need it.",
+            default_text="``etcd-password`` beside batch.yaml",
+        ),
+        Setting(
+            "batch-args",
+            setting.list_of(setting.text()),
+            "Options that are put in front of those of every *salloc* and *sbatch* that pvc runs.",
+            default=[],
+        ),
+        Setting(
+            "accel",
+            setting.choice("auto", "kvm", "tcg", parse=Accel),
+            "How QEMU runs guests. ``auto`` is KVM where a probe guest really ran, else TCG (software emulation).",
+            default="auto",
+        ),
+        Setting(
+            "run-dir",
+            ABSOLUTE_PATH,
+            "Where each node keeps the overlays, seeds and sockets of its VMs, in one directory a job that only the "
+            "job's owner may enter. A local file system with room for what the guests write.",
+            default="/var/tmp/pvc",
+        ),
+        Setting(
+            "underlay-device",
+            _DEVICE,
+            "The network device that carries the clusters' traffic between nodes.",
+            default_text="the device that holds the address of the node's own name",
+        ),
+    ),
+)
+
+FILE = Table(
+    settings=(
+        Setting("type", setting.choice("slurm"), "The batch system.", default="slurm"),
+        Setting(
+            "settings",
+            setting.mapping(SETTINGS, dict, "a mapping of keys to values"),
+            "The keys below.",
+            required=True,
+        ),
+    ),
+)
+
+
+def read_batch(document: Document, site_dir: Path) -> BatchSettings | None:
+    """The settings of a document; None when it has problems, which are noted in it."""
+    top: dict[str, Any] = FILE.read({} if document.data is None else document.data, Scope(document))
+    values = top["settings"]
+    if document.problems or values is None:
+        return None
+    etcd = EtcdSettings(
+        servers=values["etcd-servers"],
+        port=values["etcd-client-port"],
+        protocol=values["etcd-protocol"],
+        auth_type=values["etcd-auth-type"],
+        user=values["etcd-user"],
+        password_file=values["etcd-password-file"] or str(site_dir / "etcd-password"),
+        ca_cert=values["etcd-ca-cert"],
+    )
+    return BatchSettings(
+        etcd=etcd,
+        batch_args=values["batch-args"],
+        accel=values["accel"],
+        run_dir=values["run-dir"],
+        underlay_device=values["underlay-device"],
+    )
