@@ -91,13 +91,14 @@ class Control:
             await self._answer(reader, writer)
         except (OSError, EOFError, TimeoutError) as err:
             LOG.debug("control: a connection ended: %s", err)
+        except asyncio.CancelledError:
+            # The supervisor leaves. Not passed on: asyncio's streams would log it as an error.
+            LOG.debug("control: a connection was cut")
         except Exception:  # one request must not end the supervisor of a node's VMs
             LOG.exception("control: a request failed")
         finally:
             self._connections.discard(task)
             writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

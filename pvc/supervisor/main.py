@@ -188,12 +188,11 @@ class Supervisor:
 async def _sole_supervisor(run_dir: Path) -> AsyncIterator[None]:
     """Hold the job's lock on this node: two supervisors would share taps and files.
 
-    :raise GuestError: another one runs, or the directory cannot be written.
+    :raise GuestError: another one runs, or there is no such directory.
     """
     loop = asyncio.get_running_loop()
-    path = run_dir / "supervisor.lock"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
         raise GuestError("cannot use the job's directory on this node") from err
     try:

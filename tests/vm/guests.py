@@ -1,0 +1,116 @@
+"""A guest of ten megabytes for tests: Debian's cloud kernel and busybox, unpacked from packages, nothing installed.
+
+It mounts its seed, brings its interfaces up by DHCP, says "SSH-2.0-busybox" on port 22 and runs a shell on
+the serial console.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE = Path("/var/tmp/pvc-test-guest-1")
+
+MODULES = (
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci",
+    "drivers/block/virtio_blk",
+    "drivers/char/hw_random/virtio-rng",
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/net/virtio_net",
+    "drivers/cdrom/cdrom",
+    "fs/isofs/isofs",
+    "drivers/misc/pvpanic/pvpanic",
+    "drivers/misc/pvpanic/pvpanic-mmio",
+)
+
+INIT = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+echo 1 > /proc/sys/kernel/printk
+for pass in 1 2; do for name in $(cat /modules); do insmod /lib/$name.ko 2>/dev/null; done; done
+mkdir -p /seed
+[ -b /dev/vdb ] && mount -t iso9660 -o ro /dev/vdb /seed
+hostname "$(sed -n 's/.*"local-hostname": "\\(.*\\)".*/\\1/p' /seed/meta-data)"
+echo "GUEST-IS $(hostname) $(nproc) $(awk '/MemTotal/{print $2}' /proc/meminfo)"
+echo "GUEST-DISK $(cat /sys/block/vda/size)"
+ip link set lo up
+for link in /sys/class/net/eth*; do
+    [ -e "$link" ] && { ip link set "${link##*/}" up; udhcpc -q -n -t 20 -T 1 -A 1 -i "${link##*/}" -s /dhcp >/dev/null; }
+done
+ip -o -4 address show scope global | awk '{print "GUEST-ADDRESS", $2, $4}'
+(while :; do nc -l -p 22 -e /banner; done) &
+echo GUEST-READY
+exec setsid cttyhack sh
+"""
+
+DHCP = """#!/bin/busybox sh
+[ "$1" = bound ] || exit 0
+ip address add "$ip/$mask" dev "$interface"
+[ -n "$router" ] && ip route add default via "${router%% *}"
+exit 0
+"""
+
+BANNER = "#!/bin/busybox sh\necho SSH-2.0-busybox\nsleep 1\n"
+
+
+@dataclass(frozen=True)
+class Guest:
+    """Files to boot; ``append`` is for a serial console."""
+
+    kernel: Path
+    initrd: Path
+    append: str = "console=ttyS0 quiet panic=0 mitigations=off tsc=unstable"
+
+
+def build_guest() -> Guest:
+    """Make the guest once; later calls find it."""
+    CACHE.mkdir(exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        guest = Guest(CACHE / "vmlinuz", CACHE / "initrd.gz")
+        if not guest.initrd.exists():
+            _build(guest)
+    return guest
+
+
+def _build(guest: Guest) -> None:
+    work = CACHE / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    packages, unpacked, root = work / "packages", work / "unpacked", work / "root"
+    packages.mkdir(parents=True)
+    dependencies = subprocess.run(
+        ["apt-cache", "depends", "linux-image-cloud-amd64"], check=True, capture_output=True, text=True
+    ).stdout
+    kernel = next(line.split()[-1] for line in dependencies.splitlines() if "Depends:" in line)
+    subprocess.run(["apt-get", "-q", "download", kernel, "busybox-static"], check=True, cwd=packages)
+    for package in packages.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", package, unpacked], check=True)
+    for name in ("bin", "dev", "proc", "sys", "lib"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(unpacked / "bin/busybox", root / "bin/busybox")
+    modules = next((unpacked / "lib/modules").iterdir()) / "kernel"
+    for module in MODULES:
+        shutil.copy(modules / f"{module}.ko", root / "lib")
+    (root / "modules").write_text("\n".join(module.rpartition("/")[2] for module in MODULES) + "\n")
+    for name, text in {"init": INIT, "dhcp": DHCP, "banner": BANNER}.items():
+        (root / name).write_text(text)
+        (root / name).chmod(0o755)
+    shutil.copy(next((unpacked / "boot").glob("vmlinuz-*")), guest.kernel)
+    subprocess.run("find . | cpio -o -H newc --quiet | gzip -1 > ../initrd.gz", shell=True, check=True, cwd=root)
+    (work / "initrd.gz").rename(guest.initrd)
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    print(build_guest())

@@ -1,0 +1,272 @@
+"""A supervisor in a test: a pvc-node that speaks the socket's protocol, the launcher's side, a control client."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from guests import Guest
+
+from pvc import codec
+from pvc.model.cluster import ClusterKeys, ClusterSpec, NodeShare, Placement, VmGroup
+from pvc.model.event import Event, EventKind
+from pvc.model.node import NodeGrant, VmGrant
+from pvc.model.vm import Accel, DirectBoot, Disk, Phase, VmTemplate
+
+ROOT = Path(__file__).parents[2]
+NODE = "n1"
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def make_keys(directory: Path) -> ClusterKeys:
+    """A cluster's keys, as the launcher would make them."""
+    directory.mkdir(exist_ok=True)
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "9"]
+        + ["-subj", "/CN=pvc", "-keyout", directory / "tls.key", "-out", directory / "tls.pem"],
+        check=True,
+        capture_output=True,
+    )
+    for name in ("ssh", "host"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", directory / name], check=True
+        )
+    return ClusterKeys(
+        *((directory / name).read_text() for name in ("tls.pem", "tls.key", "ssh", "ssh.pub", "host", "host.pub"))
+    )
+
+
+def guest_template(guest: Guest, disk: Disk | None = None, **changes: Any) -> VmTemplate:
+    """A template of the small test guest."""
+    boot = DirectBoot(os.fspath(guest.kernel), os.fspath(guest.initrd), guest.append)
+    return VmTemplate(**{"name": "tiny", "disk": disk, "boot": boot, "resource_set": "none"} | changes)
+
+
+def user_net(port: int) -> tuple[str, ...]:
+    """Arguments for a network without privileges: ``port`` of 127.0.0.1 leads to the guest's port 22."""
+    return (
+        *("-netdev", f"user,id=user0,hostfwd=tcp:127.0.0.1:{port}-:22"),
+        *("-device", "virtio-net-pci,netdev=user0,romfile=,bus=pcie.0,addr=0x8"),
+    )
+
+
+def make_spec(
+    templates: Sequence[VmTemplate], keys: ClusterKeys, *, memory_mib: int = 416, accel: Accel = Accel.TCG, cpus: int = 1
+) -> ClusterSpec:
+    """A cluster of one VM of each template, all on one node."""
+    return ClusterSpec(
+        job_id=12,
+        name="test",
+        definition="tiny",
+        placement=Placement(cpus, (NodeShare(NODE, 0, len(templates)),)),
+        groups=tuple(VmGroup(template.name, i, 1) for i, template in enumerate(templates)),
+        templates={template.name: template for template in templates},
+        memory_mib=memory_mib,
+        accel=accel,
+        authorized_keys=(),
+        keys=keys,
+    )
+
+
+def make_grant(run_dir: Path, vms: Sequence[VmGrant]) -> NodeGrant:
+    """A node's grant for VMs reached over 127.0.0.1."""
+    return NodeGrant(12, NODE, "127.0.0.1", os.fspath(run_dir), tuple(vms))
+
+
+class FakeNode:
+    """pvc-node's socket: answers every attach with one grant and descriptors, or with a refusal."""
+
+    def __init__(self, path: Path, grant: NodeGrant, taps: Sequence[int] = (), refusal: dict[str, Any] | None = None):
+        self.requests: list[Any] = []
+        self._grant, self._taps, self._refusal = grant, taps, refusal
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(os.fspath(path))
+        self._socket.listen()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        self.requests.append(json.loads(connection.makefile().readline()))
+        if self._refusal is not None:
+            connection.sendall(json.dumps({"ok": False} | self._refusal).encode() + b"\n")
+            return
+        answer = {"ok": True, "grant": codec.to_data(self._grant), "fds": len(self._taps)}
+        connection.sendall(json.dumps(answer).encode() + b"\n")
+        for first in range(0, len(self._taps), 200):
+            fds = array.array("i", self._taps[first : first + 200])
+            connection.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+
+class Launched:
+    """A supervisor process as its launcher sees it."""
+
+    def __init__(self, spec: ClusterSpec, node_socket: Path, *, home: Path, **extra: str) -> None:
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": os.fspath(home),
+            "PYTHONPATH": os.fspath(ROOT),
+            "SLURMD_NODENAME": NODE,
+            "PVC_NODE_SOCKET": os.fspath(node_socket),
+        } | extra
+        self.started = time.time()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from pvc.cli.main import main; main()", "supervise"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environ,
+            start_new_session=True,
+        )
+        self.keys = spec.keys
+        self.events: list[Event] = []
+        self._arrived = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self.process.stdin is not None
+        self.process.stdin.write(codec.dumps(spec).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._arrived:
+                self.events.append(codec.loads(Event, line))
+                self._arrived.notify_all()
+
+    def wait_event(self, kind: EventKind, *, timeout_s: float = 60, **wanted: Any) -> Event:
+        """The first event of a kind with these values, come or to come."""
+
+        def find() -> Event | None:
+            for event in self.events:
+                if event.kind is kind and all(getattr(event, key) == value for key, value in wanted.items()):
+                    return event
+            return None
+
+        with self._arrived:
+            assert self._arrived.wait_for(find, timeout_s), f"no {kind} {wanted} in {self.events}"
+            found = find()
+            assert found is not None
+            return found
+
+    def wait_phase(self, rank: int, phase: Phase, *, timeout_s: float = 60) -> Event:
+        """The event that tells of a VM's phase."""
+        return self.wait_event(EventKind.VM, rank=rank, phase=phase, timeout_s=timeout_s)
+
+    def connect(self, keys: ClusterKeys | None = None, directory: Path = Path("/tmp")) -> ssl.SSLSocket:
+        """A TLS connection to the control port with a pair, the cluster's own unless given."""
+        keys = keys or self.keys
+        event = self.wait_event(EventKind.LISTENING)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.load_verify_locations(cadata=self.keys.tls_cert)
+        fd = os.memfd_create("pair")
+        os.write(fd, (keys.tls_key + keys.tls_cert).encode())
+        context.load_cert_chain(f"/proc/self/fd/{fd}")
+        os.close(fd)
+        assert event.host is not None
+        assert event.port is not None
+        return context.wrap_socket(socket.create_connection((event.host, event.port), timeout=30))
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """One request and its answer."""
+        with self.connect() as connection:
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answer: dict[str, Any] = json.loads(connection.makefile("rb").readline())
+            return answer
+
+    def qemu_pids(self) -> list[int]:
+        """The supervisor's QEMU children."""
+        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(word) for word in text.split()]
+
+    def wait_end(self, timeout_s: float = 20) -> int:
+        """The supervisor's exit code."""
+        code = self.process.wait(timeout_s)
+        self._reader.join(5)
+        return code
+
+    def close(self) -> None:
+        """End the supervisor if a test did not."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+class Console:
+    """A console connection that collects what comes."""
+
+    def __init__(self, connection: ssl.SSLSocket, rank: int) -> None:
+        self.data = b""
+        self._connection = connection
+        connection.sendall(json.dumps({"op": "console", "vm": rank}).encode() + b"\n")
+        self.answer = json.loads(self.wait(b"\n"))
+        self.data = self.data.partition(b"\n")[2]
+
+    def wait(self, text: bytes, timeout_s: float = 30) -> bytes:
+        """All output once ``text`` is in it."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.data:
+            self._connection.settimeout(max(0.1, deadline - time.monotonic()))
+            data = self._connection.recv(65536)
+            assert data, f"console closed before {text!r}: {self.data!r}"
+            self.data += data
+        return self.data
+
+    def send(self, text: bytes) -> None:
+        """Type something."""
+        self._connection.sendall(text)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, zombies not counted."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(true: Any, timeout_s: float = 10) -> None:
+    """Return once ``true()`` holds."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
