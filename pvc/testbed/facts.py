@@ -74,7 +74,7 @@ def read_facts() -> HostFacts:
         pvc_node=pvc_node,
         plugin=str(plugin) if plugin.exists() else None,
         cgroups=cgroups,
-        controllers=(),
+        has_daemon=(_TOP / "pvc" / "cli" / "node.py").exists(),
         reveals=find_reveals(needed),
         passwd=Path("/etc/passwd").read_text(),
         group=Path("/etc/group").read_text(),

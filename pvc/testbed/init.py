@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,7 +28,6 @@ from pvc.testbed.view import apply_view
 
 LOG = logging.getLogger(__name__)
 
-_SERVICE_TIMEOUT_S = 20.0
 _BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _POLL_S = 0.01
 _NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
@@ -66,7 +65,8 @@ class _State:
     started: bool = False
     retry_at: float | None = None
     failures: int = 0
-    started_at: float = field(default=0.0)
+    started_at: float = 0.0
+    first_started_at: float = 0.0
 
 
 def main() -> NoReturn:
@@ -82,11 +82,18 @@ def main() -> NoReturn:
     except (OSError, PvcError) as err:
         report.send(f"failed {err}")
         os._exit(1)
+    told, tell = os.pipe()
     pid = os.fork()
     if pid:
-        # Nobody waits for PID 1: it belongs to the machine's init from here on.
+        # Nobody waits for PID 1: it belongs to the machine's init from here on. It may not touch the mounts,
+        # which this process shares, before its pid is written.
         processes.write_daemon(Path(plan.state_dir) / "init.pid", pid)
+        os.write(tell, b".")
         os._exit(0)
+    os.close(tell)
+    if not os.read(told, 1):
+        os._exit(1)
+    os.close(told)
     os.setsid()
     try:
         apply_view(plan.view, plan.cgroups)
@@ -146,33 +153,33 @@ class Init:
                 self._start(state)
 
     def _start(self, state: _State) -> None:
-        log = Path("/var/log") / f"{state.service.name}.log"
+        path = Path("/var/log") / f"{state.service.name}.log"
         state.started, state.retry_at, state.started_at = True, None, time.monotonic()
+        state.first_started_at = state.first_started_at or state.started_at
         try:
-            with log.open("ab") as stream:
+            with path.open("ab") as stream:
                 child = run.spawn(
                     _as_user(state.service), env=ENVIRONMENT, stdout=stream, stderr=run.STDOUT, new_session=True
                 )
             state.pid = child.pid
             child.returncode = 0  # reaped below, with everything else
         except HostError as err:
-            log.write_text(f"{err}\n")
+            path.write_text(f"{err}\n")
             self._ended(state, str(err))
 
     def _check_ready(self) -> None:
         for state in self.states:
             if state.ready or not state.started:
                 continue
-            if state.pid is None and not state.service.restart:
-                continue
             if state.service.ready is None or _holds(state.service.ready):
                 state.ready = True
                 self._tell(state.service.name)
                 if self.plan.etcd_auth and state.service.name == "etcd":
                     self.helper = etcdauth.start_setup(Path("/etc/pvc/etcd-password"))
-            elif time.monotonic() > state.started_at + _SERVICE_TIMEOUT_S:
-                self.report.send(f"failed {state.service.name} does not answer at {state.service.ready}")
-                self.report.close()
+            elif time.monotonic() > state.first_started_at + state.service.timeout_s:
+                # One that is started again and again may yet come; the others never will.
+                kind = "warning" if state.service.restart else "failed"
+                self.report.send(f"{kind} {state.service.name} does not serve {state.service.ready}")
                 state.ready = True
         if self.helper is None and all(state.ready for state in self.states):
             self.report.send("up")
@@ -205,7 +212,6 @@ class Init:
         lived_s = time.monotonic() - state.started_at
         state.failures = 0 if lived_s > 10 else state.failures + 1
         state.retry_at = time.monotonic() + _BACKOFF_S[min(state.failures, len(_BACKOFF_S)) - 1]
-        state.ready = False
 
 
 def _as_user(service: Service) -> tuple[str, ...]:

@@ -284,6 +284,15 @@ def _compute_services(spec: TestbedSpec, facts: HostFacts) -> tuple[Service, ...
             ready="/run/openvswitch/ovs-vswitchd.pid",
         ),
     ]
-    if spec.daemon:
-        services.append(Service("pvc-node", (pvc_node_path(facts), "serve"), after=(controller,), restart=True))
+    if spec.daemon and facts.has_daemon:
+        services.append(
+            Service(
+                "pvc-node",
+                (pvc_node_path(facts), "serve"),
+                after=(controller,),
+                ready="/run/pvc/node.sock",
+                restart=True,
+                timeout_s=5.0,
+            )
+        )
     return tuple(services)

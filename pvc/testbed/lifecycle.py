@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pvc import codec, files, parse, run
@@ -243,7 +243,6 @@ class _Wait:
     fd: int
     text: str = ""
     up: bool = False
-    pending: list[str] = field(default_factory=list)
 
 
 def _wait_up(waits: list[_Wait], tell: Tell) -> None:
@@ -256,7 +255,7 @@ def _wait_up(waits: list[_Wait], tell: Tell) -> None:
                 raise _start_error(open_waits[0].node, f"{names} did not come up in {START_TIMEOUT_S:g} s")
             for wait in open_waits:
                 if wait.fd in ready:
-                    _read_report(wait)
+                    _read_report(wait, tell)
                     if wait.up:
                         tell(f"{wait.node.name} up")
     finally:
@@ -264,13 +263,15 @@ def _wait_up(waits: list[_Wait], tell: Tell) -> None:
             os.close(wait.fd)
 
 
-def _read_report(wait: _Wait) -> None:
+def _read_report(wait: _Wait, tell: Tell) -> None:
     data = os.read(wait.fd, 65536)
     wait.text += data.decode(errors="replace")
     *lines, wait.text = wait.text.split("\n")
     for line in lines:
         if line.startswith("failed "):
             raise _start_error(wait.node, f"{wait.node.name}: {line[7:]}")
+        if line.startswith("warning "):
+            tell(str(_start_error(wait.node, f"{wait.node.name}: {line[8:]}")))
         if line == "up":
             wait.up = True
     if not data and not wait.up:

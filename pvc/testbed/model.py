@@ -44,7 +44,7 @@ class HostFacts:
     pvc_node: str | None
     plugin: str | None
     cgroups: tuple[CgroupMount, ...]
-    controllers: tuple[str, ...]
+    has_daemon: bool
     reveals: tuple[Reveal, ...]
     passwd: str
     group: str
@@ -114,7 +114,8 @@ class Service:
     """A process that the node's init starts.
 
     ``after``: conditions to wait for first; ``ready``: the condition that says it serves. A condition is
-    a path that exists ("/run/x.sock") or a TCP port that accepts ("10.99.0.100:6817").
+    a path that exists ("/run/x.sock") or a TCP port that accepts ("10.99.0.1:6817"). ``restart``: start it
+    again whenever it ends, as systemd's Restart=always.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Service:
     after: tuple[str, ...] = ()
     ready: str | None = None
     restart: bool = False
+    timeout_s: float = 20.0
 
 
 @dataclass(frozen=True)
