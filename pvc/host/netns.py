@@ -113,7 +113,7 @@ def _in_thread(function: Callable[[], T]) -> T:
     def body() -> None:
         try:
             values.append(function())
-        except BaseException as err:  # carried over to the calling thread, which raises it
+        except BaseException as err:  # noqa: BLE001 - carried over to the calling thread, which raises it
             errors.append(err)
 
     thread = threading.Thread(target=body)

@@ -55,7 +55,7 @@ def undo(steps: Sequence[actions.Action], hands: Hands) -> tuple[list[actions.Ac
         except PvcError as err:
             left.append(step)
             errors.append(err)
-        except Exception as err:  # whatever happens to one, the others are undone and this one is kept
+        except Exception as err:  # noqa: BLE001 - whatever happens to one, the others are undone and this one is kept
             wrapped = HostError(f"cannot undo {type(step).__name__}")
             wrapped.__cause__ = err
             left.append(step)
@@ -64,7 +64,7 @@ def undo(steps: Sequence[actions.Action], hands: Hands) -> tuple[list[actions.Ac
     return left, errors
 
 
-def _make_run_dir(step: actions.MakeRunDir, hands: Hands) -> None:
+def _make_run_dir(step: actions.MakeRunDir, _: Hands) -> None:
     path = Path(step.path)
     parent = path.parent
     parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -76,53 +76,53 @@ def _make_run_dir(step: actions.MakeRunDir, hands: Hands) -> None:
     ensure_private_dir(path, uid=step.uid, gid=step.gid)
 
 
-def _remove_run_dir(step: actions.MakeRunDir, hands: Hands) -> None:
+def _remove_run_dir(step: actions.MakeRunDir, _: Hands) -> None:
     remove_tree(Path(step.path))
 
 
-def _add_netns(step: actions.AddNetns, hands: Hands) -> None:
+def _add_netns(step: actions.AddNetns, _: Hands) -> None:
     ethernet.ensure_netns(step.netns)
 
 
-def _remove_netns(step: actions.AddNetns, hands: Hands) -> None:
+def _remove_netns(step: actions.AddNetns, _: Hands) -> None:
     netns.remove(step.netns)
 
 
-def _add_bridge(step: actions.AddBridge, hands: Hands) -> None:
+def _add_bridge(step: actions.AddBridge, _: Hands) -> None:
     ethernet.ensure_bridge(step.netns, step.name, step.mac, step.mtu, step.address)
 
 
-def _add_vxlan(step: actions.AddVxlan, hands: Hands) -> None:
+def _add_vxlan(step: actions.AddVxlan, _: Hands) -> None:
     ethernet.ensure_vxlan(step.netns, step.name, step.bridge, step.vni, step.local, step.port, step.mtu)
 
 
-def _remove_vxlan(step: actions.AddVxlan, hands: Hands) -> None:
+def _remove_vxlan(step: actions.AddVxlan, _: Hands) -> None:
     ethernet.remove_vxlan(step.netns, step.name)
 
 
-def _add_taps(step: actions.AddTaps, hands: Hands) -> None:
+def _add_taps(step: actions.AddTaps, _: Hands) -> None:
     ethernet.ensure_taps(step.netns, step.bridge, step.mtu, step.names)
 
 
-def _add_peers(step: actions.AddPeers, hands: Hands) -> None:
+def _add_peers(step: actions.AddPeers, _: Hands) -> None:
     ethernet.ensure_peers(step.netns, step.bridge, step.vxlan, step.entries)
 
 
-def _add_uplink(step: actions.AddUplink, hands: Hands) -> None:
+def _add_uplink(step: actions.AddUplink, _: Hands) -> None:
     ethernet.ensure_uplink(
         step.netns, step.host_device, nftables.UPLINK, step.host_address, step.netns_address, step.prefix_length
     )
 
 
-def _remove_uplink(step: actions.AddUplink, hands: Hands) -> None:
+def _remove_uplink(step: actions.AddUplink, _: Hands) -> None:
     ethernet.remove_device(step.host_device)
 
 
-def _load_rules(step: actions.LoadRules, hands: Hands) -> None:
+def _load_rules(step: actions.LoadRules, _: Hands) -> None:
     nft.load(step.netns, step.family, step.table, step.text)
 
 
-def _remove_rules(step: actions.LoadRules, hands: Hands) -> None:
+def _remove_rules(step: actions.LoadRules, _: Hands) -> None:
     if step.netns is None:  # those inside a namespace go with it
         nft.remove(None, step.family, step.table)
 
@@ -137,11 +137,11 @@ def _release_sysctl(step: actions.SetSysctl, hands: Hands) -> None:
         sysctl.release(hands.sysctl_record, step.key, step.job_id)
 
 
-def _start_dnsmasq(step: actions.StartDnsmasq, hands: Hands) -> None:
+def _start_dnsmasq(step: actions.StartDnsmasq, _: Hands) -> None:
     dnsmasq.start(step.netns, Path(step.directory), step.config, step.hosts)
 
 
-def _stop_dnsmasq(step: actions.StartDnsmasq, hands: Hands) -> None:
+def _stop_dnsmasq(step: actions.StartDnsmasq, _: Hands) -> None:
     dnsmasq.stop(Path(step.directory))
 
 
@@ -149,7 +149,7 @@ def _leave(step: actions.ClaimMembership, hands: Hands) -> None:
     membership.leave(hands.store(), step.job_id, step.node)
 
 
-def _nothing(step: Any, hands: Hands) -> None:
+def _nothing(_: Any, __: Hands) -> None:
     """Goes with its namespace, or was done by what recorded it."""
 
 

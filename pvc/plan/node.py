@@ -154,7 +154,10 @@ def _services(
         dnsmasq.Served(
             membership.network,
             names.bridge(membership.index),
-            tuple((rank, addresses.vm_mac(membership.network, membership.index, rank)) for rank in membership.ranks_of(share)),
+            tuple(
+                (rank, addresses.vm_mac(membership.network, membership.index, rank))
+                for rank in membership.ranks_of(share)
+            ),
             membership.members,
         )
         for membership in layer3

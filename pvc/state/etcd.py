@@ -60,7 +60,7 @@ class EtcdStore:
                         self._client = self._connect(server)
                     if self._client is not None:
                         return function(self._client)
-                except Exception as err:  # grpc raises types of its own; all of them mean: no answer
+                except Exception as err:  # noqa: BLE001 - grpc raises types of its own; all of them mean: no answer
                     error = err
                     self._drop()
             places = ", ".join(f"{server}:{self._settings.port}" for server in self._settings.servers)

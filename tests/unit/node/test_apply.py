@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+import typing
+from pathlib import Path
+
+import pytest
+
+from pvc.errors import HostError, StateError
+from pvc.node import apply
+from pvc.plan import actions
+from pvc.state import membership
+from pvc.state.memory import MemoryStore
+from pvc.state.store import Result
+from tests.unit.plan.worlds import NAT
+
+
+class DeadStore(MemoryStore):
+    """A store whose server is gone."""
+
+    def transact(self, *args: object, **kwargs: object) -> Result:
+        raise StateError("the state store does not answer")
+
+
+def _hands(tmp_path: Path, store: MemoryStore) -> apply.Hands:
+    return apply.Hands(tmp_path / "host.json", tmp_path / "lock", lambda: store)
+
+
+def test_every_action_has_its_pair_of_effects() -> None:
+    assert set(apply._TABLE) == set(typing.get_args(actions.Action))
+
+
+def test_a_run_dir_is_made_for_its_owner_and_goes_with_all_it_holds(tmp_path: Path) -> None:
+    hands = _hands(tmp_path, MemoryStore())
+    step = actions.MakeRunDir(str(tmp_path / "runs" / "12"), os.getuid(), os.getgid())
+    apply.create(step, hands)
+    apply.create(step, hands)
+    path = Path(step.path)
+    assert path.stat().st_mode & 0o777 == 0o700
+    (path / "vm0").mkdir()
+    (path / "vm0" / "link").symlink_to(tmp_path / "lock")
+    (tmp_path / "lock").touch()
+    assert apply.undo([step, step], hands) == ([], [])
+    assert not path.exists()
+    assert (tmp_path / "lock").exists()
+
+
+def test_a_run_dir_is_not_made_where_others_may_write(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o777)
+    step = actions.MakeRunDir(str(tmp_path / "runs" / "12"), 0, 0)
+    with pytest.raises(HostError, match="must be a directory of root"):
+        apply.create(step, _hands(tmp_path, MemoryStore()))
+
+
+def test_what_cannot_be_undone_is_kept_and_the_rest_is_undone(tmp_path: Path) -> None:
+    store = DeadStore()
+    claim = actions.ClaimMembership(12, "n1")
+    directory = actions.MakeRunDir(str(tmp_path / "runs" / "12"), os.getuid(), os.getgid())
+    apply.create(directory, _hands(tmp_path, store))
+    left, errors = apply.undo([claim, directory], _hands(tmp_path, store))
+    assert left == [claim]
+    assert [type(error) for error in errors] == [StateError]
+    assert not Path(directory.path).exists()
+
+
+def test_leaving_the_cluster_frees_its_numbers(tmp_path: Path) -> None:
+    store = MemoryStore()
+    membership.join(store, 12, "n1", "10.0.0.1", [NAT])
+    assert apply.undo([actions.ClaimMembership(12, "n1")], _hands(tmp_path, store)) == ([], [])
+    assert store.read_prefix("/") == {}

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvc.errors import HostError
+from pvc.node import requests
+from pvc.node.facts import KEYS, parse_job, parse_job_id
+
+GOOD = {
+    "SLURM_JOB_ID": "12",
+    "SLURM_JOB_UID": "1000",
+    "SLURM_JOB_GID": "1000",
+    "SLURM_NODELIST": "n[1-3]",
+    "SLURM_JOB_CPUS_PER_NODE": "2(x2),1",
+    "SLURMD_NODENAME": "n2",
+}
+
+
+def test_the_shims_request_is_read() -> None:
+    text = "PVC1 setup\n" + "".join(f"{key}={value}\n" for key, value in GOOD.items()) + "\n"
+    assert requests.parse(text) == ("setup", GOOD)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "PVC1 format\n\n",
+        "PVC1 setup\nPATH=/tmp\n\n",
+        "PVC1 setup\nSLURM_JOB_ID=1\nSLURM_JOB_ID=2\n\n",
+        "PVC1 setup\nSLURM_JOB_ID\n\n",
+        "PVC1 setup\nSLURM_JOB_ID=1\x1b[2J\n\n",
+    ],
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="protocol"):
+        requests.parse(text)
+
+
+@given(st.text(max_size=200))
+def test_no_text_breaks_the_reader(text: str) -> None:
+    try:
+        verb, values = requests.parse("PVC1 " + text)
+    except ValueError:
+        return
+    assert verb in requests.VERBS
+    assert set(values) <= set(KEYS)
+
+
+def test_job_facts_are_expanded() -> None:
+    facts = parse_job(GOOD)
+    assert facts.nodes == ("n1", "n2", "n3")
+    assert facts.cpus == (2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SLURM_JOB_ID", "0"),
+        ("SLURM_JOB_ID", "../../etc"),
+        ("SLURM_JOB_UID", "-1"),
+        ("SLURM_JOB_UID", "4294967296"),
+        ("SLURM_NODELIST", "n[1-"),
+        ("SLURM_NODELIST", "n1/../x,n2,n3"),
+        ("SLURM_JOB_CPUS_PER_NODE", "2(x2)"),
+        ("SLURMD_NODENAME", "other"),
+        ("SLURMD_NODENAME", ""),
+    ],
+)
+def test_facts_that_cannot_be_are_the_nodes_fault(key: str, value: str) -> None:
+    with pytest.raises(HostError):
+        parse_job({**GOOD, key: value})
+
+
+def test_a_missing_fact_is_named() -> None:
+    with pytest.raises(HostError, match="SLURM_JOB_GID"):
+        parse_job({key: value for key, value in GOOD.items() if key != "SLURM_JOB_GID"})
+    with pytest.raises(HostError, match="SLURM_JOB_ID"):
+        parse_job_id({})

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvc.errors import UsageError
+from pvc.plan.grants import take_ports, take_slot
+
+
+@given(st.sets(st.integers(0, 40)), st.integers(0, 30))
+def test_a_slot_is_never_handed_out_twice(taken: set[int], size: int) -> None:
+    try:
+        slot = take_slot(taken, size, "nat")
+    except UsageError:
+        assert set(range(size)) <= taken
+        return
+    assert slot < size
+    assert slot not in taken
+
+
+@given(st.sets(st.integers(90, 130)), st.integers(0, 20))
+def test_a_port_is_never_handed_out_twice(taken: set[int], count: int) -> None:
+    try:
+        ports = take_ports(taken, count, 100, 119, "nat")
+    except UsageError:
+        assert len(set(range(100, 120)) - taken) < count
+        return
+    assert len(set(ports)) == count
+    assert not set(ports) & taken
+    assert all(100 <= port <= 119 for port in ports)
+
+
+def test_exhaustion_says_what_is_full_and_what_to_do() -> None:
+    with pytest.raises(UsageError, match="3 host ports wanted, 1 of 100-101 are free") as error:
+        take_ports({100}, 3, 100, 101, "nat")
+    assert "reverse-nat" in str(error.value.hint)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pvc.codec import to_data
+from pvc.errors import ConfigError, UsageError
+from pvc.model.host import Grants
+from pvc.model.network import EthernetNetwork, Layer
+from pvc.plan import actions, addresses, names
+from pvc.plan.node import NodePlan, Site, count_ports, plan_memberships, plan_node
+from pvc.plan.placement import place
+from tests.unit.plan.worlds import NAT, SITE, facts_of, job_of, plan_of, request_of
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def _golden(name: str, plan: NodePlan) -> None:
+    steps = [{"action": type(step).__name__, **to_data(step)} for step in plan.actions]
+    data = {"grant": to_data(plan.grant), "netns": plan.netns, "taps": list(plan.taps), "actions": steps}
+    text = json.dumps(data, indent=1) + "\n"
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("PVC_WRITE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_four_vms_on_three_nodes() -> None:
+    _golden("node-nat-4-of-3", plan_of(job_of(3, 4), request_of(("nat", 4), cpus=2)))
+
+
+def test_two_networks_and_vms_without_any() -> None:
+    request = request_of(("both", 2), ("none", 1), ("nat", 2), cpus=2)
+    _golden("node-both-none-nat", plan_of(job_of(2, 8, node=2), request))
+
+
+def test_a_node_without_vms_makes_a_scratch_directory_and_nothing_else() -> None:
+    plan = plan_of(job_of(3, 4, node=3), request_of(("nat", 2), cpus=2))
+    assert [type(step) for step in plan.actions] == [actions.MakeRunDir]
+    assert plan.grant.vms == ()
+
+
+def test_vms_without_networks_need_no_namespace() -> None:
+    plan = plan_of(job_of(1, 4), request_of(("none", 2)))
+    assert [type(step) for step in plan.actions] == [actions.MakeRunDir]
+    assert [vm.nics for vm in plan.grant.vms] == [(), ()]
+
+
+def test_an_unknown_resource_set_is_the_users_mistake() -> None:
+    with pytest.raises(UsageError, match="no resource set 'nope'") as error:
+        plan_memberships(request_of(("nope", 1)), SITE)
+    assert error.value.hint == "resource sets: both, nat, none"
+
+
+def test_a_network_too_small_for_the_cluster_is_refused() -> None:
+    small = replace(NAT, int_network=IPv4Network("10.200.0.0/29"))
+    site = replace(SITE, networks={**SITE.networks, "nat": small})
+    job, request = job_of(1, 8), request_of(("nat", 6))
+    with pytest.raises(UsageError, match=r"has addresses for 5 VMs, not for vm5"):
+        plan_node(job, request, place(job.nodes, job.cpus, request), site, facts_of(job), _grants(6))
+
+
+def test_an_mtu_that_the_underlay_does_not_carry_is_the_administrators_mistake() -> None:
+    job, request = job_of(1, 8), request_of(("nat", 1))
+    facts = replace(facts_of(job), device_mtu=1500)
+    with pytest.raises(ConfigError, match=r"nat\.settings\.mtu: 1550 is more than eth0 carries \(1500\)"):
+        plan_node(job, request, place(job.nodes, job.cpus, request), SITE, facts, _grants(1))
+
+
+def test_an_l2_network_gets_no_services() -> None:
+    site = _with(replace(NAT, layer=Layer.L2))
+    job, request = job_of(2, 4), request_of(("nat", 4), cpus=2)
+    plan = plan_node(job, request, place(job.nodes, job.cpus, request), site, facts_of(job), _grants(0))
+    kinds = {type(step) for step in plan.actions}
+    assert kinds == {
+        actions.MakeRunDir,
+        actions.AddNetns,
+        actions.AddBridge,
+        actions.AddVxlan,
+        actions.AddTaps,
+        actions.AddPeers,
+    }
+    assert all(nic.address is None for vm in plan.grant.vms for nic in vm.nics)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_all_nodes_agree_and_no_two_vms_share_an_address(nodes: int, cpus: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, nodes * cpus))
+    request = request_of(("nat", count), cpus=1)
+    macs: dict[str, int] = {}
+    ips: dict[str, int] = {}
+    for number in range(1, nodes + 1):
+        plan = plan_of(job_of(nodes, cpus, node=number), request)
+        local = {nic.mac for vm in plan.grant.vms for nic in vm.nics}
+        for vm in plan.grant.vms:
+            for nic in vm.nics:
+                assert macs.setdefault(nic.mac, vm.rank) == vm.rank
+                assert ips.setdefault(nic.address or "", vm.rank) == vm.rank
+                assert plan.taps[nic.tap_index] == names.tap(vm.rank, 0)
+        peers = [step for step in plan.actions if isinstance(step, actions.AddPeers)]
+        if plan.grant.vms:
+            remote = {mac for mac, _, _ in peers[0].entries}
+            assert not remote & local
+            assert len(remote) + len(local) == count
+            for mac, _, address in peers[0].entries:
+                assert address != plan.grant.node_address
+                assert macs.get(mac) is None or ips
+    assert len(macs) == len(ips) == count
+
+
+@given(st.integers(0, 65535), st.integers(0, 3))
+def test_macs_are_unicast_and_never_the_gateways(rank: int, index: int) -> None:
+    mac = addresses.vm_mac(NAT, index, rank)
+    assert len(mac) == 17
+    assert mac != addresses.gateway_mac(NAT, index)
+
+
+@given(st.integers(20, 30), st.integers(0, 5000))
+def test_vm_addresses_stay_clear_of_network_gateway_and_broadcast(length: int, rank: int) -> None:
+    network = replace(NAT, int_network=IPv4Network(f"10.8.0.0/{length}"))
+    try:
+        address = IPv4Address(addresses.vm_address(network, rank))
+    except UsageError:
+        assert rank >= addresses.capacity(network.int_network)
+        return
+    assert address in network.int_network
+    assert address not in (network.int_network.network_address, network.int_network.broadcast_address)
+    assert str(address) != addresses.gateway_address(network)
+
+
+def test_device_names_fit_the_kernel_for_any_job() -> None:
+    for prefix in ("n", "nat", "pvcnets", "pvcnet12"):
+        for job_id in (1, 12, 99999999, 0x03FFFFFF, 0xFFFFFFFF):
+            assert len(names.uplink(prefix, job_id)) <= names.MAX_DEVICE
+    assert names.uplink("nat", 12) == "nat12"
+    assert len({names.uplink("pvcnet12", job) for job in range(99_999_000, 100_001_000)}) == 2000
+    assert len(names.tap(65535, 99)) <= names.MAX_DEVICE
+
+
+def test_ten_thousand_vms_are_planned_by_each_node_alone() -> None:
+    plan = plan_of(job_of(1000, 10, node=500), request_of(("nat", 10000), cpus=1))
+    peers = next(step for step in plan.actions if isinstance(step, actions.AddPeers))
+    assert len(peers.entries) == 9990
+    assert len(plan.grant.vms) == 10
+
+
+def test_ports_are_counted_for_the_nodes_own_vms_only() -> None:
+    job, request = job_of(2, 8), request_of(("nat", 6), cpus=2)
+    first, second = place(job.nodes, job.cpus, request).shares
+    assert count_ports(request, SITE, first) == (4, (60000, 60999))
+    assert count_ports(request, SITE, second) == (2, (60000, 60999))
+    assert count_ports(request_of(("none", 2)), SITE, first) == (0, (0, -1))
+
+
+def _grants(ports: int) -> Grants:
+    return Grants({"nat": 5001, "back": 5002}, 0, tuple(range(60000, 60000 + ports)))
+
+
+def _with(network: EthernetNetwork) -> Site:
+    return replace(SITE, networks={**SITE.networks, network.name: network})

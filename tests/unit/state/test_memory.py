@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from pvc.state.memory import MemoryStore
+from tests.unit.state import contract
+
+
+def test_transactions() -> None:
+    contract.check_transactions(MemoryStore())
+
+
+def test_nodes_of_a_job_agree_on_its_vnis() -> None:
+    contract.check_nodes_agree(MemoryStore())
+
+
+def test_jobs_never_share_a_vni() -> None:
+    contract.check_jobs_never_share_a_vni(MemoryStore())
