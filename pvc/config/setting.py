@@ -228,9 +228,9 @@ def list_of(kind: Kind, *, minimum: int = 0, single: bool = False) -> Kind:
             return (kind.read(value, scope),)
         return tuple(read(kind, item, scope.at(index)) for index, item in enumerate(value))
 
-    count = f"at least {minimum} of " if minimum > 1 else "a non-empty list of " if minimum else "a list of "
-    expected = f"{count}{kind.name}" + (", or one alone" if single else "")
-    return Kind(f"list of {kind.name}", expected, structure, meaning)
+    name = f"list of {_plural(kind.name)}"
+    expected = f"a list with at least {minimum} {kind.name}" if minimum else f"a {name}"
+    return Kind(name, expected + (", or one without brackets" if single else ""), structure, meaning)
 
 
 def mapping(table: Table, build: Callable[[Mapping[str, Any]], Any], expected: str) -> Kind:
@@ -248,6 +248,10 @@ def mapping(table: Table, build: Callable[[Mapping[str, Any]], Any], expected: s
 def _broken(scope: Scope) -> bool:
     depth = len(scope.path)
     return any(path[:depth] == scope.path for path in scope.bad)
+
+
+def _plural(name: str) -> str:
+    return name + ("es" if name.endswith("s") else "s")
 
 
 def _as_list(value: str | list[str]) -> list[str]:

@@ -1,0 +1,66 @@
+"""Guards of the unit tests: no process is started, no socket opened, unless a test says so by a marker.
+
+The guards raise a BaseException, which no handler in pvc takes for an ordinary error.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from typing import Any, NoReturn
+
+import pytest
+
+_OUTSIDE = ("host", "vm", "slurm")
+
+
+class GuardError(BaseException):
+    """A unit test did what a unit test must not do."""
+
+
+def _marked(request: pytest.FixtureRequest, *names: str) -> bool:
+    return any(request.node.get_closest_marker(name) is not None for name in names)
+
+
+@pytest.fixture(autouse=True)
+def no_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are for tests marked host, vm, slurm or allow_run."""
+    if _marked(request, *_OUTSIDE, "allow_run"):
+        return
+
+    def refuse(self: Any, args: Any, *_: Any, **__: Any) -> NoReturn:
+        raise GuardError(f"a unit test starts {args!r}: mark it allow_run, or test the plan instead")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    # What is left of an object whose __init__ never ran; __del__ would complain about it.
+    monkeypatch.setattr(subprocess.Popen, "__del__", lambda _self: None)
+
+
+@pytest.fixture(autouse=True)
+def no_sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets that lead anywhere are for tests marked host, vm, slurm or allow_sockets; a socketpair does not."""
+    if _marked(request, *_OUTSIDE, "allow_sockets"):
+        return
+
+    def refuse(self: socket.socket, *args: Any) -> NoReturn:
+        raise GuardError(f"a unit test opens a socket {args!r}: mark it allow_sockets")
+
+    for name in ("bind", "connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_inherited_settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own settings, or a Slurm job around the tests, must not change what the unit tests see."""
+    if _marked(request, *_OUTSIDE):
+        return
+    for name in list(os.environ):
+        if name.startswith(("PVC_", "SLURM_", "SPANK_", "SALLOC_", "SBATCH_", "SRUN_")) and name != "PVC_GOLDEN":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expected texts are plain."""
+    monkeypatch.setenv("NO_COLOR", "1")

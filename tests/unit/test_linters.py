@@ -1,0 +1,89 @@
+"""Linters are tests: what they find fails `make check` on every machine, not only in CI."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.allow_run  # linters are programs
+
+
+def lint(*argv: str) -> None:
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(f"{' '.join(argv[:6])} …\n{done.stdout}{done.stderr}", pytrace=False)
+
+
+def tracked_files() -> list[Path]:
+    """The files of the project: those that git knows, or without git all but what builds leave."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+    built = {".venv", "build", "dist", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
+    return [path for path in ROOT.rglob("*") if path.is_file() and not built & set(path.relative_to(ROOT).parts)]
+
+
+def first_line(path: Path) -> str:
+    with path.open("rb") as stream:
+        return stream.readline(200).decode(errors="replace")
+
+
+def test_ruff() -> None:
+    lint(sys.executable, "-m", "ruff", "check", "--quiet", "--no-cache", ".")
+
+
+def test_format() -> None:
+    lint(sys.executable, "-m", "ruff", "format", "--quiet", "--no-cache", "--diff", ".")
+
+
+def test_mypy() -> None:
+    lint(sys.executable, "-m", "mypy", "--config-file", "setup.cfg", "--no-error-summary")
+
+
+def test_shellcheck() -> None:
+    scripts = [
+        str(path)
+        for path in tracked_files()
+        if path.suffix in {".sh", ".bash"} or re.match(r"#!.*\b(ba|da|k)?sh\b", first_line(path))
+    ]
+    assert scripts
+    lint("shellcheck", "--external-sources", *scripts)
+
+
+def test_no_open_ends() -> None:
+    """What is written is finished; what is not written is an issue of the tracker."""
+    words = re.compile(
+        "|".join(["TO" + "DO", "FIX" + "ME", r"\bXX" + r"X\b", "NotImplemented" + "Error", "mark.x" + "fail"])
+    )
+    found = []
+    for path in tracked_files():
+        if path.suffix in {".py", ".c", ".h", ".sh", ".rst", ".md", ".yaml", ".yml"} or path.name == "Makefile":
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                if words.search(line):
+                    found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not found, "\n".join(found)
+
+
+def test_text_files_are_tidy() -> None:
+    """UTF-8, a newline at the end, no blanks at the end of lines, no tabs where they are not syntax."""
+    wrong = []
+    for path in tracked_files():
+        if path.suffix not in {".py", ".rst", ".md", ".yaml", ".yml", ".cfg", ".toml", ".txt", ".service"}:
+            continue
+        text = path.read_text(encoding="utf-8")
+        if text and not text.endswith("\n"):
+            wrong.append(f"{path.relative_to(ROOT)}: no newline at the end")
+        for number, line in enumerate(text.split("\n"), 1):
+            if line != line.rstrip() or "\t" in line:
+                wrong.append(f"{path.relative_to(ROOT)}:{number}: blanks or tabs")
+    assert not wrong, "\n".join(wrong)
