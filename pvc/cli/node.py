@@ -14,7 +14,7 @@ import click
 from pvc import __version__, log
 from pvc.codec import to_data
 from pvc.errors import HostError, PvcError, UsageError
-from pvc.model.host import Grants, JobFacts
+from pvc.model.host import JobFacts
 from pvc.node.context import Context
 
 LOG = logging.getLogger("pvc.node")
@@ -89,7 +89,9 @@ def plan(
     from pvc.slurm.nodes import expand_nodes
 
     try:
-        facts = JobFacts(job, os.getuid(), os.getgid(), node, expand_nodes(nodelist), parse_cpus_per_node(cpus_per_node))
+        facts = JobFacts(
+            job, os.getuid(), os.getgid(), node, expand_nodes(nodelist), parse_cpus_per_node(cpus_per_node)
+        )
     except ValueError as err:
         raise UsageError(str(err)) from err
     planned = plan_dry(context, facts, request_text)

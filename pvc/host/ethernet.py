@@ -161,4 +161,3 @@ def _remove_inside(name: str, device: str) -> None:
 def _missing(device: str) -> bool:
     with netlink.opened(f"look for {device}") as links:
         return links.find(device) is None
-
