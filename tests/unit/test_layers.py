@@ -57,6 +57,14 @@ SPAWNERS = {
     | {f"{verb}{suffix}" for verb in ("exec", "spawn") for suffix in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")},
     "asyncio": {"create_subprocess_exec", "create_subprocess_shell"},
 }
+# A process that turns into another one starts none; and a namespace is entered between fork and exec.
+MAY_SPAWN = {
+    "pvc.ops.ssh": {"execvp"},
+    "pvc.ops.submission": {"execvpe"},
+    "pvc.testbed.enter": {"fork", "execvpe"},
+    "pvc.testbed.etcdauth": {"fork"},
+    "pvc.testbed.init": {"fork"},
+}
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,9 @@ def test_only_run_starts_processes() -> None:
         ]
         for node in ast.walk(module.tree):
             owner = node.value.id if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else ""
-            if isinstance(node, ast.Attribute) and node.attr in SPAWNERS.get(owner, ()):
+            if isinstance(node, ast.Attribute) and node.attr in (
+                SPAWNERS.get(owner, set()) - MAY_SPAWN.get(module.name, set())
+            ):
                 wrong.append(f"{module.path}:{node.lineno}: {owner}.{node.attr}")
     assert not wrong, "\n".join(wrong)
 
