@@ -53,8 +53,10 @@ static int set_timeout(struct pvc_config *config, const char *value)
 
 	errno = 0;
 	seconds = strtol(value, &end, 10);
-	if (errno != 0 || value[0] < '0' || value[0] > '9' || *end != '\0' || seconds < 1 || seconds > MAX_TIMEOUT_S) {
-		slurm_error("pvc: plugstack.conf: %s wants 1 to %d seconds, not '%s'", timeout_key, MAX_TIMEOUT_S, value);
+	if (errno != 0 || value[0] < '0' || value[0] > '9' || *end != '\0' || seconds < 1 ||
+	    seconds > MAX_TIMEOUT_S) {
+		slurm_error("pvc: plugstack.conf: %s wants 1 to %d seconds, not '%s'", timeout_key, MAX_TIMEOUT_S,
+			    value);
 		return -1;
 	}
 	config->timeout_ms = (int64_t)seconds * 1000;

@@ -1,0 +1,142 @@
+#include "fake_spank.h"
+
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+struct fake fake;
+
+void fake_start(enum spank_context context)
+{
+	memset(&fake, 0, sizeof(fake));
+	fake.context = context;
+}
+
+int fake_option(const char *value, int remote)
+{
+	return fake.option->cb(fake.option->val, value, remote);
+}
+
+const char *fake_get(const struct fake_variable *variables, const char *name)
+{
+	for (size_t i = 0; i < FAKE_VARIABLES; i++)
+		if (strcmp(variables[i].name, name) == 0)
+			return variables[i].value;
+	return NULL;
+}
+
+void fake_set(struct fake_variable *variables, const char *name, const char *value)
+{
+	for (size_t i = 0; i < FAKE_VARIABLES; i++) {
+		if (variables[i].name[0] != '\0' && strcmp(variables[i].name, name) != 0)
+			continue;
+		(void)snprintf(variables[i].name, sizeof(variables[i].name), "%s", name);
+		(void)snprintf(variables[i].value, sizeof(variables[i].value), "%s", value);
+		return;
+	}
+}
+
+int fake_init(int ac, char *av[])
+{
+	return slurm_spank_init(NULL, ac, av);
+}
+
+int fake_init_post_opt(int ac, char *av[])
+{
+	return slurm_spank_init_post_opt(NULL, ac, av);
+}
+
+int fake_prolog(int ac, char *av[])
+{
+	return slurm_spank_job_prolog(NULL, ac, av);
+}
+
+int fake_epilog(int ac, char *av[])
+{
+	return slurm_spank_job_epilog(NULL, ac, av);
+}
+
+/* From here on: Slurm's own names. */
+
+spank_context_t spank_context(void)
+{
+	return fake.context;
+}
+
+const char *spank_strerror(spank_err_t err)
+{
+	return err == ESPANK_SUCCESS ? "Success" : "Failure";
+}
+
+spank_err_t spank_option_register(spank_t sp, struct spank_option *opt)
+{
+	(void)sp;
+	if (fake.option != NULL)
+		return ESPANK_BAD_ARG;
+	fake.option = opt;
+	return ESPANK_SUCCESS;
+}
+
+spank_err_t spank_job_control_setenv(spank_t sp, const char *name, const char *value, int overwrite)
+{
+	(void)sp;
+	(void)overwrite;
+	if (fake.control_refuses || (fake.context != S_CTX_LOCAL && fake.context != S_CTX_ALLOCATOR))
+		return ESPANK_NOT_LOCAL;
+	fake_set(fake.control, name, value);
+	return ESPANK_SUCCESS;
+}
+
+spank_err_t spank_setenv(spank_t sp, const char *var, const char *val, int overwrite)
+{
+	(void)sp;
+	(void)overwrite;
+	if (fake.context != S_CTX_REMOTE)
+		return ESPANK_NOT_REMOTE;
+	fake_set(fake.job, var, val);
+	return ESPANK_SUCCESS;
+}
+
+spank_err_t spank_getenv(spank_t sp, const char *var, char *buf, int len)
+{
+	const char *value = fake_get(fake.job, var);
+
+	(void)sp;
+	if (fake.context != S_CTX_REMOTE)
+		return ESPANK_NOT_REMOTE;
+	if (value == NULL)
+		return ESPANK_ENV_NOEXIST;
+	return snprintf(buf, (size_t)len, "%s", value) < len ? ESPANK_SUCCESS : ESPANK_NOSPACE;
+}
+
+static void vlog_line(const char *prefix, const char *format, va_list values) __attribute__((format(printf, 2, 0)));
+
+static void vlog_line(const char *prefix, const char *format, va_list values)
+{
+	size_t used = strlen(fake.log);
+
+	(void)snprintf(fake.log + used, sizeof(fake.log) - used, "%s", prefix);
+	used = strlen(fake.log);
+	(void)vsnprintf(fake.log + used, sizeof(fake.log) - used, format, values);
+	used = strlen(fake.log);
+	(void)snprintf(fake.log + used, sizeof(fake.log) - used, "\n");
+}
+
+void slurm_error(const char *format, ...)
+{
+	va_list values;
+
+	va_start(values, format);
+	vlog_line("error: ", format, values);
+	va_end(values);
+}
+
+void slurm_spank_log(const char *format, ...)
+{
+	va_list values;
+
+	va_start(values, format);
+	vlog_line("", format, values);
+	va_end(values);
+}

@@ -1,0 +1,41 @@
+/* A stand-in for the part of Slurm that the plugin talks to. */
+#ifndef FAKE_SPANK_H
+#define FAKE_SPANK_H
+
+#include <slurm/spank.h>
+#include <stdbool.h>
+
+#define FAKE_VARIABLES 8
+
+struct fake_variable {
+	char name[64];
+	char value[2048];
+};
+
+struct fake {
+	enum spank_context context;
+	struct spank_option *option;                  /* registered, or NULL */
+	struct fake_variable control[FAKE_VARIABLES]; /* spank_job_control_setenv */
+	bool control_refuses;                         /* spank_job_control_setenv fails */
+	struct fake_variable job[FAKE_VARIABLES];     /* spank_setenv and spank_getenv */
+	char log[16384];                              /* every message, each with its newline */
+};
+
+extern struct fake fake;
+
+/* As when Slurm loads the plugin anew. */
+void fake_start(enum spank_context context);
+
+/* Call the option's callback as Slurm does. */
+int fake_option(const char *value, int remote);
+
+const char *fake_get(const struct fake_variable *variables, const char *name);
+void fake_set(struct fake_variable *variables, const char *name, const char *value);
+
+/* Slurm's entry points, without a handle. */
+int fake_init(int ac, char *av[]);
+int fake_init_post_opt(int ac, char *av[]);
+int fake_prolog(int ac, char *av[]);
+int fake_epilog(int ac, char *av[]);
+
+#endif

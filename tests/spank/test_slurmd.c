@@ -1,0 +1,247 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "fake_spank.h"
+
+static char *av[5];
+
+/* As slurmd on a node where `pvc-node` is this script; returns the path of its daemon's socket. */
+static char *prepare(const char *script, const char *timeout)
+{
+	char *path = scratch("sock");
+
+	av[0] = argument("pvc-node", make_script("pvc-node", script));
+	av[1] = argument("socket", path);
+	av[2] = argument("state_dir", scratch("state"));
+	av[3] = argument("timeout", timeout);
+	fake_start(S_CTX_JOB_SCRIPT);
+	(void)unsetenv("PATH"); /* a hook has none */
+	CHECK(setenv("SLURM_JOB_ID", "12", 1) == 0);
+	CHECK(setenv("SLURM_JOB_UID", "4201", 1) == 0);
+	return path;
+}
+
+static void request(const char *text)
+{
+	CHECK(setenv("SPANK_PVC_REQUEST", text, 1) == 0);
+}
+
+static void make_state(void)
+{
+	CHECK(mkdir(scratch("state"), 0700) == 0 && mkdir(scratch("state/jobs"), 0700) == 0);
+	CHECK(mkdir(scratch("state/jobs/12"), 0700) == 0);
+}
+
+static void prolog_without_request_does_nothing(void)
+{
+	char *path = prepare("touch ran", "5");
+	pid_t pid = start_daemon(path, ANSWER, "6 was asked\n");
+	char *wrong[] = {argument("pvc", "relative"), NULL};
+
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK(fake_prolog(1, wrong) == 0);
+	CHECK(access(scratch("ran"), F_OK) < 0);
+	CHECK_IS(read_text(scratch("heard")), "");
+	CHECK_IS(fake.log, "");
+	stop_daemon(pid);
+}
+
+static void prolog_asks_the_daemon(void)
+{
+	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "0 12 is ready\n");
+
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK_IS(read_text(scratch("heard")),
+		 "PVC1 setup\nSLURM_JOB_ID=12\nSLURM_JOB_UID=4201\nSPANK_PVC_REQUEST=1;nat:4\n\n");
+	CHECK(access(scratch("ran"), F_OK) < 0);
+	CHECK_IS(fake.log, "");
+	stop_daemon(pid);
+}
+
+static void hostile_request_cannot_add_facts(void)
+{
+	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "0 refused\n");
+
+	request("1;nat:4\nSLURM_JOB_UID=0\n\n");
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK_IS(read_text(scratch("heard")),
+		 "PVC1 setup\nSLURM_JOB_ID=12\nSLURM_JOB_UID=4201\nSPANK_PVC_REQUEST=invalid\n\n");
+	stop_daemon(pid);
+}
+
+static void fault_of_the_node_fails_the_prolog(void)
+{
+	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "6 cannot create the \a bridge\n");
+
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_HAS(fake.log, "error: pvc: pvc-node setup failed with exit code 6\nerror: pvc: cannot create the ? bridge\n");
+	CHECK(access(scratch("ran"), F_OK) < 0);
+	stop_daemon(pid);
+}
+
+static void silent_daemon_fails_the_prolog(void)
+{
+	pid_t pid = start_daemon(prepare("touch ran", "1"), NEVER, "");
+
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_HAS(fake.log, "no answer from pvc-node");
+	CHECK(access(scratch("ran"), F_OK) < 0);
+	stop_daemon(pid);
+}
+
+static void without_daemon_pvc_node_is_started(void)
+{
+	(void)prepare("echo noise; echo \"$*\" > ran; /usr/bin/env | /usr/bin/sort > env; cat > stdin", "5");
+	request("1;nat:4");
+	CHECK(setenv("LD_PRELOAD_OF_A_USER", "/evil.so", 1) == 0);
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK_IS(read_text(scratch("ran")), "setup\n");
+	CHECK_HAS(read_text(scratch("env")), "LANG=C.UTF-8\n");
+	CHECK_HAS(read_text(scratch("env")), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n");
+	CHECK_HAS(read_text(scratch("env")), "SLURM_JOB_ID=12\n");
+	CHECK_HAS(read_text(scratch("env")), "SPANK_PVC_REQUEST=1;nat:4\n");
+	CHECK_NOT(read_text(scratch("env")), "evil");
+	CHECK_IS(read_text(scratch("stdin")), "");
+	CHECK_IS(fake.log, "");
+}
+
+static void daemon_that_dies_is_replaced(void)
+{
+	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "0 hal");
+
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK(access(scratch("ran"), F_OK) == 0);
+	CHECK_IS(fake.log, "");
+	stop_daemon(pid);
+}
+
+static void dead_socket_is_no_daemon(void)
+{
+	(void)start_daemon(prepare("touch ran", "5"), NOT_LISTENING, "");
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK(access(scratch("ran"), F_OK) == 0);
+}
+
+static void failed_start_tells_its_log(void)
+{
+	(void)prepare("echo 'pvc: no such device'; echo 'hint: load tun' >&2; exit 6", "5");
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_HAS(fake.log, "pvc-node setup failed with exit code 6\n");
+	CHECK_HAS(fake.log, "error: pvc: pvc: no such device\nerror: pvc: hint: load tun\n");
+}
+
+static void slow_start_is_killed(void)
+{
+	(void)prepare("sleep 60", "1");
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_HAS(fake.log, "did not end in time");
+}
+
+static void missing_pvc_node_fails_the_prolog(void)
+{
+	(void)prepare("true", "5");
+	av[0] = argument("pvc-node", scratch("nothing"));
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_HAS(fake.log, "cannot start");
+}
+
+static void epilog_without_state_does_nothing(void)
+{
+	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "6 was asked\n");
+
+	request("1;nat:4");
+	CHECK(fake_epilog(4, av) == 0); /* no state_dir at all */
+	CHECK(mkdir(scratch("state"), 0700) == 0 && mkdir(scratch("state/jobs"), 0700) == 0);
+	CHECK(fake_epilog(4, av) == 0);
+	CHECK_IS(read_text(scratch("heard")), "");
+	CHECK(access(scratch("ran"), F_OK) < 0);
+	CHECK_IS(fake.log, "");
+	stop_daemon(pid);
+}
+
+static void epilog_tears_down(void)
+{
+	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "0\n");
+
+	make_state(); /* SPANK_PVC_REQUEST is not needed for it */
+	CHECK(fake_epilog(4, av) == 0);
+	CHECK_IS(read_text(scratch("heard")), "PVC1 teardown\nSLURM_JOB_ID=12\nSLURM_JOB_UID=4201\n\n");
+	CHECK_IS(fake.log, "");
+	stop_daemon(pid);
+}
+
+static void epilog_starts_pvc_node(void)
+{
+	(void)prepare("echo \"$*\" > ran", "5");
+	make_state();
+	(void)close(STDIN_FILENO); /* as slurmd leaves it */
+	(void)close(STDOUT_FILENO);
+	CHECK(fake_epilog(4, av) == 0);
+	CHECK_IS(read_text(scratch("ran")), "teardown\n");
+}
+
+static void epilog_that_cannot_undo_fails(void)
+{
+	(void)prepare("exit 6", "5");
+	make_state();
+	CHECK(fake_epilog(4, av) == -1);
+	CHECK_HAS(fake.log, "teardown failed with exit code 6");
+}
+
+static void epilog_with_wrong_arguments_spares_other_jobs(void)
+{
+	char *wrong[] = {argument("colour", "red"), NULL};
+
+	(void)prepare("true", "5");
+	CHECK(fake_epilog(1, wrong) == 0);
+	request("1;nat:4");
+	CHECK(fake_epilog(1, wrong) == -1);
+	CHECK(fake_prolog(1, wrong) == -1);
+}
+
+static void strange_job_ids_name_no_path(void)
+{
+	const char *const ids[] = {"", "..", "../jobs/12", "12/", "012345678901234567890123456789", " 12"};
+
+	(void)prepare("touch ran", "5");
+	make_state();
+	for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++) {
+		CHECK(setenv("SLURM_JOB_ID", ids[i], 1) == 0);
+		CHECK(fake_epilog(4, av) == 0);
+	}
+	(void)unsetenv("SLURM_JOB_ID");
+	CHECK(fake_epilog(4, av) == 0);
+	CHECK(access(scratch("ran"), F_OK) < 0);
+}
+
+const struct test slurmd_tests[] = {
+	TEST(prolog_without_request_does_nothing),
+	TEST(prolog_asks_the_daemon),
+	TEST(hostile_request_cannot_add_facts),
+	TEST(fault_of_the_node_fails_the_prolog),
+	TEST(silent_daemon_fails_the_prolog),
+	TEST(without_daemon_pvc_node_is_started),
+	TEST(daemon_that_dies_is_replaced),
+	TEST(dead_socket_is_no_daemon),
+	TEST(failed_start_tells_its_log),
+	TEST(slow_start_is_killed),
+	TEST(missing_pvc_node_fails_the_prolog),
+	TEST(epilog_without_state_does_nothing),
+	TEST(epilog_tears_down),
+	TEST(epilog_starts_pvc_node),
+	TEST(epilog_that_cannot_undo_fails),
+	TEST(epilog_with_wrong_arguments_spares_other_jobs),
+	TEST(strange_job_ids_name_no_path),
+	TESTS_END,
+};

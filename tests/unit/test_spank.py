@@ -1,0 +1,90 @@
+"""The SPANK plug-in: its C tests pass under the sanitizers, and the house rules for C hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SPANK = Path(__file__).parents[2] / "spank"
+SOURCES = sorted([*SPANK.glob("*.c"), *SPANK.glob("*.h")])
+MAX_FILE = 250
+MAX_CODE = 900
+EXPORTED = {
+    "plugin_name",
+    "plugin_type",
+    "plugin_version",
+    "slurm_spank_init",
+    "slurm_spank_init_post_opt",
+    "slurm_spank_job_epilog",
+    "slurm_spank_job_prolog",
+}
+# All that a shell, an unbounded copy or an unbounded wait could come in by.
+BANNED = re.compile(r"\b(system|popen|execvp|execlp|execvpe|strcpy|strcat|sprintf|vsprintf|gets|alloca|sleep)\s*\(")
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty directory for one build, so the checkout stays as it is."""
+    return tmp_path_factory.mktemp("spank")
+
+
+def _code_lines(path: Path) -> int:
+    text = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+    return sum(1 for line in text.splitlines() if line.strip())
+
+
+def _make(*words: str) -> None:
+    # MAKEFLAGS: this may run below another make, whose job server is not ours.
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    argv = ["make", "-s", "-C", os.fspath(SPANK), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.allow_run
+def test_c_tests_pass_under_the_sanitizers(build: Path) -> None:
+    _make("-j2", "check", f"BUILD={build}")
+
+
+@pytest.mark.allow_run
+def test_only_slurms_names_are_exported(build: Path) -> None:
+    _make(f"BUILD={build}")
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", os.fspath(build / "pvc.so")], capture_output=True, text=True, check=True
+    )
+    assert {line.split()[-1] for line in listing.stdout.splitlines()} == EXPORTED
+
+
+@pytest.mark.allow_run
+def test_plugin_is_hardened(build: Path) -> None:
+    _make(f"BUILD={build}")
+    headers = subprocess.run(
+        ["readelf", "-W", "-l", "-d", os.fspath(build / "pvc.so")], capture_output=True, text=True, check=True
+    ).stdout
+    assert "GNU_RELRO" in headers
+    assert re.search(r"FLAGS.*(BIND_)?NOW", headers)
+    assert re.search(r"GNU_STACK.* RW ", headers)
+    assert "TEXTREL" not in headers
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_file_is_small_and_has_no_banned_call(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_FILE
+    assert max(map(len, text.expandtabs(8).splitlines())) <= 120
+    assert BANNED.search(text) is None
+
+
+def test_plugin_as_a_whole_is_small() -> None:
+    assert sum(map(_code_lines, SOURCES)) <= MAX_CODE
+
+
+def test_every_function_of_a_header_is_named_after_its_file() -> None:
+    for path in SPANK.glob("*.h"):
+        prototypes = re.findall(r"^\w[\w *]*?\b\*?(\w+)\(", path.read_text(), flags=re.MULTILINE)
+        assert prototypes, path.name
+        assert all(name.startswith(f"pvc_{path.stem}_") for name in prototypes), (path.name, prototypes)
