@@ -70,6 +70,14 @@ def find_place(name: str) -> Place:
     return Place(name, parent.absolute() / name, mounts)
 
 
+def find_names() -> list[str]:
+    """Testbeds of which anything is there."""
+    here = find_place("any")
+    parents = [here.state_dir.parent, *(Path(layout.cgroup_path(mount.path, "any")).parent for mount in here.cgroups)]
+    names = {each.name for parent in parents if parent.is_dir() for each in parent.iterdir() if each.is_dir()}
+    return sorted(names)
+
+
 @contextmanager
 def _locked(place: Place) -> Iterator[None]:
     """Hold the testbed's lock; its file goes with the testbed."""
