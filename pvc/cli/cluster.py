@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pvc.cli import output
+from pvc.cli.options import cluster_options, json_option
 from pvc.cli.passthrough import SlurmCommand, slurm_words
+
+if TYPE_CHECKING:
+    from pvc.model.vm import VmStatus
+    from pvc.ops.control import Control
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -106,6 +113,152 @@ def launch(ctx: click.Context, script: bool, watch_parent: bool, words: tuple[st
         raise UsageError("the script is missing")
     mission = Mission(given, words if script else (), watch_parent)
     ctx.exit(launch(mission, os.environ, Display(sys.stderr, quiet=given.quiet)))
+
+
+@click.command()
+@click.argument("definition", required=False)
+@click.option("--image", "images", multiple=True, metavar="[TEMPLATE=]IMAGE", help="Boot this image instead.")
+@click.option("--user-data", metavar="FILE", help="Give the guests this cloud-config.")
+@click.option("--wait", is_flag=True, help="Return when all VMs answer, not when they boot.")
+@click.option("-Q", "--quiet", is_flag=True, help="Say nothing but errors.")
+def start(definition: str | None, images: tuple[str, ...], user_data: str | None, wait: bool, quiet: bool) -> None:
+    """Boot the VMs of the job around this command, and return when they run.
+
+    For jobs made with salloc --pvc=DEFINITION or sbatch --pvc=DEFINITION; that definition is the default. The
+    VMs end with the job, or by pvc stop.
+    """
+    from pvc.ops.definition import Overrides, parse_image_overrides
+    from pvc.ops.handover import DEFINITION_VARIABLE
+    from pvc.ops.start import start_cluster
+    from pvc.ops.submission import read_user_data
+
+    meant = definition or os.environ.get(DEFINITION_VARIABLE, "")
+    overrides = Overrides(
+        images=parse_image_overrides(images, meant) if images else {},
+        user_data=read_user_data(user_data) if user_data else None,
+    )
+    start_cluster(definition, overrides, os.environ, wait=wait, quiet=quiet)
+
+
+@click.command()
+@click.option("-a", "--all", "all_users", is_flag=True, help="Clusters of all users, as far as Slurm tells.")
+@json_option
+def ps(all_users: bool, as_json: bool) -> None:
+    """List your clusters: those that run, and those that wait for their job."""
+    from pvc.ops.registry import list_clusters
+
+    clusters = list_clusters(all_users=all_users)
+    if as_json:
+        output.print_json(clusters)
+        return
+    if not clusters:
+        output.print_note("no cluster runs" if all_users else "no cluster of yours runs")
+        return
+    header = ["JOB", "NAME", *(["USER"] if all_users else []), "STATE", "VMS", "TIME", "NODES", "DEFINITION"]
+    rows = [
+        [
+            *(each.job_id, each.name, *([each.user] if all_users else [])),
+            *(each.state, each.vms, each.elapsed, each.nodes or None, each.definition),
+        ]
+        for each in clusters
+    ]
+    output.print_table(header, rows)
+
+
+@click.command()
+@click.argument("vms", nargs=-1)
+@cluster_options
+@json_option
+def status(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_json: bool) -> None:
+    """Show how far each VM has come, where it runs and how to reach it.
+
+    VMS are names or sets of VMs, such as vm0 or vm[2-5]; default: all.
+    """
+    from pvc.ops.status import parse_vms, read_status
+
+    control = _find_control(job_id, job_name)
+    ranks = parse_vms(vms, control.record.placement.count)
+    found = read_status(control, ranks)
+    if as_json:
+        output.print_json({"cluster": control.record, "vms": found})
+    else:
+        _print_status(found)
+
+
+@click.command()
+@click.argument("vms", nargs=-1)
+@click.option("--timeout", metavar="TIME", default="10m", show_default=True, help="Give up after this time, as 90s.")
+@cluster_options
+def wait(vms: tuple[str, ...], timeout: str, job_id: int | None, job_name: str | None) -> None:
+    """Wait until VMs answer ssh; exit code 7 when one never will, or does not in time.
+
+    VMS are names or sets of VMs, such as vm0 or vm[2-5]; default: all.
+    """
+    from pvc.errors import UsageError
+    from pvc.ops.status import parse_vms, wait_reachable
+    from pvc.parse import parse_duration
+
+    try:
+        timeout_s = parse_duration(timeout)
+    except ValueError as err:
+        raise UsageError(f"--timeout: {err}") from None
+    control = _find_control(job_id, job_name)
+    wait_reachable(control, parse_vms(vms, control.record.placement.count), timeout_s)
+
+
+@click.command()
+@click.option("--grace", metavar="TIME", default="10s", show_default=True, help="Time for the guests to shut down.")
+@cluster_options
+def stop(grace: str, job_id: int | None, job_name: str | None) -> None:
+    """Shut a cluster's VMs down; the job of pvc alloc and pvc batch ends with them."""
+    from pvc.errors import UsageError
+    from pvc.ops.registry import find_cluster
+    from pvc.ops.stop import stop_cluster
+    from pvc.parse import parse_duration
+
+    try:
+        grace_s = parse_duration(grace)
+    except ValueError as err:
+        raise UsageError(f"--grace: {err}") from None
+    stop_cluster(find_cluster(job_id, job_name), grace_s=grace_s)
+
+
+def _find_control(job_id: int | None, job_name: str | None) -> Control:
+    from pvc.ops.control import Control
+    from pvc.ops.jobdir import JobDir
+    from pvc.ops.registry import find_cluster
+
+    record = find_cluster(job_id, job_name)
+    return Control(record, JobDir.of(record.job_id))
+
+
+def _print_status(vms: Sequence[VmStatus]) -> None:
+    now = time.time()
+    header = ["VM", "NODE", "PHASE", "SINCE", "CPUS", "MEMORY", "ACCEL", "ADDRESS", "SSH", "DETAIL"]
+    rows = [
+        [
+            *(vm.name, vm.node, vm.phase.value, _since(vm, now), vm.cpus),
+            *(f"{vm.memory_mib}M" if vm.memory_mib else None, vm.accel or None),
+            *(",".join(vm.addresses) or None, _ssh_place(vm), vm.detail),
+        ]
+        for vm in vms
+    ]
+    output.print_table(header, rows)
+
+
+def _since(vm: VmStatus, now: float) -> str | None:
+    moment = vm.reachable or vm.started
+    if moment is None:
+        return None
+    seconds = max(0, int(now - moment))
+    if seconds < 60:
+        return f"{seconds}s"
+    hours, minutes = divmod(seconds // 60, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds % 60:02}s"
+
+
+def _ssh_place(vm: VmStatus) -> str | None:
+    return None if vm.ssh_host is None or vm.ssh_port is None else f"{vm.ssh_host}:{vm.ssh_port}"
 
 
 def _command_line(script: str | None, arguments: tuple[str, ...]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from pvc.ops.loop import Loop
 from pvc.ops.progress import Progress
 from pvc.ops.supervisors import Supervisors
 from pvc.plan.placement import place
-from pvc.slurm.job import JobInfo, cancel_job, read_job
+from pvc.slurm.job import JobInfo, cancel_job, read_job, read_job_fields
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEFAULT_MEMORY_MIB = 1024  # of a VM where Slurm does not account for memory
@@ -82,6 +82,8 @@ class Launcher:
         self._waiting = False
         self._kill_at: float | None = None
         self._orphaned = False
+        self._is_serving = False
+        self._ending = False
 
     def run(self) -> int:
         """Boot, serve, end; returns the exit code of the shell or script.
@@ -102,7 +104,7 @@ class Launcher:
         maker = KeyMaker(self._dir.path, f"pvc-{self._job.job_id}")
         nodes = list(self._progress.nodes)
         try:
-            self._supervisors = Supervisors(nodes, self._pvc, self._loop, self._on_event, self._dir.log)
+            self._supervisors = Supervisors(nodes, self._pvc, self._loop, self, self._dir.log)
             keys = maker.finish()
         finally:
             maker.abandon()
@@ -203,8 +205,11 @@ class Launcher:
 
         :raise PvcError: the cluster was lost meanwhile.
         """
-        if self._signal is not None and self._mission.script is not None:
+        if self._signal is not None:
             raise InterruptedLaunchError(self._signal)
+        if self._has_lost_step():
+            return self._verdict(0)
+        self._is_serving = True
         if self._mission.on_ready is not None:
             self._mission.on_ready()
         if self._mission.script is None:
@@ -231,6 +236,8 @@ class Launcher:
         if self._child.poll() is not None:
             return True
         if self._kill_at is None and self._is_over():
+            if self._progress.was_stopped:
+                self._display.warn("the cluster was stopped")
             self._end_child(signal.SIGHUP if self._mission.script == () else signal.SIGTERM)
         return False
 
@@ -255,23 +262,31 @@ class Launcher:
         """
         if self._orphaned:
             raise JobError(f"salloc of job {self._job.job_id} has died; the job was cancelled")
-        if self._signal is not None or not self._has_lost_step():
-            return code
-        if self._progress.was_stopped:
-            self._display.say("the cluster was stopped")
+        if self._signal in (signal.SIGTERM, signal.SIGHUP) and not self._job_runs():
+            raise JobError(f"job {self._job.job_id} was ended under its VMs", hint="scancel, or its time was over")
+        if self._signal is not None or not self._has_lost_step() or self._progress.was_stopped:
             return code
         raise self._explain_lost_step()
 
     # What happens meanwhile
 
-    def _on_event(self, event: Event) -> None:
-        news = self._progress.apply(event)
-        if self._child is not None or (self._mission.script is None and self._progress.is_settled):
-            news = [line for line in news if " failed" in line]
-            for line in news:
-                self._display.warn(line)
+    def on_event(self, event: Event) -> None:
+        """A supervisor has said something."""
+        self._tell(self._progress.apply(event))
+
+    def on_lost(self, node: str, why: str) -> None:
+        """A supervisor has died."""
+        if not self._ending:
+            self._tell(self._progress.lose_node(node, why, time.time()))
+
+    def _tell(self, news: list[str]) -> None:
+        """Before the shell or script runs, all that is new; later, only what went wrong."""
+        if not self._is_serving:
+            self._display.news(news)
             return
-        self._display.news(news)
+        for line in news:
+            if " failed: " in line:
+                self._display.warn(line)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if number is signal.SIGINT and self._waiting and self._mission.script == ():
@@ -314,23 +329,24 @@ class Launcher:
         error = self._progress.find_error()
         if error is not None:
             return error
-        from pvc.slurm.job import read_job_fields
-
         job = f"job {self._job.job_id}"
-        try:
-            state = read_job_fields(self._job.job_id).get("JobState", "UNKNOWN")
-        except JobError:
-            state = "gone"
-        if state != "RUNNING":
-            return JobError(f"{job} has ended ({state.lower()})")
+        if not self._job_runs():
+            return JobError(f"{job} has ended under its VMs")
         said = self._supervisors.messages if self._supervisors is not None else ()
         last = next((line for line in reversed(said) if line), "no message")
         if not self._progress.endpoints:
             return JobError(f"the step of {job} did not start: {last}")
         return GuestError(f"all supervisors of {job} have ended: {last}")
 
+    def _job_runs(self) -> bool:
+        try:
+            return read_job_fields(self._job.job_id).get("JobState") == "RUNNING"
+        except JobError:
+            return False
+
     def _end(self) -> None:
         """Stop everything; errors here must not hide the one that led here."""
+        self._ending = True
         try:
             if self._child is not None and self._child.poll() is None:
                 self._child.kill()

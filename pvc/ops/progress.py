@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pvc.errors import GuestError, HostError, JobError, PvcError, StateError, UsageError
-from pvc.model.cluster import ClusterSpec, NodeEndpoint, NodeShare, Placement
+from pvc.model.cluster import NodeEndpoint, NodeShare, Placement
 from pvc.model.event import Event, EventKind
 from pvc.model.vm import Phase
 
@@ -42,6 +42,7 @@ class NodeView:
     share: NodeShare
     endpoint: NodeEndpoint | None = None
     error: Event | None = None
+    lost: str | None = None  # how the supervisor died, when it did
     ended: bool = False
 
 
@@ -112,9 +113,17 @@ class Progress:
         if after is not before and after is not None and after not in (Phase.WAITING, Phase.STOPPED):
             many = len(self.vms) > TABLE_ROWS
             if after is not Phase.REACHABLE or many:
-                count = self.counts()[after]
-                return [f"{count} VM{'s' if count > 1 else ''}: {after.value} after {vm.since:.1f} s"]
+                return [f"{_plural(self.counts()[after], 'VM')}: {after.value} after {vm.since:.1f} s"]
         return []
+
+    def lose_node(self, name: str, why: str, now: float) -> list[str]:
+        """A node's supervisor has died; returns what is worth telling."""
+        node = self.nodes.get(name)
+        if node is None or node.ended or node.lost is not None:
+            return []
+        node.lost = why
+        changed = self.fail_node(name, f"its supervisor on {name} has ended: {why}", now)
+        return [f"{_plural(len(changed), 'VM')} on {name} failed: the supervisor has ended: {why}"] if changed else []
 
     def fail_node(self, name: str, why: str, now: float) -> list[VmView]:
         """Mark the VMs of a node that its supervisor can no longer speak for; returns those that changed."""
@@ -143,7 +152,8 @@ class Progress:
     def is_running(self) -> bool:
         """Every node listens and every VM has been started, or has failed."""
         started = (Phase.BOOTING, Phase.REACHABLE, *_ENDED)
-        return len(self.endpoints) == len(self.nodes) and all(vm.phase in started for vm in self.vms)
+        listening = all(node.endpoint is not None or node.lost is not None for node in self.nodes.values())
+        return listening and all(vm.phase in started for vm in self.vms)
 
     @property
     def is_settled(self) -> bool:
@@ -162,15 +172,17 @@ class Progress:
 
     def find_error(self) -> PvcError | None:
         """The first error that a node reported, as the user should see it."""
-        failed = [node for node in self.nodes.values() if node.error is not None]
-        if not failed:
-            return None
-        first = failed[0].error
-        assert first is not None
-        same = sum(1 for node in failed if node.error is not None and node.error.detail == first.detail)
-        where = first.node if same == 1 else f"{first.node} and {same - 1} more"
-        kind = _ERRORS.get(first.exit_code or 6, HostError)
-        return kind(f"{where}: {first.detail or 'set-up failed without a reason'}", hint=first.hint)
+        errors = [node.error for node in self.nodes.values() if node.error is not None]
+        if errors:
+            first = errors[0]
+            same = sum(1 for error in errors if error.detail == first.detail)
+            where = first.node if same == 1 else f"{first.node} and {same - 1} more"
+            kind = _ERRORS.get(first.exit_code or 6, HostError)
+            return kind(f"{where}: {first.detail or 'set-up failed without a reason'}", hint=first.hint)
+        for name, node in self.nodes.items():
+            if node.lost is not None and node.endpoint is None:
+                return HostError(f"{name}: the supervisor has ended: {node.lost}")
+        return None
 
     def find_guest_error(self) -> GuestError:
         """Why no VM is left: the most frequent reason."""
@@ -181,6 +193,5 @@ class Progress:
         return GuestError(f"no VM is left; {count} of {len(self.vms)} failed: {reason}")
 
 
-def templates_by_rank(spec: ClusterSpec) -> list[str]:
-    """The template of each rank."""
-    return [group.template for group in spec.groups for _ in range(group.count)]
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

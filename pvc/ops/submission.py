@@ -13,12 +13,13 @@ from pvc.model.vm import Accel
 from pvc.ops import handover, shell
 from pvc.ops.definition import Overrides, load_user_config, parse_image_overrides, resolve
 from pvc.ops.launch import find_pvc
+from pvc.ops.registry import COMMENT_PREFIX
 from pvc.parse import parse_size
 from pvc.slurm.options import find_slurm_option
 from pvc.slurm.submit import JobWishes, allocation_argv, batch_script, salloc_argv, sbatch_argv
 
 _MIB = 1024 * 1024
-COMMENT_PREFIX = "pvc "
+
 # Slurm's ways to say what the definition, -c and -m say already
 _CLAIMED = (
     ("--ntasks", "-n", "the number of VMs is in the definition, as debian:4"),

@@ -4,32 +4,57 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from pvc import codec, run
 from pvc.model.cluster import ClusterSpec
 from pvc.model.event import Event
 from pvc.ops.loop import Loop
+from pvc.slurm.nodes import expand_nodes
 from pvc.slurm.submit import step_environment, supervisors_argv
 
 LOG = logging.getLogger(__name__)
 _REMEMBERED = 40
+_LOST_TASK = re.compile(r"^srun: error: (?P<nodes>\S+): tasks? [\d,\[\]-]+: (?P<why>.+)$")
+_LOST_NODE = re.compile(r"^srun: error: (?P<why>Node failure) on (?P<nodes>\S+)$")
+
+
+class Watcher(Protocol):
+    """Who is told what happens in the step."""
+
+    def on_event(self, event: Event) -> None:
+        """A supervisor has said something."""
+
+    def on_lost(self, node: str, why: str) -> None:
+        """A supervisor has died, says srun."""
+
+
+def parse_lost_tasks(line: str) -> list[tuple[str, str]]:
+    """Nodes whose task has failed, and how, in a line of srun's: "srun: error: n[2-3]: tasks 1-2: Killed"."""
+    match = _LOST_TASK.match(line) or _LOST_NODE.match(line)
+    if match is None:
+        return []
+    try:
+        return [(node, match["why"].strip()) for node in expand_nodes(match["nodes"])]
+    except ValueError:
+        return []
 
 
 class Supervisors:
     """srun in a session of its own, so that the terminal's Ctrl-C is not for it."""
 
-    def __init__(self, nodes: Sequence[str], pvc: str, loop: Loop, on_event: Callable[[Event], None], log: Path):
+    def __init__(self, nodes: Sequence[str], pvc: str, loop: Loop, watcher: Watcher, log: Path) -> None:
         """Start them; each reads the cluster's description from standard input once ``send`` gave it.
 
         :raise HostError: there is no srun.
         """
         self._loop = loop
-        self._on_event = on_event
+        self._watcher = watcher
         self._log: IO[bytes] = log.open("ab", buffering=0)
         self.messages: deque[str] = deque(maxlen=_REMEMBERED)
         self._process = run.spawn(
@@ -97,13 +122,15 @@ class Supervisors:
         except (ValueError, RecursionError):
             self._take_message(line)
             return
-        self._on_event(event)
+        self._watcher.on_event(event)
 
     def _take_message(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()
         if text:
             self.messages.append(text)
             self._log.write(text.encode() + b"\n")
+            for node, why in parse_lost_tasks(text):
+                self._watcher.on_lost(node, why)
 
     def _closed(self, fd: int) -> None:
         self._open.discard(fd)

@@ -1,0 +1,127 @@
+"""Which clusters there are: the caller's directories compared with Slurm's jobs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pvc.errors import JobError, UsageError
+from pvc.model.cluster import ClusterRecord
+from pvc.ops.jobdir import JobDir, list_job_dirs
+from pvc.slurm.job import QueuedJob, read_queue
+
+COMMENT_PREFIX = "pvc "
+
+
+@dataclass(frozen=True)
+class ListedCluster:
+    """A line of ``pvc ps``; ``vms`` None: not known, as for another user's cluster."""
+
+    job_id: int
+    name: str
+    user: str
+    state: str
+    vms: int | None
+    nodes: str
+    elapsed: str
+    definition: str
+
+
+def list_clusters(*, all_users: bool = False) -> tuple[ListedCluster, ...]:
+    """Clusters that run or wait, by job number; directories of jobs that are gone are removed.
+
+    :raise JobError: Slurm does not answer.
+    """
+    queue = {job.job_id: job for job in read_queue(all_users=all_users)}
+    records = _records(sweep(queue))
+    listed = []
+    for job_id, job in sorted(queue.items()):
+        record = records.get(job_id)
+        if record is None and not job.comment.startswith(COMMENT_PREFIX):
+            continue
+        listed.append(_list(job, record))
+    return tuple(listed)
+
+
+def _list(job: QueuedJob, record: ClusterRecord | None) -> ListedCluster:
+    waits = job.state == "PENDING"
+    definition = record.definition if record else job.comment.removeprefix(COMMENT_PREFIX)
+    state = job.state.lower()
+    if record is None and job.state == "RUNNING":
+        state = "starting" if job.user == _user_name() else "running"
+    return ListedCluster(
+        job_id=job.job_id,
+        name=job.name,
+        user=job.user,
+        state=f"{state} ({job.reason})" if waits else state,
+        vms=record.placement.count if record else _count(definition),
+        nodes=job.nodes,
+        elapsed=job.elapsed,
+        definition=definition,
+    )
+
+
+def _count(definition: str) -> int | None:
+    from pvc.model.request import parse_definition
+
+    try:
+        return sum(item.count for item in parse_definition(definition))
+    except ValueError:
+        return None
+
+
+def _user_name() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def sweep(queue: Mapping[int, QueuedJob]) -> tuple[JobDir, ...]:
+    """Remove the caller's directories whose jobs Slurm no longer has; returns the others."""
+    kept = []
+    for jobdir in list_job_dirs():
+        if int(jobdir.path.name) in queue:
+            kept.append(jobdir)
+        else:
+            jobdir.remove()
+    return tuple(kept)
+
+
+def _records(dirs: tuple[JobDir, ...]) -> dict[int, ClusterRecord]:
+    records = {}
+    for jobdir in dirs:
+        try:
+            record = jobdir.read_record()
+        except JobError:
+            continue  # still being set up
+        records[record.job_id] = record
+    return records
+
+
+def find_cluster(job_id: int | None, name: str | None, environ: Mapping[str, str] = os.environ) -> ClusterRecord:
+    """The cluster that --job, --name or SLURM_JOB_ID means, else the only one.
+
+    :raise JobError: there is no such cluster, or Slurm does not answer.
+    :raise UsageError: more than one could be meant.
+    """
+    if job_id is None and name is None:
+        text = environ.get("SLURM_JOB_ID", "")
+        job_id = int(text) if text.isdecimal() else None
+    if job_id is not None:
+        record = JobDir.of(job_id).read_record()
+        if name is not None and record.name != name:
+            raise JobError(f"job {job_id} is called {record.name!r}, not {name!r}")
+        return record
+    records = _records(sweep({job.job_id: job for job in read_queue()}))
+    found = [record for record in records.values() if name is None or record.name == name]
+    if not found:
+        which = f"no cluster of yours is called {name!r}" if name else "no cluster of yours runs"
+        raise JobError(which, hint="pvc ps lists them; pvc alloc DEFINITION boots one")
+    if len(found) > 1:
+        numbers = ", ".join(str(record.job_id) for record in found)
+        raise UsageError(f"several clusters could be meant: jobs {numbers}", hint="choose one with --job")
+    return found[0]

@@ -1,0 +1,150 @@
+"""What a cluster's VMs are doing, and waiting for them to answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from pvc.errors import GuestError, UsageError
+from pvc.model.cluster import ClusterRecord, NodeEndpoint
+from pvc.model.vm import Phase, VmStatus
+from pvc.ops.control import Control, NodeAnswer
+
+_ENDED = (Phase.FAILED, Phase.STOPPED)
+_POLL_S = 0.5
+
+
+def parse_vms(words: Sequence[str], count: int) -> tuple[int, ...]:
+    """Ranks of "vm0", "vm[0-3,7]" and so on, in ascending order; no words mean all.
+
+    :raise UsageError: not names of this cluster's VMs.
+    """
+    if not words:
+        return tuple(range(count))
+    names: list[str] = []
+    for word in words:
+        if "[" in word or "," in word or any(sign in word for sign in "!&^"):
+            from ClusterShell.NodeSet import NodeSet, NodeSetParseError
+
+            try:
+                names += list(NodeSet(word))
+            except NodeSetParseError as err:
+                raise UsageError(f"{word!r} is not a set of VMs such as vm[0-3]") from err
+        else:
+            names.append(word)
+    return tuple(sorted({_rank(name, count) for name in names}))
+
+
+def _rank(name: str, count: int) -> int:
+    digits = name.removeprefix("vm")
+    if not name.startswith("vm") or not digits.isdecimal() or not digits.isascii() or len(digits) > 6:
+        raise UsageError(f"{name!r} is not the name of a VM", hint=f"this cluster has {_names(count)}")
+    if int(digits) >= count:
+        raise UsageError(f"there is no {name}", hint=f"this cluster has {_names(count)}")
+    return int(digits)
+
+
+def _names(count: int) -> str:
+    return "vm0" if count == 1 else f"vm0 to vm{count - 1}"
+
+
+def find_node(record: ClusterRecord, rank: int) -> str:
+    """The node that runs a VM."""
+    return next(
+        share.node for share in record.placement.shares if share.first_rank <= rank < share.first_rank + share.count
+    )
+
+
+def find_endpoint(record: ClusterRecord, rank: int) -> NodeEndpoint:
+    """The control port that speaks for a VM.
+
+    :raise GuestError: its node has none.
+    """
+    node = find_node(record, rank)
+    for endpoint in record.endpoints:
+        if endpoint.node == node:
+            return endpoint
+    raise GuestError(f"vm{rank} has no supervisor on {node}")
+
+
+def merge(record: ClusterRecord, answers: Sequence[NodeAnswer], ranks: Sequence[int]) -> tuple[VmStatus, ...]:
+    """The status of each VM asked for; one whose node is silent has failed, as far as anyone can tell."""
+    known = {vm.rank: vm for answer in answers for vm in answer.vms}
+    errors = {answer.node: answer.error for answer in answers if answer.error is not None}
+    return tuple(known.get(rank) or _unknown(record, rank, errors) for rank in ranks)
+
+
+def _unknown(record: ClusterRecord, rank: int, errors: dict[str, str]) -> VmStatus:
+    node = find_node(record, rank)
+    template = next(
+        group.template for group in record.groups if group.first_rank <= rank < group.first_rank + group.count
+    )
+    silent = node in errors
+    return VmStatus(
+        rank=rank,
+        name=f"vm{rank}",
+        template=template,
+        node=node,
+        phase=Phase.FAILED if silent else Phase.WAITING,
+        cpus=record.placement.cpus_per_vm,
+        memory_mib=0,
+        addresses=(),
+        ssh_host=None,
+        ssh_port=None,
+        accel="",
+        pinned=(),
+        started=None,
+        reachable=None,
+        detail=errors.get(node) or "not started yet",
+    )
+
+
+def read_status(control: Control, ranks: Sequence[int], *, timeout_s: float = 5.0) -> tuple[VmStatus, ...]:
+    """Ask the nodes of these VMs."""
+    record = control.record
+    nodes = {find_node(record, rank) for rank in ranks}
+    return merge(record, control.status(timeout_s=timeout_s, nodes=sorted(nodes)), ranks)
+
+
+def has_no_ssh(vm: VmStatus) -> bool:
+    """Whether no port of the node leads to the VM's ssh, so it can never be found reachable."""
+    return vm.ssh_port is None and vm.phase not in (Phase.WAITING, Phase.NETWORK)
+
+
+def wait_reachable(
+    control: Control,
+    ranks: Sequence[int],
+    timeout_s: float,
+    *,
+    on_status: Callable[[Sequence[VmStatus]], None] | None = None,
+) -> tuple[VmStatus, ...]:
+    """Until every one of these VMs answers ssh.
+
+    :raise GuestError: some ended, have no ssh port, or did not answer in time; it says which and why.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        vms = read_status(control, ranks)
+        if on_status is not None:
+            on_status(vms)
+        open_vms = [vm for vm in vms if vm.phase is not Phase.REACHABLE]
+        if not open_vms:
+            return vms
+        lost = [vm for vm in open_vms if vm.phase in _ENDED or has_no_ssh(vm)]
+        if len(lost) == len(open_vms) or time.monotonic() >= deadline:
+            raise GuestError(_explain(open_vms, timeout_s))
+        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+def _explain(vms: Sequence[VmStatus], timeout_s: float) -> str:
+    parts = []
+    for vm in vms[:5]:
+        if vm.phase in _ENDED:
+            parts.append(f"{vm.name} has {vm.phase.value}" + (f" ({vm.detail})" if vm.detail else ""))
+        elif has_no_ssh(vm):
+            parts.append(f"{vm.name} runs, but no port leads to its ssh")
+        else:
+            parts.append(f"{vm.name} does not answer after {timeout_s:g} s ({vm.phase.value})")
+    if len(vms) > 5:
+        parts.append(f"and {len(vms) - 5} more")
+    return "; ".join(parts)
