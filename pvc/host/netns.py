@@ -95,9 +95,15 @@ def _ensure_directory() -> None:
     # daemon with a mount namespace of its own would keep dead namespaces alive.
     DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
     where = os.fsencode(DIRECTORY)
-    if not os.path.ismount(DIRECTORY):
+    if not _is_mount_point(DIRECTORY):
         _check(_LIBC.mount(where, where, None, _MS_BIND | _MS_REC, None), f"cannot bind {DIRECTORY}")
         _check(_LIBC.mount(None, where, None, _MS_SHARED | _MS_REC, None), f"cannot share {DIRECTORY}")
+
+
+def _is_mount_point(path: Path) -> bool:
+    # os.path.ismount() does not see a directory bound onto itself; proc_pid_mountinfo(5) does.
+    lines = Path("/proc/thread-self/mountinfo").read_text().splitlines()
+    return any(line.split(" ", 5)[4] == os.fspath(path) for line in lines)
 
 
 def _check(result: int, what: str) -> None:

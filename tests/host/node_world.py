@@ -1,0 +1,352 @@
+"""A node of its own for the root side's tests: run by test_node.py inside fresh network and mount namespaces.
+
+    python -m tests.host.node_world SCENARIO
+
+A real etcd, real devices, nftables and dnsmasq; nothing of the machine is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pvc.errors import HostError
+from pvc.host import ethernet
+from pvc.model.host import JobFacts
+from pvc.model.site import EtcdSettings
+from pvc.node import apply, setup, teardown
+from pvc.node.context import Context
+from pvc.node.reclaim import reclaim
+from pvc.state.etcd import EtcdStore
+from pvc.state.ledger import Ledger
+from tests.unit.state import contract
+
+ROOT = Path("/run/world")
+CONF, STATE, RUNTIME, RUNS = ROOT / "conf", ROOT / "state", ROOT / "pvc", ROOT / "runs"
+NODES, CPUS = ("n1", "n2", "n3"), (4, 4, 4)
+REQUEST = "1;cpus=2;nat:6"
+ACTIONS = 11
+ETCD = EtcdSettings(("127.0.0.1",), 2379, "http", "none", "root", "/nowhere", None)
+
+
+def context() -> Context:
+    return Context(CONF, STATE, RUNTIME)
+
+
+def job(job_id: int = 12, node: str = "n1") -> JobFacts:
+    return JobFacts(job_id, 65534, 65534, node, NODES, CPUS)
+
+
+def prepare() -> subprocess.Popen[bytes]:
+    """Directories, devices, configuration and an etcd of this namespace."""
+    for directory in ("/run", "/var/tmp"):
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], check=True)
+    CONF.mkdir(parents=True)
+    hosts = "".join(f"10.99.0.{number} n{number}\n" for number in (1, 2, 3))
+    (ROOT / "hosts").write_text("127.0.0.1 localhost\n" + hosts)
+    subprocess.run(["mount", "--bind", ROOT / "hosts", "/etc/hosts"], check=True)
+    for line in (
+        "link set lo up",
+        "link add eth0 type veth peer name peer0",
+        "link set eth0 mtu 9000 up",
+        "link set peer0 mtu 9000 up",
+        "addr add 10.99.0.1/24 dev eth0",
+    ):
+        subprocess.run(["ip", *line.split()], check=True)
+    settings = {"etcd-servers": ["127.0.0.1"], "etcd-client-port": 2379, "etcd-protocol": "http"}
+    batch = {"type": "slurm", "settings": {**settings, "etcd-auth-type": "none", "run-dir": str(RUNS)}}
+    nat = {
+        "dev-prefix": "nat",
+        "int-network": "10.200.0.0/16",
+        "ext-network": "10.201.0.0/16",
+        "mtu": 1550,
+        "reverse-nat": {"vm-port": 22, "min-host-port": 60000, "max-host-port": 60999},
+    }
+    (CONF / "batch.yaml").write_text(json.dumps(batch))
+    (CONF / "networks.yaml").write_text(json.dumps({"nat": {"type": "ethernet", "settings": nat}}))
+    (CONF / "resources.yaml").write_text(json.dumps({"nat": {"networks": ["nat"], "default": True}}))
+    return start_etcd()
+
+
+def start_etcd() -> subprocess.Popen[bytes]:
+    url = "http://127.0.0.1:2379"
+    argv = ["etcd", "--data-dir", str(ROOT / "etcd"), "--listen-client-urls", url, "--advertise-client-urls", url]
+    server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: socket.create_connection(("127.0.0.1", 2379), timeout=1).close() is None)
+    return server
+
+
+def wait_for(check: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            if check():
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def snapshot() -> dict[str, Any]:
+    """All that a set-up may leave on a node."""
+
+    def ask(*argv: str) -> str:
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+    links = sorted(link["ifname"] for link in json.loads(ask("ip", "-j", "link")))
+    files = sorted(str(path) for place in (STATE, RUNTIME, RUNS, Path("/run/netns")) for path in place.rglob("*"))
+    store = EtcdStore(ETCD)
+    keys = store.read_prefix("/pvc")
+    store.close()
+    return {
+        "links": links,
+        "files": [name for name in files if "/locks" not in name and name not in (f"{STATE}/jobs", f"{RUNTIME}/net")],
+        "nft": ask("nft", "list", "ruleset"),
+        "mounts": sorted(line for line in ask("cat", "/proc/self/mounts").splitlines() if "/run/netns/" in line),
+        "forwarding": Path("/proc/sys/net/ipv4/conf/eth0/forwarding").read_text(),
+        "dnsmasq": dnsmasqs(),
+        "keys": keys,
+    }
+
+
+def dnsmasqs() -> list[int]:
+    """Servers of this world that live (a zombie waits for its reaper only)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if str(RUNTIME) in (entry / "cmdline").read_text():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return [pid for pid in found if pid not in (os.getpid(), os.getppid())]
+
+
+def child(verb: str, kill_at: int | None = None) -> int:
+    """The exit code of a process of its own that sets up or tears down, killed at its nth effect if asked."""
+    argv = [sys.executable, "-m", "tests.host.node_world", f"_{verb}", *([str(kill_at)] if kill_at is not None else [])]
+    return subprocess.run(argv, check=False, timeout=60).returncode
+
+
+def die_at(number: int) -> None:
+    """Kill this process at its nth effect: at even numbers before it, at odd ones after it."""
+    count = 0
+    create = apply.create
+    table = dict(apply._TABLE)
+
+    def killing(function: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(*arguments: Any) -> None:
+            nonlocal count
+            if count == number and number % 2 == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            function(*arguments)
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+
+        return wrapped
+
+    apply.create = killing(create)
+    for kind, (make, remove) in table.items():
+        apply._TABLE[kind] = (make, killing(remove))
+
+
+# --- scenarios -----------------------------------------------------------------------------------------------------
+
+
+def round_trip() -> None:
+    """Set-up and tear-down leave the node as it was, twice; between them everything is there."""
+    before = snapshot()
+    for _ in range(2):
+        print(setup.set_up(context(), job(), REQUEST))
+        ready = Ledger(STATE, 12).read_ready()
+        assert ready is not None
+        assert [vm.rank for vm in ready.grant.vms] == [0, 1]
+        during = snapshot()
+        assert during["links"] != before["links"]
+        assert len(during["dnsmasq"]) == 1
+        assert during["forwarding"].strip() == "1"
+        taps = ethernet.open_taps(ready.netns, ready.taps)
+        with pytest.raises(HostError, match="held by another process"):
+            ethernet.open_taps(ready.netns, ready.taps)
+        for fd in taps:
+            os.close(fd)
+        print(teardown.tear_down(context(), 12))
+        assert snapshot() == before
+
+
+def many_jobs() -> None:
+    """Jobs share a node: no number is handed out twice, and the setting they share goes with the last."""
+    before = snapshot()
+    ports: set[int] = set()
+    for job_id in (21, 22, 23):
+        setup.set_up(context(), job(job_id), REQUEST)
+        record = Ledger(STATE, job_id).read_record()
+        assert record is not None
+        assert not ports & set(record.ports)
+        ports |= set(record.ports)
+    teardown.tear_down(context(), 22)
+    setup.set_up(context(), job(24), REQUEST)
+    for job_id in (21, 23):
+        teardown.tear_down(context(), job_id)
+    assert snapshot()["forwarding"].strip() == "1"
+    teardown.tear_down(context(), 24)
+    assert snapshot() == before
+
+
+def killed_setup() -> None:
+    """A kill -9 at every effect of a set-up: the next attempt succeeds, and its tear-down leaves nothing."""
+    before = snapshot()
+    for number in range(ACTIONS):
+        assert child("setup", number) == -signal.SIGKILL, number
+        if number % 3 == 0:
+            assert child("teardown") == 0
+            assert snapshot() == before, number
+        else:
+            assert child("setup") == 0
+            assert Ledger(STATE, 12).read_ready() is not None
+            assert child("teardown") == 0
+            assert snapshot() == before, number
+
+
+def killed_teardown() -> None:
+    """A kill -9 at every effect of a tear-down: the next attempt ends it."""
+    before = snapshot()
+    for number in range(ACTIONS + 1):
+        assert child("setup") == 0
+        assert child("teardown", number) == -signal.SIGKILL, number
+        assert child("teardown") == 0
+        assert snapshot() == before, number
+
+
+def lost_store() -> None:
+    """No etcd: the request is refused with exit code 5; a tear-down keeps its debt and pays it later."""
+    before = snapshot()
+    server = prepare.server  # type: ignore[attr-defined]
+    setup.set_up(context(), job(), REQUEST)
+    server.kill()
+    server.wait()
+    print(setup.set_up(context(), job(13), REQUEST))
+    record = Ledger(STATE, 13).read_record()
+    assert record is not None
+    assert record.refusal is not None
+    assert record.refusal.exit_code == 5
+    assert "etcd at 127.0.0.1:2379" in record.refusal.message
+    for job_id in (12, 13):
+        assert teardown.tear_down(context(), job_id) == "undone, but for the state store"
+    prepare.server = start_etcd()  # type: ignore[attr-defined]
+    for job_id in (12, 13):
+        assert teardown.tear_down(context(), job_id) == "undone"
+    assert snapshot() == before
+
+
+def earlier_boot() -> None:
+    """What an earlier boot left is undone at the next start, whatever Slurm says."""
+    before = snapshot()
+    setup.set_up(context(), job(), REQUEST)
+    ledger = Ledger(STATE, 12)
+    text = (ledger.path / "record.json").read_text()
+    (ledger.path / "record.json").write_text(text.replace('"boot":"', '"boot":"another-'))
+    assert reclaim(context(), "n1")
+    assert snapshot() == before
+
+
+def refusals() -> None:
+    """A user's mistake and a wrong configuration are told to the launcher; the node is well and clean."""
+    before = snapshot()
+    for text, code, part in (
+        ("1;cpus=2;nope:2", 2, "no resource set 'nope'"),
+        ("1;cpus=2;nat:7", 2, "7 VMs of 2 cores do not fit"),
+        ("1;nat:1000000", 2, "cannot be read"),
+        ("invalid", 2, "cannot be read"),
+        ("", 2, "cannot be read"),
+    ):
+        setup.set_up(context(), job(), text)
+        record = Ledger(STATE, 12).read_record()
+        assert record is not None
+        assert record.refusal is not None
+        assert (record.refusal.exit_code, part in record.refusal.message) == (code, True), record.refusal
+        teardown.tear_down(context(), 12)
+        assert snapshot() == before
+    good = (CONF / "networks.yaml").read_text()
+    (CONF / "networks.yaml").write_text(good.replace('"mtu": 1550', '"mtu": 1550, "colour": "blue"'))
+    setup.set_up(context(), job(), REQUEST)
+    record = Ledger(STATE, 12).read_record()
+    assert record is not None
+    assert record.refusal is not None
+    assert record.refusal.exit_code == 3
+    assert "colour" in record.refusal.message
+    teardown.tear_down(context(), 12)
+    (CONF / "networks.yaml").write_text(good)
+    assert snapshot() == before
+
+
+def faults() -> None:
+    """What this node cannot do is its fault, is said so, and leaves nothing."""
+    before = snapshot()
+    (ROOT / "empty").touch(mode=0o000)
+    (ROOT / "nothing").mkdir()
+    for path, hidden, by in (
+        ("/usr/sbin/dnsmasq", "/usr/sbin/dnsmasq", ROOT / "empty"),
+        ("/dev/net/tun", "/dev/net", ROOT / "nothing"),
+    ):
+        subprocess.run(["mount", "--bind", by, hidden], check=True)
+        with pytest.raises(HostError, match=path.rpartition("/")[2]):
+            setup.set_up(context(), job(), REQUEST)
+        subprocess.run(["umount", hidden], check=True)
+        assert snapshot() == before
+
+
+def stores() -> None:
+    """The contract that the memory store fulfils, over a real etcd."""
+    store = EtcdStore(ETCD)
+    contract.check_transactions(store)
+    contract.check_nodes_agree(store)
+    contract.check_jobs_never_share_a_vni(store)
+    store.close()
+
+
+SCENARIOS = (
+    round_trip,
+    many_jobs,
+    killed_setup,
+    killed_teardown,
+    lost_store,
+    earlier_boot,
+    refusals,
+    faults,
+    stores,
+)
+
+
+def main() -> None:
+    name, *arguments = sys.argv[1:]
+    if name.startswith("_"):
+        if arguments:
+            die_at(int(arguments[0]))
+        if name == "_setup":
+            setup.set_up(context(), job(), REQUEST)
+        else:
+            teardown.tear_down(context(), 12)
+        return
+    scenario = next(each for each in SCENARIOS if each.__name__ == name)
+    prepare.server = prepare()  # type: ignore[attr-defined]
+    try:
+        scenario()
+    finally:
+        prepare.server.kill()  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
