@@ -116,6 +116,8 @@ class Launcher:
         )
         in_time = self._loop.run_until(self._boot_is_over, timeout_s=_SETUP_TIMEOUT_S, tick=self._tick)
         self._check_boot(in_time)
+        for notice in self._progress.take_notices():
+            self._display.say(notice)
         self._dir.write_record(self._make_record())
         if self._should_wait():
             self._wait_reachable()

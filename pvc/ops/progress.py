@@ -53,7 +53,7 @@ class Progress:
     start: float
     vms: list[VmView]
     nodes: dict[str, NodeView]
-    notices: list[str] = field(default_factory=list)
+    notices: dict[str, list[str]] = field(default_factory=dict)  # text with {node} -> nodes that said it
 
     @classmethod
     def of(cls, placement: Placement, templates: Sequence[str], start: float) -> Progress:
@@ -79,15 +79,23 @@ class Progress:
         elif event.kind is EventKind.VM and event.phase is not None:
             return self._apply_vm(event)
         elif event.kind is EventKind.NOTICE:
-            if event.detail and event.detail not in self.notices:
-                self.notices.append(event.detail)
-                return [event.detail]
+            text = event.detail.replace(event.node, "{node}")
+            self.notices.setdefault(text, []).append(event.node)
         elif event.kind is EventKind.ERROR:
             node.error = node.error or event
             self.fail_node(event.node, event.detail, event.time)
         elif event.kind is EventKind.ENDED:
             node.ended = True
         return []
+
+    def take_notices(self) -> list[str]:
+        """What nodes noted since the last call, each once, with the names of all that said it."""
+        lines = []
+        for text, nodes in self.notices.items():
+            names = ", ".join(nodes[:4]) + (f" and {len(nodes) - 4} more" if len(nodes) > 4 else "")
+            lines.append(text.replace("{node}", names))
+        self.notices = {}
+        return lines
 
     def _apply_vm(self, event: Event) -> list[str]:
         phase = event.phase
