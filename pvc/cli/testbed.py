@@ -32,10 +32,11 @@ def up(name: str, nodes: int, images: bool, no_plugin: bool, no_daemon: bool) ->
     """Start a testbed; a running one is left as it is."""
     from pvc.testbed import lifecycle
     from pvc.testbed.model import TestbedSpec
+    from pvc.testbed.place import find_place
 
     began = time.monotonic()
     spec = TestbedSpec(name, nodes, plugin=not no_plugin, daemon=not no_daemon)
-    changed = lifecycle.up(lifecycle.find_place(name), spec, lambda text: click.echo(f"  {text}", err=True))
+    changed = lifecycle.up(find_place(name), spec, lambda text: click.echo(f"  {text}", err=True))
     took = f" in {time.monotonic() - began:.1f} s" if changed else " already"
     click.echo(f"testbed {name!r} is up{took}: {lifecycle.describe(spec)}", err=True)
 
@@ -45,8 +46,9 @@ def up(name: str, nodes: int, images: bool, no_plugin: bool, no_daemon: bool) ->
 def down(name: str) -> None:
     """Stop a testbed and remove everything of it."""
     from pvc.testbed import lifecycle
+    from pvc.testbed.place import find_place
 
-    gone = lifecycle.down(lifecycle.find_place(name))
+    gone = lifecycle.down(find_place(name))
     click.echo(f"testbed {name!r} is {'gone' if gone else 'not there'}", err=True)
 
 
@@ -57,8 +59,9 @@ def down(name: str) -> None:
 def status(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show a testbed's nodes; exit code 1 when there is no testbed of this name."""
     from pvc.testbed import lifecycle
+    from pvc.testbed.place import find_place
 
-    found = lifecycle.read_status(lifecycle.find_place(name))
+    found = lifecycle.read_status(find_place(name))
     if as_json:
         output.print_json(found)
     elif found is None:
@@ -78,8 +81,9 @@ def status(ctx: click.Context, name: str, as_json: bool) -> None:
 def exec_(ctx: click.Context, name: str, node: str, user: str, command: tuple[str, ...]) -> None:
     """Run a command in a node; the exit code is the command's."""
     from pvc.testbed import enter, lifecycle
+    from pvc.testbed.place import find_place
 
-    place = lifecycle.find_place(name)
+    place = find_place(name)
     pid = lifecycle.require_node(place, node)
     sys.stdout.flush()
     ctx.exit(enter.execute(enter.read_plan(place.state_dir, node), pid, command, user=user, extra_env={}))
@@ -91,8 +95,9 @@ def exec_(ctx: click.Context, name: str, node: str, user: str, command: tuple[st
 def crash(name: str, node: str) -> None:
     """Cut a node's power: everything in it is gone at once."""
     from pvc.testbed import lifecycle
+    from pvc.testbed.place import find_place
 
-    lifecycle.crash(lifecycle.find_place(name), node)
+    lifecycle.crash(find_place(name), node)
 
 
 @testbed.command()
@@ -101,5 +106,6 @@ def crash(name: str, node: str) -> None:
 def boot(name: str, node: str) -> None:
     """Start a crashed node again, with its disk as it was."""
     from pvc.testbed import lifecycle
+    from pvc.testbed.place import find_place
 
-    lifecycle.boot(lifecycle.find_place(name), node)
+    lifecycle.boot(find_place(name), node)

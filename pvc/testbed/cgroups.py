@@ -10,13 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from pvc.errors import HostError
+from pvc.testbed import syscalls
 from pvc.testbed.layout import cgroup_path
 from pvc.testbed.model import CgroupMount
 
 _V2_CONTROLLERS = ("cpuset", "cpu", "memory", "pids", "io")
-# In the unified hierarchy a cgroup that hands controllers to its children must have no processes: those of the
-# node that Slurm does not manage live here.
-LEAF = "init"
+# In the unified hierarchy a cgroup that hands controllers to its children may have no processes itself: those of
+# the node that Slurm does not manage live here. slurmd (22.05) takes the cgroup of PID 1 less this very name, which
+# is systemd's, for the top of the node's hierarchy.
+LEAF = "init.scope"
 
 
 def ensure_cgroup(mounts: Iterable[CgroupMount], testbed: str, node: str) -> None:
@@ -29,22 +31,23 @@ def ensure_cgroup(mounts: Iterable[CgroupMount], testbed: str, node: str) -> Non
         try:
             path.mkdir(parents=True, exist_ok=True)
             if mount.version == 2:
-                _delegate(mount, path)
                 (path / LEAF).mkdir(exist_ok=True)
+                for parent in [each for each in reversed(path.parents) if each.is_relative_to(mount.path)]:
+                    _delegate(parent)
             elif (path / "cpuset.cpus").exists():
                 _fill_cpuset(mount, path)
         except OSError as err:
             raise HostError(f"cannot make cgroup {path}") from err
 
 
-def _delegate(mount: CgroupMount, path: Path) -> None:
-    parents = [each for each in reversed(path.parents) if each.is_relative_to(mount.path)]
-    for directory in [*parents, path]:
-        available = (directory / "cgroup.controllers").read_text().split()
-        for controller in _V2_CONTROLLERS:
-            if controller in available:
-                with suppress(OSError):
-                    (directory / "cgroup.subtree_control").write_text(f"+{controller}")
+def _delegate(directory: Path) -> None:
+    """Hand every controller that a directory of the unified hierarchy has to the directories below it."""
+    available = (directory / "cgroup.controllers").read_text().split()
+    for controller in _V2_CONTROLLERS:
+        # One that the host refuses (realtime processes forbid "cpu") is one that Slurm does without.
+        if controller in available:
+            with suppress(OSError):
+                (directory / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
 def _fill_cpuset(mount: CgroupMount, path: Path) -> None:
@@ -55,26 +58,38 @@ def _fill_cpuset(mount: CgroupMount, path: Path) -> None:
                 (directory / name).write_text((directory.parent / name).read_text())
 
 
-def enter_cgroup(mounts: Iterable[CgroupMount], testbed: str, node: str) -> None:
-    """Move the calling process into a node's cgroups.
+def enter_new_namespace(mounts: Iterable[CgroupMount], testbed: str, node: str) -> None:
+    """Move the calling process into a node's cgroups and make them the top of a new cgroup namespace.
 
     :raise HostError: they are not there.
+    :raise OSError: the kernel has no cgroup namespaces.
     """
-    move_process(mounts, testbed, node, 0)
+    every = tuple(mounts)
+    for mount in every:
+        _write_procs(Path(cgroup_path(mount.path, testbed, node)), 0)
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    for mount in every:
+        if mount.version == 2:
+            path = Path(cgroup_path(mount.path, testbed, node))
+            _write_procs(path / LEAF, 0)
+            _delegate(path)
 
 
-def move_process(mounts: Iterable[CgroupMount], testbed: str, node: str, pid: int) -> None:
-    """Move a process (0: the calling one) into a node's cgroups.
+def enter_cgroup(mounts: Iterable[CgroupMount], testbed: str, node: str, pid: int = 0) -> None:
+    """Move a process (0: the calling one) into a node's cgroups, where those outside of jobs are.
 
     :raise HostError: they are not there, or the process is gone.
     """
     for mount in mounts:
-        leaf = f"/{LEAF}" if mount.version == 2 else ""
-        path = Path(cgroup_path(mount.path, testbed, node) + leaf) / "cgroup.procs"
-        try:
-            path.write_text(str(pid))
-        except OSError as err:
-            raise HostError(f"cannot move process {pid} into cgroup {path.parent}") from err
+        path = Path(cgroup_path(mount.path, testbed, node))
+        _write_procs(path / LEAF if mount.version == 2 else path, pid)
+
+
+def _write_procs(path: Path, pid: int) -> None:
+    try:
+        (path / "cgroup.procs").write_text(str(pid))
+    except OSError as err:
+        raise HostError(f"cannot move process {pid} into cgroup {path}") from err
 
 
 def find_processes(mounts: Iterable[CgroupMount], testbed: str, node: str = "") -> set[int]:

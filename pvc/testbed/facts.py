@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pvc import run
 from pvc.config import share
 from pvc.errors import HostError
 from pvc.testbed.model import CgroupMount, HostFacts, Reveal
 
 # What a testbed starts, by the Debian package that has it.
 PACKAGES = {
-    "slurmctld": ("/usr/sbin/slurmctld",),
-    "slurmd": ("/usr/sbin/slurmd",),
-    "slurm-client": ("/usr/bin/srun",),
-    "munge": ("/usr/sbin/munged",),
-    "etcd-server": ("/usr/bin/etcd",),
-    "openvswitch-switch": ("/usr/sbin/ovs-vswitchd", "/usr/bin/ovsdb-tool"),
-    "iproute2": ("/usr/sbin/ip", "/sbin/ip", "/bin/ip"),
+    "etcd-server": ("etcd",),
+    "iproute2": ("ip",),
+    "munge": ("munged",),
+    "openvswitch-switch": ("ovs-vswitchd", "ovsdb-server", "ovsdb-tool"),
+    "slurm-client": ("srun", "sinfo"),
+    "slurmctld": ("slurmctld",),
+    "slurmd": ("slurmd",),
 }
 # Covered in every node by file systems of its own; what the commands need from there is shown again.
 _COVERED = ("/tmp", "/home", "/root", "/run", "/var/tmp")
 _TOP = Path(__file__).resolve().parents[2]
 
 
-def find_missing_packages(packages: dict[str, tuple[str, ...]] | None = None) -> tuple[str, ...]:
+def find_missing_packages() -> tuple[str, ...]:
     """Debian packages that the testbed needs and whose programs are not here."""
-    wanted = PACKAGES if packages is None else packages
-    missing = []
-    for package, paths in wanted.items():
-        wants_all = not any(Path(path).exists() for path in paths) or (
-            package == "openvswitch-switch" and not all(Path(path).exists() for path in paths)
-        )
-        if wants_all:
-            missing.append(package)
-    return tuple(missing)
+    return tuple(
+        package
+        for package, programs in PACKAGES.items()
+        if any(shutil.which(program, path=run.PATH) is None for program in programs)
+    )
 
 
 def check_machine() -> None:
@@ -51,8 +49,25 @@ def check_machine() -> None:
     if missing:
         raise HostError(
             f"the testbed needs {', '.join(missing)}",
-            hint=f"apt-get install -y --no-install-recommends {' '.join(missing)}",
+            hint=f"apt-get install -y --no-install-recommends {' '.join(find_packages_to_install(missing))}",
         )
+
+
+def find_packages_to_install(missing: Sequence[str]) -> tuple[str, ...]:
+    """All that pvc uses on a machine and that dpkg does not know as installed, so that one command is enough."""
+    try:
+        listed = parse_package_list((share.find_share() / "conf" / "debian-packages.txt").read_text())
+        known = run.run(["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n", *listed], ok_codes=(0, 1))
+    except (OSError, HostError):
+        return tuple(missing)
+    installed = {line.split()[1] for line in known.splitlines() if line.startswith("installed ")}
+    return tuple(sorted({*missing, *(package for package in listed if package not in installed)}))
+
+
+def parse_package_list(text: str) -> tuple[str, ...]:
+    """The packages of conf/debian-packages.txt: the first word of each line that is no comment."""
+    lines = (line.split() for line in text.splitlines())
+    return tuple(words[0] for words in lines if words and not words[0].startswith("#"))
 
 
 def read_facts() -> HostFacts:

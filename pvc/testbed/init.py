@@ -75,8 +75,8 @@ def main() -> NoReturn:
     plan = codec.loads(NodePlan, Path(sys.argv[1]).read_bytes())
     report = Report(int(sys.argv[2]))
     try:
-        cgroups.enter_cgroup(plan.cgroups, plan.testbed, plan.name)
-        syscalls.unshare(_NAMESPACES | (syscalls.CLONE_NEWCGROUP if plan.cgroups else 0))
+        cgroups.enter_new_namespace(plan.cgroups, plan.testbed, plan.name)
+        syscalls.unshare(_NAMESPACES)
         _connect(plan, switch=int(sys.argv[3]))
         syscalls.unshare(syscalls.CLONE_NEWPID)
     except (OSError, PvcError) as err:

@@ -57,10 +57,12 @@ def cgroup_path(mount: str, testbed: str, node: str = "") -> str:
     return f"{mount}/pvc-testbed/{testbed}" + (f"/{node}" if node else "")
 
 
-def plan_testbed(spec: TestbedSpec, facts: HostFacts, state_dir: str, secrets: tuple[bytes, str]) -> TestbedPlan:
+def plan_testbed(
+    spec: TestbedSpec, facts: HostFacts, key: str, state_dir: str, secrets: tuple[bytes, str]
+) -> TestbedPlan:
     """Directories, files and nodes of a testbed; ``secrets`` are munge's key and etcd's root password."""
     names = (LOGIN, *node_names(spec.nodes))
-    nodes = tuple(_plan_node(spec, facts, state_dir, name) for name in names)
+    nodes = tuple(_plan_node(spec, facts, key, state_dir, name) for name in names)
     return TestbedPlan(spec, _directories(names), _files(spec, facts, names, secrets), nodes)
 
 
@@ -135,15 +137,12 @@ def pvc_node_path(facts: HostFacts) -> str:
 
 
 def _commands(facts: HostFacts) -> list[tuple[str, str]]:
-    """What /usr/local/bin gets: the installed commands, or the checkout run by this interpreter."""
+    """Scripts for commands that are not installed: the checkout, run by this interpreter."""
     commands = []
     for name, installed, module in (("pvc", facts.pvc, "main"), ("pvc-node", facts.pvc_node, "node")):
-        if installed:
-            run = f'exec {installed} "$@"'
-        else:
+        if not installed:
             code = f'import sys; sys.path.insert(0, "{facts.checkout}"); from pvc.cli.{module} import main; main()'
-            run = f"exec {facts.python} -I -c '{code}' \"$@\""
-        commands.append((name, f"#!/bin/sh\n{run}\n"))
+            commands.append((name, f"#!/bin/sh\nexec {facts.python} -I -c '{code}' \"$@\"\n"))
     return commands
 
 
@@ -171,10 +170,10 @@ def _is_system(line: str) -> bool:
     return len(fields) >= 3 and fields[2].isdigit() and (int(fields[2]) < 1000 or int(fields[2]) >= 60000)
 
 
-def _plan_node(spec: TestbedSpec, facts: HostFacts, state_dir: str, name: str) -> NodePlan:
+def _plan_node(spec: TestbedSpec, facts: HostFacts, key: str, state_dir: str, name: str) -> NodePlan:
     services = _login_services() if name == LOGIN else _compute_services(spec, facts)
     return NodePlan(
-        testbed=spec.name,
+        testbed=key,
         name=name,
         address=node_address(name),
         prefix_length=NETWORK.prefixlen,
@@ -223,8 +222,8 @@ def _view(facts: HostFacts, state_dir: str, name: str) -> View:
             Directory("/run/pvc"),
         ),
         links=(
-            Link("/usr/local/bin/pvc", f"{OWN}/bin/pvc"),
-            Link("/usr/local/bin/pvc-node", f"{OWN}/bin/pvc-node"),
+            Link("/usr/local/bin/pvc", facts.pvc or f"{OWN}/bin/pvc"),
+            Link("/usr/local/bin/pvc-node", facts.pvc_node or f"{OWN}/bin/pvc-node"),
         ),
     )
 

@@ -8,87 +8,22 @@ import secrets
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvc import codec, files, parse, run
+from pvc import codec, files, run
 from pvc.errors import HostError, UsageError
 from pvc.testbed import cgroups, facts, layout, processes
-from pvc.testbed.model import CgroupMount, NodePlan, Record, TestbedPlan, TestbedSpec
+from pvc.testbed.model import NodePlan, Record, TestbedPlan, TestbedSpec
+from pvc.testbed.place import Place
 
 START_TIMEOUT_S = 30.0
 IDLE_TIMEOUT_S = 30.0
-DEFAULT_PARENT = "/var/lib/pvc-testbed"
 _CTLD_LOG = "nodes/login/log/slurm/slurmctld.log"
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a testbed's state is; ``cgroups`` are the host's hierarchies."""
-
-    name: str
-    state_dir: Path
-    cgroups: tuple[CgroupMount, ...]
-
-    def record(self) -> Record | None:
-        """What ``up`` finished; None when there is nothing, or only half of it."""
-        try:
-            return codec.loads(Record, (self.state_dir / "testbed.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-
-    def node_pid(self, node: str) -> int | None:
-        """The pid of a node's init; None when the node is down."""
-        return processes.find_daemon(self.state_dir / "nodes" / node / "init.pid")
-
-    def switch_pid(self) -> int | None:
-        """The pid of the process that holds the switch's network namespace."""
-        return processes.find_daemon(self.state_dir / "switch.pid")
-
-    def exists(self) -> bool:
-        """Whether anything of the testbed is there."""
-        return self.state_dir.exists() or any(
-            Path(layout.cgroup_path(mount.path, self.name)).exists() for mount in self.cgroups
-        )
-
-
-def find_place(name: str) -> Place:
-    """The place of a testbed of this name, which need not exist.
-
-    :raise UsageError: not a name.
-    """
-    try:
-        parse.parse_name(name)
-    except ValueError as err:
-        raise UsageError(f"testbed's name: {err}") from None
-    parent = Path(os.environ.get("PVC_TESTBED_DIR", DEFAULT_PARENT))
-    mounts = facts.parse_cgroup_mounts(Path("/proc/self/mountinfo").read_text())
-    return Place(name, parent.absolute() / name, mounts)
-
-
-def find_names() -> list[str]:
-    """Testbeds of which anything is there."""
-    here = find_place("any")
-    parents = [here.state_dir.parent, *(Path(layout.cgroup_path(mount.path, "any")).parent for mount in here.cgroups)]
-    names = {each.name for parent in parents if parent.is_dir() for each in parent.iterdir() if each.is_dir()}
-    return sorted(names)
-
-
-@contextmanager
-def _locked(place: Place) -> Iterator[None]:
-    """Hold the testbed's lock; its file goes with the testbed."""
-    place.state_dir.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    path = place.state_dir.parent / f".{place.name}.lock"
-    with files.locked(path, timeout_s=120):
-        yield
-        if not place.exists():
-            with suppress(OSError):
-                path.unlink()
-                place.state_dir.parent.rmdir()
 
 
 def up(place: Place, spec: TestbedSpec, tell: Tell) -> bool:
@@ -100,15 +35,15 @@ def up(place: Place, spec: TestbedSpec, tell: Tell) -> bool:
     if not 1 <= spec.nodes <= layout.MAX_NODES:
         raise UsageError(f"a testbed has 1 to {layout.MAX_NODES} nodes, not {spec.nodes}")
     facts.check_machine()
-    with _locked(place):
-        record = place.record()
-        if record is not None and place.switch_pid() is not None:
+    with place.locked():
+        record = place.read_record()
+        if record is not None and place.find_switch() is not None:
             if record.spec != spec:
                 raise UsageError(
                     f"testbed {place.name!r} is up with other settings ({describe(record.spec)})",
                     hint=f"pvc testbed down --name {place.name}",
                 )
-            dead = [node for node in record.nodes if place.node_pid(node) is None]
+            dead = [node for node in record.nodes if place.find_node(node) is None]
             for node in dead:
                 tell(f"{node} is down: booting it")
                 _boot(place, node)
@@ -138,10 +73,10 @@ def _make(place: Place, spec: TestbedSpec, tell: Tell) -> None:
     began = time.monotonic()
     host = facts.read_facts()
     plan = layout.plan_testbed(
-        spec, host, os.fspath(place.state_dir), (secrets.token_bytes(64), secrets.token_urlsafe(24))
+        spec, host, place.key, os.fspath(place.state_dir), (secrets.token_bytes(64), secrets.token_urlsafe(24))
     )
     _write(place, plan)
-    cgroups.ensure_cgroup(place.cgroups, place.name, "switch")
+    cgroups.ensure_cgroup(place.mounts, place.key, "switch")
     switch = _start_switch(place, plan)
     tell(f"directories and switch {time.monotonic() - began:.2f} s")
     waits = [_Wait(node, start_node(place, node, switch)) for node in plan.nodes]
@@ -155,7 +90,7 @@ def _make(place: Place, spec: TestbedSpec, tell: Tell) -> None:
 def _keep_log_of_failure(place: Place) -> None:
     """A failed ``up`` leaves its logs for reading; the processes go."""
     with suppress(HostError):
-        cgroups.kill_processes(place.cgroups, place.name)
+        cgroups.kill_processes(place.mounts, place.key)
 
 
 def _write(place: Place, plan: TestbedPlan) -> None:
@@ -199,7 +134,7 @@ def _start_switch(place: Place, plan: TestbedPlan) -> int:
     holder = run.spawn(
         ["unshare", "--net", "sleep", "infinity"], stdout=run.DEVNULL, stderr=run.DEVNULL, new_session=True
     )
-    cgroups.move_process(place.cgroups, place.name, "switch", holder.pid)
+    cgroups.enter_cgroup(place.mounts, place.key, "switch", holder.pid)
     own, theirs = Path("/proc/self/ns/net"), Path(f"/proc/{holder.pid}/ns/net")
     deadline = time.monotonic() + START_TIMEOUT_S
     while theirs.readlink() == own.readlink():
@@ -227,7 +162,7 @@ def start_node(place: Place, node: NodePlan, switch: int) -> int:
 
     :raise HostError: it cannot be started.
     """
-    cgroups.ensure_cgroup(place.cgroups, place.name, node.name)
+    cgroups.ensure_cgroup(place.mounts, place.key, node.name)
     reader, writer = os.pipe()
     state = Path(node.state_dir)
     try:
@@ -304,7 +239,7 @@ def wait_idle(place: Place, nodes: list[str], *, timeout_s: float = IDLE_TIMEOUT
     :raise HostError: it does not within ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
-    login = place.node_pid(layout.LOGIN)
+    login = place.find_node(layout.LOGIN)
     states = "no answer"
     while time.monotonic() < deadline and login is not None:
         argv = ["nsenter", f"--target={login}", "--mount", "--net", "--uts", "--ipc", "--pid"]
@@ -327,7 +262,7 @@ def down(place: Place) -> bool:
         raise HostError("a testbed belongs to root", hint="run the same command with sudo")
     if not place.exists() and not place.state_dir.parent.exists():
         return False
-    with _locked(place):
+    with place.locked():
         if not place.exists():
             return False
         _remove(place)
@@ -337,8 +272,8 @@ def down(place: Place) -> bool:
 def _remove(place: Place) -> None:
     with suppress(FileNotFoundError):
         (place.state_dir / "testbed.json").unlink()  # from here on it is half a testbed
-    cgroups.kill_processes(place.cgroups, place.name)
-    cgroups.remove_cgroups(place.cgroups, place.name)
+    cgroups.kill_processes(place.mounts, place.key)
+    cgroups.remove_cgroups(place.mounts, place.key)
     files.remove_tree(place.state_dir)
 
 
@@ -348,16 +283,16 @@ def crash(place: Place, node: str) -> None:
     :raise HostError: it has no such node, or the node is down.
     """
     _check_node(place, node)
-    if place.node_pid(node) is None:
+    if place.find_node(node) is None:
         raise HostError(f"node {node!r} is down already", hint=f"pvc testbed boot --name {place.name} {node}")
-    with _locked(place):
+    with place.locked():
         _cut_power(place, node)
 
 
 def _cut_power(place: Place, node: str) -> None:
-    cgroups.kill_processes(place.cgroups, place.name, node)
-    cgroups.remove_cgroups(place.cgroups, place.name, node)
-    switch = place.switch_pid()
+    cgroups.kill_processes(place.mounts, place.key, node)
+    cgroups.remove_cgroups(place.mounts, place.key, node)
+    switch = place.find_switch()
     if switch is not None:
         # The kernel would remove it in its own time, and its name would be taken for as long.
         run.run(["nsenter", f"--net=/proc/{switch}/ns/net", "ip", "link", "del", node], ok_codes=(0, 1))
@@ -369,16 +304,16 @@ def boot(place: Place, node: str, *, wait: bool = True) -> None:
     :raise HostError: it has no such node, the node is up, or it does not come up.
     """
     _check_node(place, node)
-    if place.node_pid(node) is not None:
+    if place.find_node(node) is not None:
         raise HostError(f"node {node!r} is up already")
-    with _locked(place):
+    with place.locked():
         _boot(place, node)
     if wait and node != layout.LOGIN:
         wait_idle(place, [node])
 
 
 def _boot(place: Place, node: str) -> None:
-    switch = place.switch_pid()
+    switch = place.find_switch()
     if switch is None:
         raise HostError(f"testbed {place.name!r} is not up", hint=f"pvc testbed up --name {place.name}")
     _cut_power(place, node)
@@ -387,7 +322,7 @@ def _boot(place: Place, node: str) -> None:
 
 
 def _check_node(place: Place, node: str) -> None:
-    record = place.record()
+    record = place.read_record()
     if record is None:
         raise HostError(f"testbed {place.name!r} is not up", hint=f"pvc testbed up --name {place.name}")
     if node not in record.nodes:
@@ -402,7 +337,7 @@ def require_node(place: Place, node: str) -> int:
     if os.geteuid() != 0:
         raise HostError("a testbed belongs to root", hint="run the same command with sudo")
     _check_node(place, node)
-    pid = place.node_pid(node)
+    pid = place.find_node(node)
     if pid is None:
         raise HostError(f"node {node!r} is down", hint=f"pvc testbed boot --name {place.name} {node}")
     return pid
@@ -410,10 +345,10 @@ def require_node(place: Place, node: str) -> int:
 
 def read_status(place: Place) -> Status | None:
     """What runs now; None when there is no testbed of this name."""
-    record = place.record()
+    record = place.read_record()
     if record is None:
         return None
-    nodes = tuple(NodeStatus(node, layout.node_address(node), place.node_pid(node)) for node in record.nodes)
+    nodes = tuple(NodeStatus(node, layout.node_address(node), place.find_node(node)) for node in record.nodes)
     return Status(place.name, os.fspath(place.state_dir), record.spec, nodes)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pvc.testbed import lifecycle
+from pvc.testbed.place import find_place
 from tests.slurm.testbed import Snapshot, Testbed, own_name, remove_stale, start_testbed
 
 
@@ -30,7 +31,7 @@ def testbed() -> Iterator[Testbed]:
         running.wait_no_jobs()
         yield running
     finally:
-        lifecycle.down(lifecycle.find_place(name))
+        lifecycle.down(find_place(name))
 
 
 @pytest.fixture
@@ -52,6 +53,6 @@ def before(tb: Testbed) -> dict[str, Snapshot]:
 
 def _settle(running: Testbed) -> None:
     for node in running.nodes():
-        if running.place.node_pid(node) is None:
+        if running.place.find_node(node) is None:
             running.boot(node)
     running.wait_no_jobs()

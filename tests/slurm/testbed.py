@@ -14,6 +14,7 @@ from typing import Any
 
 from pvc.testbed import lifecycle, processes
 from pvc.testbed.model import TestbedSpec
+from pvc.testbed.place import find_names, find_place
 
 TOP = Path(__file__).resolve().parents[2]
 _PREFIX = "pytest-"
@@ -50,7 +51,7 @@ class Testbed:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.place = lifecycle.find_place(name)
+        self.place = find_place(name)
 
     def argv(self, argv: Sequence[str], *, node: str = "login", user: str = "student") -> list[str]:
         """The host's command that runs ``argv`` in a node."""
@@ -94,7 +95,7 @@ class Testbed:
 
     def nodes(self) -> list[str]:
         """The compute nodes."""
-        record = self.place.record()
+        record = self.place.read_record()
         assert record is not None
         return [node for node in record.nodes if node != "login"]
 
@@ -175,16 +176,16 @@ def own_name(suffix: str = "") -> str:
 
 def remove_stale() -> None:
     """Take down testbeds of test processes that were killed."""
-    for name in lifecycle.find_names():
+    for name in find_names():
         fields = name.removeprefix(_PREFIX).split("-")
         if not name.startswith(_PREFIX) or len(fields) < 2 or not (fields[0] + fields[1]).isdigit():
             continue
         if processes.read_start_ticks(int(fields[0])) != int(fields[1]):
-            lifecycle.down(lifecycle.find_place(name))
+            lifecycle.down(find_place(name))
 
 
 def start_testbed(name: str, *, nodes: int = 3, daemon: bool = True) -> Testbed:
     """Bring a testbed up."""
     said: list[str] = []
-    lifecycle.up(lifecycle.find_place(name), TestbedSpec(name, nodes, daemon=daemon), said.append)
+    lifecycle.up(find_place(name), TestbedSpec(name, nodes, daemon=daemon), said.append)
     return Testbed(name)
