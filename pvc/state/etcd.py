@@ -82,7 +82,11 @@ class EtcdStore:
                 raise StateError(f"cannot read etcd's password in {settings.password_file}: {err.strerror}") from err
             secret = {"user": settings.user, "password": password}
         secure = {"ca_cert": settings.ca_cert} if settings.protocol == "https" else {}
-        return pyetcd.client(host=server, port=settings.port, timeout=_TIMEOUT_S, **secret, **secure)
+        client = pyetcd.client(host=server, port=settings.port, timeout=_TIMEOUT_S, **secret, **secure)
+        if not secure:
+            # gRPC refuses call credentials on a plain channel; the token also travels as metadata, which it takes.
+            client.call_credentials = None
+        return client
 
     def _drop(self) -> None:
         client, self._client = self._client, None
