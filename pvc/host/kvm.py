@@ -84,10 +84,9 @@ def _find_obstacle(device: Path, cpuinfo: Path) -> str | None:
         return f"there is no {device}"
     if not os.access(device, os.R_OK | os.W_OK):
         return f"{device} may not be opened by this user"
-    if platform.machine() == "x86_64":
-        flags = next((line for line in read_text(cpuinfo, "").splitlines() if line.startswith("flags")), "").split()
-        if not {"vmx", "svm"} & set(flags):
-            return f"{device} is there, but the CPU has neither vmx nor svm"
+    flags = next((line for line in read_text(cpuinfo, "").splitlines() if line.startswith("flags")), "").split()
+    if not {"vmx", "svm"} & set(flags):
+        return f"{device} is there, but the CPU has neither vmx nor svm"
     return None
 
 

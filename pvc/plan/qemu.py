@@ -104,7 +104,7 @@ def qemu_argv(spec: QemuSpec) -> list[str]:
         *_machine(spec),
         *("-chardev", f"socket,id=qmp,fd={spec.fds.qmp}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={spec.fds.console}", "-serial", "chardev:console"),
-        *("-object", "rng-random,id=rng0,filename=/dev/urandom"),
+        *("-object", "rng-builtin,id=rng0"),
         *("-device", _device(template, "virtio-rng", _RNG_SLOT, rng="rng0", id="rng")),
     ]
     if spec.sandbox and "-sandbox" not in template.custom_args:

@@ -102,9 +102,7 @@ class Control:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(REQUEST_S):
-                line = await reader.readline()
-            request = _parse_request(line)
+            request = _parse_request(await _read_line(reader))
             match request.get("op"):
                 case "status":
                     await _send(writer, {"ok": True, "vms": codec.to_data(self._statuses())})
@@ -158,6 +156,14 @@ async def _copy_input(reader: asyncio.StreamReader, console: Console) -> None:
     with suppress(OSError):
         while data := await reader.read(_CHUNK):
             await console.send(data)
+
+
+async def _read_line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        async with asyncio.timeout(REQUEST_S):
+            return await reader.readline()
+    except ValueError:
+        raise UsageError(f"a request has at most {MAX_REQUEST} bytes") from None
 
 
 async def _send(writer: asyncio.StreamWriter, answer: dict[str, Any], data: bytes = b"") -> None:

@@ -9,24 +9,27 @@ BANNER = b"SSH-"
 _FIRST_PAUSE_S = 0.1
 _LAST_PAUSE_S = 2.0
 _CONNECT_S = 2.0
-# Under emulation and load, sshd takes seconds from accept to its banner.
-_BANNER_S = 15.0
+# Under emulation and load, sshd takes seconds from accept to its banner; but a forwarder (QEMU's user network)
+# accepts before there is a guest and then says nothing: patience grows from try to try.
+_FIRST_BANNER_S = 2.0
+_LAST_BANNER_S = 15.0
 
 
 async def wait_banner(host: str, port: int) -> None:
     """Return once ``host:port`` says "SSH-"; tries for ever, at most every two seconds in the long run."""
-    pause_s = _FIRST_PAUSE_S
-    while not await _try_banner(host, port):
+    pause_s, banner_s = _FIRST_PAUSE_S, _FIRST_BANNER_S
+    while not await _try_banner(host, port, banner_s):
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 1.3, _LAST_PAUSE_S)
+        banner_s = min(banner_s * 1.3, _LAST_BANNER_S)
 
 
-async def _try_banner(host: str, port: int) -> bool:
+async def _try_banner(host: str, port: int, banner_s: float) -> bool:
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(_CONNECT_S):
             reader, writer = await asyncio.open_connection(host, port)
-        async with asyncio.timeout(_BANNER_S):
+        async with asyncio.timeout(banner_s):
             # RFC 4253, 4.2: other lines may come before the version.
             for _ in range(20):
                 line = await reader.readline()

@@ -46,7 +46,9 @@ echo "GUEST-IS $(hostname) $(nproc) $(awk '/MemTotal/{print $2}' /proc/meminfo)"
 echo "GUEST-DISK $(cat /sys/block/vda/size)"
 ip link set lo up
 for link in /sys/class/net/eth*; do
-    [ -e "$link" ] && { ip link set "${link##*/}" up; udhcpc -q -n -t 20 -T 1 -A 1 -i "${link##*/}" -s /dhcp >/dev/null; }
+    [ -e "$link" ] || continue
+    ip link set "${link##*/}" up
+    udhcpc -q -n -t 20 -T 1 -A 1 -i "${link##*/}" -s /dhcp >/dev/null
 done
 ip -o -4 address show scope global | awk '{print "GUEST-ADDRESS", $2, $4}'
 (while :; do nc -l -p 22 -e /banner; done) &

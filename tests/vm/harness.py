@@ -39,16 +39,11 @@ def free_port() -> int:
 def make_keys(directory: Path) -> ClusterKeys:
     """A cluster's keys, as the launcher would make them."""
     directory.mkdir(exist_ok=True)
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "9"]
-        + ["-subj", "/CN=pvc", "-keyout", directory / "tls.key", "-out", directory / "tls.pem"],
-        check=True,
-        capture_output=True,
-    )
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "9", "-subj", "/CN=pvc"]
+    files = ["-keyout", directory / "tls.key", "-out", directory / "tls.pem"]
+    subprocess.run(["openssl", "req", "-x509", *kind, *files], check=True, capture_output=True)
     for name in ("ssh", "host"):
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", directory / name], check=True
-        )
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", directory / name], check=True)
     return ClusterKeys(
         *((directory / name).read_text() for name in ("tls.pem", "tls.key", "ssh", "ssh.pub", "host", "host.pub"))
     )
@@ -69,7 +64,12 @@ def user_net(port: int) -> tuple[str, ...]:
 
 
 def make_spec(
-    templates: Sequence[VmTemplate], keys: ClusterKeys, *, memory_mib: int = 416, accel: Accel = Accel.TCG, cpus: int = 1
+    templates: Sequence[VmTemplate],
+    keys: ClusterKeys,
+    *,
+    memory_mib: int = 416,
+    accel: Accel = Accel.TCG,
+    cpus: int = 1,
 ) -> ClusterSpec:
     """A cluster of one VM of each template, all on one node."""
     return ClusterSpec(
@@ -184,20 +184,29 @@ class Launched:
         """The event that tells of a VM's phase."""
         return self.wait_event(EventKind.VM, rank=rank, phase=phase, timeout_s=timeout_s)
 
-    def connect(self, keys: ClusterKeys | None = None, directory: Path = Path("/tmp")) -> ssl.SSLSocket:
-        """A TLS connection to the control port with a pair, the cluster's own unless given."""
-        keys = keys or self.keys
+    def connect(self) -> ssl.SSLSocket:
+        """A TLS connection to the control port with the cluster's pair."""
+        return self.connect_with(self.keys)
+
+    def connect_with(self, keys: ClusterKeys | None) -> ssl.SSLSocket:
+        """A TLS connection with another pair, or with none."""
         event = self.wait_event(EventKind.LISTENING)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.load_verify_locations(cadata=self.keys.tls_cert)
-        fd = os.memfd_create("pair")
-        os.write(fd, (keys.tls_key + keys.tls_cert).encode())
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
-        os.close(fd)
+        if keys is not None:
+            fd = os.memfd_create("pair")
+            os.write(fd, (keys.tls_key + keys.tls_cert).encode())
+            context.load_cert_chain(f"/proc/self/fd/{fd}")
+            os.close(fd)
         assert event.host is not None
         assert event.port is not None
-        return context.wrap_socket(socket.create_connection((event.host, event.port), timeout=30))
+        plain = socket.create_connection((event.host, event.port), timeout=30)
+        try:
+            return context.wrap_socket(plain)
+        except BaseException:
+            plain.close()
+            raise
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """One request and its answer."""
@@ -250,6 +259,10 @@ class Console:
             assert data, f"console closed before {text!r}: {self.data!r}"
             self.data += data
         return self.data
+
+    def wait_prompt(self) -> None:
+        """Return when a shell reads; what was typed before it would be lost."""
+        self.wait(b"/ # ", 60)
 
     def send(self, text: bytes) -> None:
         """Type something."""

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import yaml
+
+from pvc.model.node import Nic
+from pvc.plan.cloudinit import SeedSpec, plan_seed
+
+NIC = Nic("nat", "52:54:00:00:00:03", 1450, "10.200.0.4/16", "10.200.0.1", 0)
+L2 = Nic("lan", "52:54:00:00:01:03", 9000, None, None, 1)
+SPEC = SeedSpec(
+    instance_id="pvc-12-ab-vm3",
+    hostname="vm3",
+    nics=(NIC,),
+    authorized_keys=("ssh-ed25519 AAAA somebody: 'with' \"odd\" # comment",),
+    host_key="-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\n",
+    host_key_pub="ssh-ed25519 BBBB host\n",
+    user_data=None,
+)
+
+
+def parse(spec: SeedSpec, name: str) -> Any:
+    return yaml.safe_load(plan_seed(spec)[name])
+
+
+def test_meta_data() -> None:
+    found = parse(SPEC, "meta-data")
+    assert found == {
+        "instance-id": "pvc-12-ab-vm3",
+        "local-hostname": "vm3",
+        "public-keys": list(SPEC.authorized_keys),
+    }
+
+
+def test_vendor_data_carries_the_host_key() -> None:
+    assert plan_seed(SPEC)["vendor-data"].startswith("#cloud-config\n")
+    found = parse(SPEC, "vendor-data")
+    assert found["ssh_keys"] == {"ed25519_private": SPEC.host_key, "ed25519_public": "ssh-ed25519 BBBB host"}
+    assert found["disable_root"] is False
+    assert found["ssh_deletekeys"] is True
+
+
+def test_user_data_is_verbatim() -> None:
+    text = "#!/bin/sh\necho '\u00fcml' \"$x\"\n"
+    assert plan_seed(dataclasses.replace(SPEC, user_data=text))["user-data"] == text
+
+
+def test_without_user_data_there_is_an_empty_cloud_config() -> None:
+    assert plan_seed(SPEC)["user-data"].startswith("#cloud-config\n")
+    assert parse(SPEC, "user-data") == {}
+
+
+def test_network_is_dhcp_by_mac() -> None:
+    found = parse(dataclasses.replace(SPEC, nics=(NIC, L2, NIC)), "network-config")
+    assert found["version"] == 2
+    first, second, third = found["ethernets"].values()
+    assert first["match"] == {"macaddress": NIC.mac}
+    assert first["dhcp4"] is True
+    assert first["mtu"] == 1450
+    assert first["dhcp4-overrides"]["hostname"] == "vm3"
+    assert first["dhcp4-overrides"]["use-dns"] is True
+    assert "route-metric" not in first["dhcp4-overrides"]
+    assert second["dhcp4"] is False
+    assert second["mtu"] == 9000
+    assert third["dhcp4-overrides"]["route-metric"] == 300
+
+
+def test_no_nics_is_a_document_too() -> None:
+    assert parse(dataclasses.replace(SPEC, nics=()), "network-config") == {"version": 2, "ethernets": {}}

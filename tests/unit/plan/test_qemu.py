@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pvc.errors import GuestError
+from pvc.model.node import Nic
+from pvc.model.vm import Accel, DirectBoot, Disk, VmTemplate
+from pvc.plan import qemu
+from pvc.plan.qemu import QemuSpec, VmFds, VmPaths, guest_memory_mib, qemu_argv
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NIC = Nic("nat", "52:54:00:00:00:03", 1450, "10.200.0.4/16", "10.200.0.1", 0)
+DISK = Disk("/images/debian, 12/disk.qcow2", "qcow2", 4 << 30)
+BOOT = DirectBoot("/images/vmlinuz", "/images/initrd", "root=/dev/vda console=ttyS0")
+
+
+def make_spec(template: dict[str, Any] | None = None, **changes: Any) -> QemuSpec:
+    base = VmTemplate(**{"name": "debian", "disk": DISK, "boot": None, "resource_set": "nat"} | (template or {}))
+    spec = QemuSpec(
+        name="vm3",
+        template=base,
+        nics=(NIC,),
+        cpus=2,
+        memory_mib=768,
+        accel=Accel.KVM,
+        paths=VmPaths("/run/12/vm3/disk.qcow2", "/run/12/vm3/seed.iso"),
+        fds=VmFds(qmp=7, console=9, taps=(11,)),
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+SECOND_NIC = dataclasses.replace(NIC, network="lan", mac="52:54:00:00:01:03", address=None, gateway=None, tap_index=1)
+SCENARIOS = {
+    "kvm": make_spec(),
+    "tcg-direct-boot": make_spec({"boot": BOOT}, accel=Accel.TCG),
+    "two-nics": make_spec(nics=(NIC, SECOND_NIC), fds=VmFds(7, 9, (11, 12))),
+    "no-disk-no-net": make_spec({"disk": None, "boot": BOOT}, nics=(), fds=VmFds(7, 9, ()), paths=VmPaths(None, None)),
+    "old-hardware": make_spec(
+        {"machine_type": "pc", "nic_model": "e1000", "disk_model": "ide", "disk_cache": "writethrough"}
+    ),
+    "scsi-raw": make_spec({"disk_model": "virtio-scsi", "disk_cache": "none", "disk": Disk("/b.raw", "raw", 1 << 30)}),
+    "microvm": make_spec({"machine_type": "microvm", "boot": BOOT}, sandbox=False),
+    "custom-args": make_spec({"custom_args": ("-sandbox", "off", "-device", "i6300esb"), "cpu_model": "EPYC"}),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_argv_equals_golden(name: str) -> None:
+    path = GOLDEN / f"qemu-{name}.argv"
+    text = "\n".join(qemu_argv(SCENARIOS[name])) + "\n"
+    if os.environ.get("PVC_GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("changed", [{"disk_cache": "fast"}, {"disk_model": "floppy"}])
+def test_unknown_disk_settings_are_named(changed: dict[str, Any]) -> None:
+    with pytest.raises(GuestError, match=next(iter(changed.values()))):
+        qemu_argv(make_spec(changed))
+
+
+def test_too_many_nics() -> None:
+    with pytest.raises(GuestError, match="24 network interfaces"):
+        qemu_argv(make_spec(nics=(NIC,) * 24, fds=VmFds(7, 9, tuple(range(24)))))
+
+
+def test_every_slot_is_used_once() -> None:
+    argv = qemu_argv(make_spec(nics=(NIC,) * 23, fds=VmFds(7, 9, tuple(range(23)))))
+    slots = [word.partition("addr=")[2].partition(",")[0] for word in argv if "addr=" in word]
+    assert len(slots) == len(set(slots)) == 26
+
+
+@pytest.mark.parametrize("accel", [Accel.KVM, Accel.TCG])
+def test_guest_memory(accel: Accel) -> None:
+    left = guest_memory_mib(1024, accel)
+    overhead = 1024 - left
+    assert overhead >= qemu.QEMU_OVERHEAD_MIB
+    assert guest_memory_mib(overhead + qemu.MIN_GUEST_MIB, accel) == qemu.MIN_GUEST_MIB
+    with pytest.raises(GuestError, match="leave 63 MiB") as caught:
+        guest_memory_mib(overhead + qemu.MIN_GUEST_MIB - 1, accel)
+    assert str(overhead + qemu.MIN_GUEST_MIB) in (caught.value.hint or "")
+
+
+def test_emulation_costs_memory() -> None:
+    assert guest_memory_mib(1024, Accel.TCG) < guest_memory_mib(1024, Accel.KVM)
