@@ -9,6 +9,7 @@ import pytest
 
 from pvc.testbed import lifecycle
 from pvc.testbed.place import find_place
+from tests.slurm.images import import_small
 from tests.slurm.testbed import Snapshot, Testbed, own_name, remove_stale, start_testbed
 
 
@@ -32,6 +33,12 @@ def testbed() -> Iterator[Testbed]:
         yield running
     finally:
         lifecycle.down(find_place(name))
+
+
+@pytest.fixture(scope="session")
+def small(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The template of a guest that boots in seconds."""
+    return import_small(testbed, tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture

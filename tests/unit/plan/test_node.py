@@ -27,17 +27,17 @@ def _golden(name: str, plan: NodePlan) -> None:
     data = {"grant": to_data(plan.grant), "netns": plan.netns, "taps": list(plan.taps), "actions": steps}
     text = json.dumps(data, indent=1) + "\n"
     path = GOLDEN / f"{name}.json"
-    if os.environ.get("PVC_WRITE_GOLDEN"):
+    if os.environ.get("PVC_GOLDEN") == "write":
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert text == path.read_text()
 
 
-def test_four_vms_on_three_nodes() -> None:
+def test_golden_four_vms_on_three_nodes() -> None:
     _golden("node-nat-4-of-3", plan_of(job_of(3, 4), request_of(("nat", 4), cpus=2)))
 
 
-def test_two_networks_and_vms_without_any() -> None:
+def test_golden_two_networks_and_vms_without_any() -> None:
     request = request_of(("both", 2), ("none", 1), ("nat", 2), cpus=2)
     _golden("node-both-none-nat", plan_of(job_of(2, 8, node=2), request))
 
