@@ -18,9 +18,8 @@ demo: deps venv spank  ## Install what is missing, boot 4 VMs on a 3-node Slurm 
 test: deps venv spank  ## Everything: check, then the suites with root, VMs and Slurm. CI runs this.
 	tools/test
 
-check: need-venv  ## The fast part: no root, no network, under a minute.
+check: need-venv  ## The fast part: no root, no network, under a minute. (C tests included.)
 	$(PYTEST) -q -n 2 tests/unit
-	$(MAKE) --no-print-directory -C spank check
 
 deps:  ## Install the Debian packages of conf/debian-packages.txt that are missing (as root).
 	@tools/deps

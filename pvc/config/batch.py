@@ -109,6 +109,8 @@ FILE = Table(
 
 def read_batch(document: Document, site_dir: Path) -> BatchSettings | None:
     """The settings of a document; None when it has problems, which are noted in it."""
+    if document.data is None and document.problems:
+        return None
     top: dict[str, Any] = FILE.read({} if document.data is None else document.data, Scope(document))
     values = top["settings"]
     if document.problems or values is None:

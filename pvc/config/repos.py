@@ -45,6 +45,8 @@ FILE = Table(
 
 def read_repos(document: Document, expansion: Expansion) -> tuple[Repository, ...]:
     """The repositories of a document; what is wrong is noted in it."""
+    if document.data is None and document.problems:
+        return ()
     values = FILE.read({} if document.data is None else document.data, Scope(document, expansion=expansion))
     found: list[Repository] = [each for each in values["repos"] or () if each is not None]
     names: set[str] = set()

@@ -24,7 +24,7 @@ def _read_user_data(value: Any, scope: Scope) -> str:
     if isinstance(value, dict):
         import yaml
 
-        return "#cloud-config\n" + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+        return "#cloud-config\n" + yaml.safe_dump(value, sort_keys=False)
     path = Path(scope.document.file).parent / (scope.expansion.expand(value) if scope.expansion else value)
     try:
         with path.open("rb") as stream:
