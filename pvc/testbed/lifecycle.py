@@ -16,7 +16,7 @@ from pathlib import Path
 from pvc import codec, files, run
 from pvc.errors import HostError, UsageError
 from pvc.testbed import cgroups, facts, layout, processes
-from pvc.testbed.model import NodePlan, Record, TestbedPlan, TestbedSpec
+from pvc.testbed.model import HostFacts, NodePlan, Record, TestbedPlan, TestbedSpec
 from pvc.testbed.place import Place
 
 START_TIMEOUT_S = 30.0
@@ -76,12 +76,14 @@ def _make(place: Place, spec: TestbedSpec, tell: Tell) -> None:
         spec, host, place.key, os.fspath(place.state_dir), (secrets.token_bytes(64), secrets.token_urlsafe(24))
     )
     _write(place, plan)
+    compiling = _start_compiling(host)
     cgroups.ensure_cgroup(place.mounts, place.key, "switch")
     switch = _start_switch(place, plan)
     tell(f"directories and switch {time.monotonic() - began:.2f} s")
     waits = [_Wait(node, start_node(place, node, switch)) for node in plan.nodes]
     _wait_up(waits, lambda text: tell(f"{text} {time.monotonic() - began:.2f} s"))
     wait_idle(place, [node.name for node in plan.nodes if node.name != layout.LOGIN])
+    compiling.wait(START_TIMEOUT_S)
     tell(f"nodes idle {time.monotonic() - began:.2f} s")
     record = Record(spec, tuple(node.name for node in plan.nodes))
     files.write_atomic(place.state_dir / "testbed.json", codec.dumps(record))
@@ -113,6 +115,16 @@ def _write(place: Place, plan: TestbedPlan) -> None:
         state = Path(node.state_dir)
         (state / "openvswitch" / "conf.db").write_bytes(content)
         (state / "plan.json").write_text(codec.dumps(node))
+
+
+def _start_compiling(host: HostFacts) -> run.Process[bytes]:
+    """Compile pvc's modules as the checkout's owner: the nodes see it read-only, and would do so at every start."""
+    package = os.path.join(host.checkout, "pvc")
+    owner = os.stat(package)
+    argv = [host.python, "-m", "compileall", "-q", package]
+    if owner.st_uid:
+        argv = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups", "--", *argv]
+    return run.spawn(argv, stdout=run.DEVNULL, stderr=run.DEVNULL)
 
 
 def _own(path: Path, user: str) -> None:
