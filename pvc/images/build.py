@@ -1,0 +1,295 @@
+"""Making an image from packages: mmdebstrap, mke2fs, and nothing that needs a loop device.
+
+    packages -> root.tar (mmdebstrap) -> file system (mke2fs -d) -> disk.qcow2 (qemu-img)
+                                      -> kernel, initrd (bootfiles)
+
+As root directly; as a user mmdebstrap maps or fakes root, and fakeroot keeps the owners for mke2fs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from pvc import files, run
+from pvc.errors import CommandError, HostError
+from pvc.host import qemuimg
+from pvc.images import aptsources, bootfiles
+from pvc.images.recipe import Recipe
+
+LOG = logging.getLogger(__name__)
+
+# Raised when the builder makes something else of the same recipe.
+_BUILDER = 1
+_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "tar": "tar"}
+_NEEDED_SPACE = 3 << 30
+_BUILD_TIMEOUT_S = 3600.0
+_RESULT = ("disk.qcow2", "kernel", "initrd", "packages")
+
+# Says what begins, for people who wait.
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """Files of an image that was made; ``packages`` lists names and versions. Not there: the recipe has none."""
+
+    disk: Path
+    kernel: Path
+    initrd: Path
+    packages: Path
+    cached: bool
+
+
+@contextmanager
+def built(recipe: Recipe, step: Step, *, cache: Path | None = None) -> Iterator[BuiltImage]:
+    """Make the image of ``recipe``, or take it from ``cache``; without a cache its files go at the end.
+
+    An image in the cache is good as long as recipe and mirrors' package lists are the same.
+
+    :raise HostError: a tool or disk space is missing, mirrors do not answer, or a package fails.
+    """
+    with _work_directory(cache) as work:
+        arch, sources = _read_sources(recipe)
+        key = sha256(f"{_BUILDER} {recipe.digest()} {arch} {[s.line for s in sources]}".encode()).hexdigest()[:16]
+        step("asking the mirrors for their package lists")
+        state = aptsources.read_state(sources, arch, work)
+        hit = _find_cached(cache, key, state) if cache else None
+        if hit is not None:
+            yield _result(hit, cached=True)
+            return
+        if state is None:
+            raise HostError(
+                f"no answer from the mirrors of Debian {recipe.suite}: " + ", ".join(s.uri for s in sources),
+                hint="check the network, and that apt-get update works on this machine",
+            )
+        _check_tools()
+        _check_space(work)
+        _make_root(recipe, sources, work, step)
+        _make_disk(recipe, work, step)
+        _make_boot_files(recipe, work, step)
+        result = work / "result"
+        if cache:
+            result = _keep(result, cache, f"{key}-{state[:16]}")
+        yield _result(result, cached=False)
+
+
+def _result(directory: Path, *, cached: bool) -> BuiltImage:
+    disk, kernel, initrd, packages = (directory / name for name in _RESULT)
+    return BuiltImage(disk, kernel, initrd, packages, cached)
+
+
+def _read_sources(recipe: Recipe) -> tuple[str, tuple[aptsources.Source, ...]]:
+    codename = aptsources.read_codename(files.read_text(Path("/etc/os-release"), ""))
+    arch = run.run(["dpkg", "--print-architecture"]).strip()
+    return arch, aptsources.read_sources(recipe.suite, recipe.components, codename)
+
+
+@contextmanager
+def _work_directory(cache: Path | None) -> Iterator[Path]:
+    """A directory of our own: beside the cache, so that the result can be renamed into it, or in TMPDIR."""
+    try:
+        if cache:
+            cache.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix=".build-" if cache else "pvc-build-", dir=cache))
+    except OSError as err:
+        raise HostError(f"cannot write to the cache {cache}" if cache else "cannot make a temporary directory") from err
+    try:
+        # mmdebstrap's helpers run as another user when root is only mapped.
+        path.chmod(0o755)
+        yield path
+    except OSError as err:
+        raise HostError(f"cannot build the image in {path}") from err
+    finally:
+        files.remove_tree(path)
+
+
+def _find_cached(cache: Path, key: str, state: str | None) -> Path | None:
+    if state is not None:
+        exact = cache / f"{key}-{state[:16]}"
+        return exact if exact.is_dir() else None
+    found = sorted(cache.glob(f"{key}-*"), key=lambda path: path.stat().st_mtime)
+    if found:
+        LOG.warning("the mirrors do not answer: taking the image built at %s", time.ctime(found[-1].stat().st_mtime))
+    return found[-1] if found else None
+
+
+def _keep(result: Path, cache: Path, name: str) -> Path:
+    """Name the result in the cache; older results of the same recipe go."""
+    target = cache / name
+    with suppress(OSError):
+        os.rename(result, target)
+    if not target.is_dir():
+        raise HostError(f"cannot write to the cache {cache}")
+    for other in cache.glob(f"{name.partition('-')[0]}-*"):
+        if other != target:
+            files.remove_tree(other)
+    return target
+
+
+def _check_tools() -> None:
+    wanted = dict(_TOOLS)
+    if os.geteuid() != 0:
+        wanted["fakeroot"] = "fakeroot"
+    missing = sorted({package for tool, package in wanted.items() if shutil.which(tool, path=run.PATH) is None})
+    if missing:
+        raise HostError(f"cannot build an image without {', '.join(missing)}", hint=f"apt install {' '.join(missing)}")
+
+
+def _check_space(work: Path) -> None:
+    free = shutil.disk_usage(work).free
+    if free < _NEEDED_SPACE:
+        raise HostError(
+            f"{work.parent} has {free >> 20} MiB free; building an image needs {_NEEDED_SPACE >> 20} MiB",
+            hint="name another place: --cache DIR, or TMPDIR=DIR",
+        )
+
+
+def _environment(work: Path) -> dict[str, str]:
+    """What builders need of ours: proxies, and temporary files on the disk that was checked for space."""
+    kept = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
+    return {**run.BASE_ENV, **kept, "TMPDIR": os.fspath(work), "HOME": os.environ.get("HOME", "/")}
+
+
+# --- packages
+
+
+def _make_root(recipe: Recipe, sources: tuple[aptsources.Source, ...], work: Path, step: Step) -> None:
+    """Write work/root.tar: the guest's files with packages, recipe's files, and commands done."""
+    (work / "files.tar").write_bytes(_pack_files(recipe))
+    argv = ["mmdebstrap", "--variant=minbase", "--format=tar"]
+    argv += ['--aptopt=Apt::Install-Recommends "false"', *(f"--aptopt={line}" for line in aptsources.read_proxies())]
+    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.exclude]
+    argv += [f"--dpkgopt=path-include={pattern}" for pattern in recipe.include]
+    argv += [f"--include={','.join(recipe.packages)}"] if recipe.packages else []
+    argv += [f"--customize-hook=tar-in {work / 'files.tar'} /"]
+    argv += ['--customize-hook=chroot "$1" sh -eu /var/tmp/pvc-build && rm "$1"/var/tmp/pvc-build']
+    argv += ['--customize-hook=chroot "$1" dpkg-query -Wf \'${Package} ${Version}\\n\' > "$1"/var/lib/pvc-packages']
+    argv += [recipe.suite, os.fspath(work / "root.tar"), *(source.line for source in sources)]
+    step(f"installing packages of Debian {recipe.suite}")
+    _watch(argv, work, step)
+
+
+def _watch(argv: list[str], work: Path, step: Step) -> None:
+    """Run mmdebstrap, telling its steps.
+
+    :raise CommandError: it failed; the error has its last words.
+    """
+    process = run.spawn(argv, env=_environment(work), stdout=run.DEVNULL, stderr=run.PIPE)
+    last: list[str] = []
+    try:
+        assert process.stderr is not None
+        for raw in process.stderr:
+            line = raw.decode(errors="replace").rstrip()
+            LOG.debug("%s", line)
+            last = [*last[-30:], line] if line else last
+            match = re.match(r"^I: (downloading|extracting|installing essential|installing remaining)", line)
+            if match:
+                step(f"{match[1]} packages")
+            elif line.startswith("I: running --customize-hook directly: tar-in"):
+                step("adding the recipe's files")
+            elif line.startswith("I: running --customize-hook in shell") and "pvc-build" in line:
+                step("running the recipe's commands")
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if code:
+        errors = [line for line in last if line.startswith(("E:", "W:"))] or last
+        LOG.info("%s", "\n".join(last))
+        raise CommandError(
+            ["mmdebstrap", argv[-1]], code, "\n".join(reversed(errors[:1])) or "no message", hint="pvc -vv image build"
+        )
+
+
+def _pack_files(recipe: Recipe) -> bytes:
+    """The recipe's files, and its commands as a script, as a tar archive; directories are left to tar."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
+
+        def add(path: str, content: str, mode: int, link: str | None = None) -> None:
+            member = tarfile.TarInfo(path.lstrip("/"))
+            member.mode = mode
+            member.mtime = int(time.time())
+            if link is not None:
+                member.type, member.linkname = tarfile.SYMTYPE, link
+                archive.addfile(member)
+                return
+            data = content.encode()
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+        for file in recipe.files:
+            add(file.path, file.content, int(file.mode, 8), file.link)
+        add("/var/tmp/pvc-build", "\n".join(recipe.commands) + "\n", 0o755)
+    return target.getvalue()
+
+
+# --- file system
+
+# $1 work directory, $2 size in KiB. The journal is small: the disk is an overlay's base. Nothing of the
+# inode tables has to be written, neither here nor by the guest: the file is all zeros.
+_DISK_SCRIPT = """
+cd "$1"
+mkdir root result
+tar -xpf root.tar -C root --numeric-owner --exclude='./dev/*' $3
+rm root.tar
+mv root/var/lib/pvc-packages result/packages
+mkdir boot
+for file in root/boot/vmlinu* root/boot/initrd* root/boot/System.map*; do
+    [ ! -f "$file" ] || mv "$file" boot/
+done
+rm -f root/vmlinuz root/vmlinuz.old root/initrd.img root/initrd.img.old root/etc/hostname
+: > root/etc/machine-id
+mke2fs -q -F -t ext4 -L root -m 0 -i 65536 -J size=16 -E assume_storage_prezeroed=1 -d root disk.raw "$2"
+"""
+
+
+def _make_disk(recipe: Recipe, work: Path, step: Step) -> None:
+    """Turn work/root.tar into work/result/disk.qcow2; work/root and work/boot stay for the boot files."""
+    step("making the file system")
+    root = os.geteuid() == 0
+    xattrs = "--xattrs --xattrs-include=security.capability" if root else ""
+    script = _DISK_SCRIPT.replace("$3", xattrs)
+    argv = ["sh", "-euc", script, "sh", os.fspath(work), f"{recipe.size_bytes // 1024}k"]
+    run.run(argv if root else ["fakeroot", "--", *argv], env=_environment(work), timeout_s=_BUILD_TIMEOUT_S)
+    step("writing the disk")
+    raw = work / "disk.raw"
+    qemuimg.convert(raw, "raw", work / "result" / "disk.qcow2", "qcow2")
+    raw.unlink()
+
+
+# --- kernel and initrd
+
+
+def _make_boot_files(recipe: Recipe, work: Path, step: Step) -> None:
+    """Write work/result/kernel and initrd."""
+    step("unpacking the kernel and making its initrd")
+    kernels = sorted((work / "boot").glob("vmlinuz-*"))
+    if not kernels:
+        raise HostError("the recipe installs no kernel", hint="add linux-image-amd64 to its packages")
+    version = kernels[-1].name.removeprefix("vmlinuz-")
+    (work / "result" / "kernel").write_bytes(bootfiles.unpack_kernel(kernels[-1].read_bytes()))
+    if recipe.initrd is None:
+        source = work / "boot" / f"initrd.img-{version}"
+        if not source.is_file():
+            raise HostError(f"the kernel package {version} made no initrd, and the recipe asks for none of pvc's")
+        shutil.move(source, work / "result" / "initrd")
+    else:
+        initrd = bootfiles.make_initrd(work / "root", version, recipe.initrd.modules)
+        (work / "result" / "initrd").write_bytes(initrd)
+    facts = {"kernel": version, "built": int(time.time()), "suite": recipe.suite}
+    (work / "result" / "facts.json").write_text(json.dumps(facts) + "\n")

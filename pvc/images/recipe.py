@@ -1,0 +1,171 @@
+"""Recipes of images: what ``pvc image build`` makes, as data.
+
+A recipe is a YAML file: pvc's own are in ``templates/``, a site writes its own beside them or anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pvc import codec
+from pvc.config.share import find_share
+from pvc.config.yamlmarks import read_document
+from pvc.errors import ConfigError, Problem, UsageError
+from pvc.parse import parse_size
+
+# Debian policy 5.6.7 and 5.6.10; a release too goes into command lines and URIs' paths.
+_PACKAGE = re.compile(r"^[a-z0-9][a-z0-9+.-]{1,100}(:[a-z0-9]+)?$")
+_SUITE = re.compile(r"^[a-z][a-z0-9-]{1,40}$")
+_MIN_SIZE, _MAX_SIZE = 256 << 20, 1 << 44
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A file of the guest; ``mode`` in octal digits. ``link`` makes it a symbolic link instead."""
+
+    path: str
+    content: str = ""
+    mode: str = "0644"
+    link: str | None = None
+
+
+@dataclass(frozen=True)
+class Initrd:
+    """The small initial file system that pvc makes: modules to load before the root is mounted, in this order."""
+
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is different for one release: packages and files to add, packages to leave out."""
+
+    packages: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    files: tuple[RecipeFile, ...] = ()
+    commands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make an image from packages of a Debian release.
+
+    ``exclude``: paths that dpkg does not unpack, now and in the guest later; ``include``: exceptions.
+    ``files`` are written, then ``commands`` run in the guest by its shell, after the packages are installed.
+    ``size`` is the guest's disk. ``initrd`` null: the one that the kernel package made.
+    """
+
+    description: str
+    suite: str
+    packages: tuple[str, ...]
+    append: str
+    size: str = "8G"
+    components: tuple[str, ...] = ("main",)
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    files: tuple[RecipeFile, ...] = ()
+    commands: tuple[str, ...] = ()
+    initrd: Initrd | None = None
+    hints: dict[str, str] = field(default_factory=dict)
+    variants: dict[str, Variant] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """The guest's disk in bytes."""
+        return parse_size(self.size)
+
+    def digest(self) -> str:
+        """A checksum of everything that the recipe says."""
+        return sha256(codec.dumps(self).encode()).hexdigest()
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path (with a "/" or ending in .yaml), or a name in pvc's own templates.
+
+    :raise UsageError: there is none.
+    """
+    if "/" in name or name.endswith(".yaml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"there is no recipe {name}")
+        return path
+    templates = find_share() / "templates"
+    path = templates / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in templates.glob("*.yaml"))) or "none"
+        raise UsageError(f"there is no recipe {name!r} (known: {known})", hint="a recipe of your own: ./NAME.yaml")
+    return path
+
+
+def load_recipe(path: Path, *, suite: str | None = None) -> Recipe:
+    """Read and check a recipe, for ``suite`` or the release that it names.
+
+    :raise ConfigError: something is wrong with it.
+    """
+    document = read_document(path)
+    if document.problems:
+        raise ConfigError(document.problems)
+    try:
+        if not isinstance(document.data, dict):
+            raise ValueError("a recipe is a mapping")
+        recipe = codec.from_data(Recipe, _texts(document.data))
+    except ValueError as err:
+        raise ConfigError([Problem(str(path), 0, "", str(err))]) from None
+    recipe = _for_suite(recipe, suite or recipe.suite)
+    problems = [Problem(str(path), document.line((key,)), key, text) for key, text in _find_problems(recipe)]
+    if problems:
+        raise ConfigError(problems)
+    return recipe
+
+
+def _texts(data: dict[str, Any]) -> dict[str, Any]:
+    """Scalars as text: YAML makes a number of an unquoted 0644 (octal) or 8."""
+    for entry in data.get("files") or []:
+        if isinstance(entry, dict) and isinstance(entry.get("mode"), int):
+            entry["mode"] = f"{entry['mode']:04o}"
+    result: dict[str, Any] = json.loads(json.dumps(data), parse_int=str, parse_float=str)
+    return result
+
+
+def _for_suite(recipe: Recipe, suite: str) -> Recipe:
+    variant = recipe.variants.get(suite, Variant())
+    packages = [name for name in recipe.packages if name not in variant.without]
+    return dataclasses.replace(
+        recipe,
+        suite=suite,
+        packages=(*packages, *variant.packages),
+        files=recipe.files + variant.files,
+        commands=recipe.commands + variant.commands,
+        variants={},
+    )
+
+
+def _find_problems(recipe: Recipe) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if _SUITE.match(recipe.suite) is None:
+        found.append(("suite", f"{recipe.suite!r} is not a release such as bookworm"))
+    for name in recipe.packages:
+        if _PACKAGE.match(name) is None:
+            found.append(("packages", f"{name!r} is not a package's name"))
+    try:
+        if not _MIN_SIZE <= recipe.size_bytes <= _MAX_SIZE:
+            found.append(("size", f"{recipe.size} is not between 256M and 16T"))
+    except ValueError as err:
+        found.append(("size", str(err)))
+    for file in recipe.files:
+        if not file.path.startswith("/") or ".." in file.path.split("/") or "\n" in file.path:
+            found.append(("files", f"{file.path!r} is not an absolute path"))
+        if re.match(r"^0?[0-7]{3}$", file.mode) is None:
+            found.append(("files", f"{file.path}: mode {file.mode!r} is not octal such as 0644"))
+    for pattern in (*recipe.exclude, *recipe.include):
+        if not pattern.startswith("/") or "\n" in pattern:
+            found.append(("exclude", f"{pattern!r} is not a path pattern such as /usr/share/doc/*"))
+    if not recipe.append.isprintable():
+        found.append(("append", "must be one line"))
+    return found
