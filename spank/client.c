@@ -109,6 +109,7 @@ static int parse_answer(const char *line, int *code, char *text, size_t size)
 	*code = value;
 	line += digits + (line[digits] == ' ');
 	(void)snprintf(text, size, "%.*s", (int)(end - line), line);
+	pvc_common_clean(text);
 	return 0;
 }
 

@@ -47,13 +47,16 @@ int pvc_common_memfd(const char *name)
 	return pvc_common_above_stdio(memfd_create(name, MFD_CLOEXEC));
 }
 
-ptrdiff_t pvc_common_read_file(int fd, char *text, size_t size)
+ptrdiff_t pvc_common_read_end(int fd, char *text, size_t size)
 {
 	size_t length = 0;
+	off_t start = lseek(fd, 0, SEEK_END) - (off_t)(size - 1);
 
 	text[0] = '\0';
+	if (start < 0)
+		start = 0;
 	while (length < size - 1) {
-		ssize_t count = pread(fd, text + length, size - 1 - length, (off_t)length);
+		ssize_t count = pread(fd, text + length, size - 1 - length, start + (off_t)length);
 
 		if (count < 0 && errno == EINTR)
 			continue;
@@ -67,6 +70,11 @@ ptrdiff_t pvc_common_read_file(int fd, char *text, size_t size)
 	return (ptrdiff_t)length;
 }
 
+static bool is_control(char byte)
+{
+	return (unsigned char)byte < ' ' || byte == 0x7f;
+}
+
 bool pvc_common_is_line(const char *text, size_t size)
 {
 	size_t length = strnlen(text, size);
@@ -74,9 +82,27 @@ bool pvc_common_is_line(const char *text, size_t size)
 	if (length == 0 || length >= size)
 		return false;
 	for (size_t i = 0; i < length; i++)
-		if ((unsigned char)text[i] < ' ' || text[i] == 0x7f)
+		if (is_control(text[i]))
 			return false;
 	return true;
+}
+
+const char *pvc_common_last_line(char *text)
+{
+	size_t length = strlen(text);
+	const char *line = NULL;
+
+	while (length > 0 && text[length - 1] == '\n')
+		text[--length] = '\0';
+	line = strrchr(text, '\n');
+	return line == NULL ? text : line + 1;
+}
+
+void pvc_common_clean(char *text)
+{
+	for (char *p = text; *p != '\0'; p++)
+		if (is_control(*p))
+			*p = '?';
 }
 
 void pvc_common_say(void (*say)(const char *format, ...) __attribute__((format(printf, 1, 2))),
@@ -85,9 +111,7 @@ void pvc_common_say(void (*say)(const char *format, ...) __attribute__((format(p
 	char *rest = NULL;
 
 	for (char *line = strtok_r(text, "\n", &rest); line != NULL; line = strtok_r(NULL, "\n", &rest)) {
-		for (char *p = line; *p != '\0'; p++)
-			if ((unsigned char)*p < ' ' || *p == 0x7f)
-				*p = '?';
+		pvc_common_clean(line);
 		say("%s%s", prefix, line);
 	}
 }

@@ -26,13 +26,19 @@ int pvc_common_above_stdio(int fd);
 /* An anonymous file for a child's output. */
 int pvc_common_memfd(const char *name);
 
-/* Text of a file from its start, cut at size - 1 bytes. Returns its length, or -1. */
-ptrdiff_t pvc_common_read_file(int fd, char *text, size_t size);
+/* The last size - 1 bytes of a file as text. Returns their number, or -1. */
+ptrdiff_t pvc_common_read_end(int fd, char *text, size_t size);
 
 /* Not empty, shorter than size, no control character: safe as one line of the protocol. */
 bool pvc_common_is_line(const char *text, size_t size);
 
-/* Each line of a text as a message of its own; unprintable bytes become '?'. */
+/* The last line that is not empty; the newline after it is cut from the text. */
+const char *pvc_common_last_line(char *text);
+
+/* Control characters become '?': a child's words end in logs and on terminals. */
+void pvc_common_clean(char *text);
+
+/* Each line of a text, cleaned, as a message of its own. */
 void pvc_common_say(void (*say)(const char *format, ...) __attribute__((format(printf, 1, 2))),
 		    const char *prefix, char *text);
 

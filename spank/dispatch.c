@@ -16,6 +16,8 @@ int slurm_spank_init(spank_t sp, int ac, char *av[])
 	switch (spank_context()) {
 	case S_CTX_LOCAL:
 	case S_CTX_ALLOCATOR:
+		pvc_submit_init();
+		return pvc_options_register(sp);
 	case S_CTX_REMOTE:
 		return pvc_options_register(sp);
 	case S_CTX_SLURMD:

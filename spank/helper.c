@@ -17,13 +17,12 @@
 #define EXIT_NO_EXEC 127
 /* Only where the kernel has no pidfd_open (before 5.3): how often to look. */
 #define LOOK_MS 10
+#define KILL_WAIT_MS 2000
 
 static void close_from(int lowest)
 {
-#ifdef SYS_close_range
 	if (syscall(SYS_close_range, (unsigned int)lowest, ~0U, 0U) == 0)
 		return;
-#endif
 	for (int fd = lowest; fd < (int)sysconf(_SC_OPEN_MAX); fd++)
 		(void)close(fd);
 }
@@ -68,21 +67,11 @@ static void run_child(const struct pvc_helper *helper, pid_t parent)
 	_exit(EXIT_NO_EXEC);
 }
 
-static int open_pidfd(pid_t pid)
-{
-#ifdef SYS_pidfd_open
-	return pvc_common_above_stdio((int)syscall(SYS_pidfd_open, pid, 0U));
-#else
-	(void)pid;
-	return -1;
-#endif
-}
-
 /* 1: ended, with its status; 0: still there at the deadline; -1: cannot say. */
 static int wait_until(pid_t pid, int64_t deadline_ms, int *status)
 {
 	int rv = -1;
-	int pidfd = open_pidfd(pid);
+	int pidfd = pvc_common_above_stdio((int)syscall(SYS_pidfd_open, pid, 0U));
 
 	for (;;) {
 		struct pollfd ended = {.fd = pidfd, .events = POLLIN, .revents = 0};
@@ -129,7 +118,8 @@ int pvc_helper_run(const struct pvc_helper *helper, int *exit_code)
 	if (ended == 0) {
 		slurm_error("pvc: %s did not end in time: killed", helper->argv[0]);
 		(void)kill(-pid, SIGKILL);
-		(void)waitpid(pid, &status, 0);
+		/* Not for ever: a process that waits for a device does not die before it comes back. */
+		(void)wait_until(pid, pvc_common_now_ms() + KILL_WAIT_MS, &status);
 		goto fail;
 	}
 	*exit_code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);

@@ -25,6 +25,15 @@ static const char *const keys[] = {
 
 #define KEYS (sizeof(keys) / sizeof(keys[0]))
 
+/* One line of ASCII: other bytes could be no text, or a text that looks like another. */
+static bool is_request(const char *value)
+{
+	for (const char *p = value; *p != '\0'; p++)
+		if ((unsigned char)*p > 0x7e)
+			return false;
+	return pvc_common_is_line(value, PVC_LINE_SIZE);
+}
+
 /* The value to hand on, or NULL. The request alone is a user's text, all others are Slurm's. */
 static const char *find_value(const char *key)
 {
@@ -33,7 +42,7 @@ static const char *find_value(const char *key)
 	if (value == NULL)
 		return NULL;
 	if (strcmp(key, PVC_JOB_REQUEST) == 0)
-		return pvc_common_is_line(value, PVC_LINE_SIZE) ? value : PVC_JOB_BAD_REQUEST;
+		return is_request(value) ? value : PVC_JOB_BAD_REQUEST;
 	if (value[0] != '\0' && !pvc_common_is_line(value, VALUE_SIZE)) {
 		slurm_error("pvc: %s holds control characters: not handed on", key);
 		return NULL;

@@ -73,7 +73,7 @@ int pvc_options_register(spank_t sp)
 	return 0;
 }
 
-const char *pvc_options_definition(void)
+char *pvc_options_definition(void)
 {
 	return definition[0] == '\0' ? NULL : definition;
 }

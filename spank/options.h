@@ -8,6 +8,6 @@
 int pvc_options_register(spank_t sp);
 
 /* The definition given to --pvc, or NULL. */
-const char *pvc_options_definition(void);
+char *pvc_options_definition(void);
 
 #endif

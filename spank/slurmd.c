@@ -10,6 +10,7 @@
 #include "client.h"
 #include "common.h"
 #include "config.h"
+#include "drain.h"
 #include "helper.h"
 #include "job.h"
 
@@ -17,29 +18,27 @@
 #define LOG_SIZE 4096
 #define MAX_ENV 32
 
+static char setup[] = "setup";
+static char teardown[] = "teardown";
 /* A hook has neither PATH nor HOME. */
 static char path_variable[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 static char lang_variable[] = "LANG=C.UTF-8";
 
-/* The same work by a pvc-node of our own: its exit code is the answer. */
-static int run_cold(const struct pvc_config *config, const char *verb, char *const facts[], int64_t deadline_ms)
+/* The same work by a pvc-node of our own: its exit code is the answer, its last line the reason. */
+static int run_cold(struct pvc_config *config, char *verb, char *const facts[], int64_t deadline_ms)
 {
 	int rv = -1;
 	int code = -1;
 	int log = -1;
-	size_t used = 0;
-	char verb_word[16] = "";
-	char program[PATH_MAX] = "";
+	char said[LOG_SIZE] = "";
 	char text[LOG_SIZE] = "";
-	char *argv[] = {program, verb_word, NULL};
+	char *argv[] = {config->pvc_node, verb, NULL};
 	char *envp[MAX_ENV] = {path_variable, lang_variable};
 	struct pvc_helper helper = {.argv = argv, .envp = envp, .out = -1, .err = -1, .as_daemon = true,
 				    .deadline_ms = deadline_ms};
 
-	(void)snprintf(verb_word, sizeof(verb_word), "%s", verb);
-	(void)snprintf(program, sizeof(program), "%s", config->pvc_node);
-	for (used = 2; used < MAX_ENV - 1 && facts[used - 2] != NULL; used++)
-		envp[used] = facts[used - 2];
+	for (size_t i = 0; i < MAX_ENV - 3 && facts[i] != NULL; i++)
+		envp[i + 2] = facts[i];
 	log = pvc_common_memfd("pvc-node");
 	if (log < 0) {
 		slurm_error("pvc: cannot make a log: %s", strerror(errno));
@@ -52,16 +51,20 @@ static int run_cold(const struct pvc_config *config, const char *verb, char *con
 		goto fail;
 	}
 	if (code >= 0)
-		slurm_error("pvc: %s %s failed with exit code %d", program, verb, code);
-	if (pvc_common_read_file(log, text, sizeof(text)) > 0)
-		pvc_common_say(slurm_error, "pvc: ", text);
+		slurm_error("pvc: %s %s failed with exit code %d", config->pvc_node, verb, code);
+	(void)pvc_common_read_end(log, said, sizeof(said));
+	(void)snprintf(text, sizeof(text), "%s", said);
+	pvc_common_say(slurm_error, "pvc: ", text);
+	if (code < 0)
+		(void)snprintf(said, sizeof(said), "pvc-node %s could not be run or did not end in time", verb);
+	pvc_drain_node(said[0] == '\0' ? "pvc-node failed without a word" : pvc_common_last_line(said));
 fail:
 	pvc_common_close(&log);
 	return rv;
 }
 
 /* Daemon first, cold second, one deadline for both: 0 when the node's share is done. */
-static int ask_node(const struct pvc_config *config, const char *verb)
+static int ask_node(struct pvc_config *config, char *verb)
 {
 	int rv = -1;
 	int code = -1;
@@ -77,15 +80,16 @@ static int ask_node(const struct pvc_config *config, const char *verb)
 	case PVC_CLIENT_ANSWERED:
 		if (code == 0) {
 			rv = 0;
-		} else {
-			slurm_error("pvc: pvc-node %s failed with exit code %d", verb, code);
-			pvc_common_say(slurm_error, "pvc: ", text);
+			break;
 		}
+		slurm_error("pvc: pvc-node %s failed with exit code %d: %s", verb, code, text);
+		pvc_drain_node(text);
 		break;
 	case PVC_CLIENT_NO_ANSWER:
 		rv = run_cold(config, verb, facts, deadline_ms);
 		break;
 	case PVC_CLIENT_TIMED_OUT:
+		pvc_drain_node("pvc-node did not answer in time");
 		break;
 	}
 fail:
@@ -105,6 +109,8 @@ static int has_state(const struct pvc_config *config)
 	return access(path, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR);
 }
 
+static const char bad_arguments[] = "wrong arguments in plugstack.conf";
+
 int pvc_slurmd_init(int ac, char *av[])
 {
 	struct pvc_config config;
@@ -118,9 +124,11 @@ int pvc_slurmd_prolog(int ac, char *av[])
 
 	if (getenv(PVC_JOB_REQUEST) == NULL)
 		return 0;
-	if (pvc_config_parse(&config, ac, av) < 0)
+	if (pvc_config_parse(&config, ac, av) < 0) {
+		pvc_drain_node(bad_arguments);
 		return -1;
-	return ask_node(&config, "setup");
+	}
+	return ask_node(&config, setup);
 }
 
 int pvc_slurmd_epilog(int ac, char *av[])
@@ -128,9 +136,13 @@ int pvc_slurmd_epilog(int ac, char *av[])
 	struct pvc_config config;
 
 	/* Wrong arguments drain the node for a job of ours only: its leftovers cannot be removed. */
-	if (pvc_config_parse(&config, ac, av) < 0)
-		return getenv(PVC_JOB_REQUEST) == NULL ? 0 : -1;
+	if (pvc_config_parse(&config, ac, av) < 0) {
+		if (getenv(PVC_JOB_REQUEST) == NULL)
+			return 0;
+		pvc_drain_node(bad_arguments);
+		return -1;
+	}
 	if (!has_state(&config))
 		return 0;
-	return ask_node(&config, "teardown");
+	return ask_node(&config, teardown);
 }

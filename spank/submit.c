@@ -27,36 +27,32 @@ static int check_request(char *text)
 }
 
 /* Run `pvc resolve -- DEFINITION` as the caller, in the caller's environment; its line goes to request. */
-static int resolve(const struct pvc_config *config, const char *definition, char *request, size_t size)
+static int resolve(struct pvc_config *config, char *definition, char *request, size_t size)
 {
 	int rv = -1;
 	int code = -1;
 	int out = pvc_common_memfd("pvc-request");
 	int err = pvc_common_memfd("pvc-messages");
-	char program[PATH_MAX] = "";
 	char verb[] = "resolve";
 	char end_of_options[] = "--";
-	char word[PVC_LINE_SIZE] = "";
 	char text[TEXT_SIZE] = "";
-	char *argv[] = {program, verb, end_of_options, word, NULL};
+	char *argv[] = {config->pvc, verb, end_of_options, definition, NULL};
 	struct pvc_helper helper = {.argv = argv, .envp = environ, .out = out, .err = err, .as_daemon = false,
 				    .deadline_ms = pvc_common_now_ms() + config->timeout_ms};
 
-	(void)snprintf(program, sizeof(program), "%s", config->pvc);
-	(void)snprintf(word, sizeof(word), "%s", definition);
 	if (out < 0 || err < 0) {
 		slurm_error("pvc: cannot make a file for the request: %s", strerror(errno));
 		goto fail;
 	}
 	if (pvc_helper_run(&helper, &code) < 0 || code != 0) {
-		if (pvc_common_read_file(err, text, sizeof(text)) > 0)
+		if (pvc_common_read_end(err, text, sizeof(text)) > 0)
 			pvc_common_say(slurm_spank_log, "", text);
 		else if (code > 0)
-			slurm_spank_log("pvc: %s resolve failed with exit code %d", program, code);
+			slurm_spank_log("pvc: %s resolve failed with exit code %d", config->pvc, code);
 		goto fail;
 	}
-	if (pvc_common_read_file(out, request, size) < 0 || check_request(request) < 0) {
-		slurm_spank_log("pvc: %s resolve printed no request", program);
+	if (pvc_common_read_end(out, request, size) < 0 || check_request(request) < 0) {
+		slurm_spank_log("pvc: %s resolve printed no request", config->pvc);
 		goto fail;
 	}
 	rv = 0;
@@ -66,15 +62,44 @@ fail:
 	return rv;
 }
 
+/* Slurm calls init_post_opt once for every component of a heterogeneous job, in one process. */
+static int components;
+
+void pvc_submit_init(void)
+{
+	components = 0;
+}
+
+/* Said before the job exists, or before the step. */
+static int check_place(bool is_step)
+{
+	components++;
+	if (pvc_options_definition() == NULL)
+		return 0;
+	if (is_step) {
+		slurm_spank_log("pvc: --pvc is for a whole job, and srun in job %s makes a step of that job",
+				getenv("SLURM_JOB_ID"));
+		slurm_spank_log("hint: give --pvc to salloc or sbatch, and run 'pvc start' inside");
+		return -1;
+	}
+	if (components > 1) {
+		slurm_spank_log("pvc: a heterogeneous job cannot have --pvc: a virtual cluster is one job");
+		return -1;
+	}
+	return 0;
+}
+
 int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[])
 {
 	struct pvc_config config;
-	char request[PVC_LINE_SIZE + 1] = "";
-	const char *definition = pvc_options_definition();
+	char request[PVC_LINE_SIZE + 2] = ""; /* one byte more than the longest good one: a longer one shows */
+	char *definition = pvc_options_definition();
 	/* srun inside a job makes a step of it: no new job, no prolog. */
-	int is_step = spank_context() == S_CTX_LOCAL && getenv("SLURM_JOB_ID") != NULL;
+	bool is_step = spank_context() == S_CTX_LOCAL && getenv("SLURM_JOB_ID") != NULL;
 	spank_err_t err = ESPANK_SUCCESS;
 
+	if (check_place(is_step) < 0)
+		return -1;
 	if (definition == NULL) {
 		/* A job that is submitted from inside a job of ours is not one itself. */
 		if (!is_step) {
@@ -83,12 +108,6 @@ int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[])
 			(void)unsetenv("SLURM_SPANK_" REQUEST_VARIABLE);
 		}
 		return 0;
-	}
-	if (is_step) {
-		slurm_spank_log("pvc: --pvc is for a whole job, and srun in job %s makes a step of that job",
-				getenv("SLURM_JOB_ID"));
-		slurm_spank_log("hint: give --pvc to salloc or sbatch, and run 'pvc start' inside");
-		return -1;
 	}
 	if (pvc_config_parse(&config, ac, av) < 0 || resolve(&config, definition, request, sizeof(request)) < 0)
 		return -1;

@@ -4,6 +4,9 @@
 
 #include <slurm/spank.h>
 
+/* A command starts. */
+void pvc_submit_init(void);
+
 /* Before the job exists: turn the definition into a request, or refuse the job (-1). */
 int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[]);
 

@@ -1,5 +1,6 @@
 #include "fake_spank.h"
 
+#include <slurm/slurm.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -108,6 +109,20 @@ spank_err_t spank_getenv(spank_t sp, const char *var, char *buf, int len)
 	if (value == NULL)
 		return ESPANK_ENV_NOEXIST;
 	return snprintf(buf, (size_t)len, "%s", value) < len ? ESPANK_SUCCESS : ESPANK_NOSPACE;
+}
+
+void slurm_init_update_node_msg(update_node_msg_t *message)
+{
+	memset(message, 0, sizeof(*message));
+	message->node_state = NO_VAL;
+}
+
+int slurm_update_node(update_node_msg_t *message)
+{
+	if (message->node_state != NODE_STATE_DRAIN)
+		return SLURM_ERROR;
+	(void)snprintf(fake.drained, sizeof(fake.drained), "%s %s", message->node_names, message->reason);
+	return SLURM_SUCCESS;
 }
 
 static void vlog_line(const char *prefix, const char *format, va_list values) __attribute__((format(printf, 2, 0)));

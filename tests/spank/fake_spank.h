@@ -18,6 +18,7 @@ struct fake {
 	struct fake_variable control[FAKE_VARIABLES]; /* spank_job_control_setenv */
 	bool control_refuses;                         /* spank_job_control_setenv fails */
 	struct fake_variable job[FAKE_VARIABLES];     /* spank_setenv and spank_getenv */
+	char drained[256];                            /* slurm_update_node: NODE REASON */
 	char log[16384];                              /* every message, each with its newline */
 };
 

@@ -27,7 +27,7 @@ static int run(char *program, bool as_daemon, int timeout_ms, int *code)
 	fake_start(S_CTX_JOB_SCRIPT);
 	*code = -1;
 	rv = pvc_helper_run(&helper, code);
-	CHECK(pvc_common_read_file(log, output, sizeof(output)) >= 0);
+	CHECK(pvc_common_read_end(log, output, sizeof(output)) >= 0);
 	pvc_common_close(&log);
 	return rv;
 }

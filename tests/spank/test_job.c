@@ -52,6 +52,8 @@ static void hostile_requests_become_invalid(void)
 	check_request("1;nat:4\nSLURM_JOB_UID=0", "invalid");
 	check_request("1;nat:4\r", "invalid");
 	check_request("\x1b[2J", "invalid");
+	check_request("1;nat\xe2\x80\x8b:4", "invalid"); /* a blank without width */
+	check_request("\xff\xfe", "invalid");
 	memset(huge, 'n', sizeof(huge) - 1);
 	check_request(huge, "invalid");
 	huge[1024] = '\0';

@@ -21,6 +21,7 @@ static char *prepare(const char *script, const char *timeout)
 	(void)unsetenv("PATH"); /* a hook has none */
 	CHECK(setenv("SLURM_JOB_ID", "12", 1) == 0);
 	CHECK(setenv("SLURM_JOB_UID", "4201", 1) == 0);
+	CHECK(setenv("SLURMD_NODENAME", "n1", 1) == 0);
 	return path;
 }
 
@@ -46,6 +47,7 @@ static void prolog_without_request_does_nothing(void)
 	CHECK(access(scratch("ran"), F_OK) < 0);
 	CHECK_IS(read_text(scratch("heard")), "");
 	CHECK_IS(fake.log, "");
+	CHECK_IS(fake.drained, "");
 	stop_daemon(pid);
 }
 
@@ -56,9 +58,10 @@ static void prolog_asks_the_daemon(void)
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == 0);
 	CHECK_IS(read_text(scratch("heard")),
-		 "PVC1 setup\nSLURM_JOB_ID=12\nSLURM_JOB_UID=4201\nSPANK_PVC_REQUEST=1;nat:4\n\n");
+		 "PVC1 setup\nSLURM_JOB_ID=12\nSLURM_JOB_UID=4201\nSLURMD_NODENAME=n1\nSPANK_PVC_REQUEST=1;nat:4\n\n");
 	CHECK(access(scratch("ran"), F_OK) < 0);
 	CHECK_IS(fake.log, "");
+	CHECK_IS(fake.drained, "");
 	stop_daemon(pid);
 }
 
@@ -69,7 +72,7 @@ static void hostile_request_cannot_add_facts(void)
 	request("1;nat:4\nSLURM_JOB_UID=0\n\n");
 	CHECK(fake_prolog(4, av) == 0);
 	CHECK_IS(read_text(scratch("heard")),
-		 "PVC1 setup\nSLURM_JOB_ID=12\nSLURM_JOB_UID=4201\nSPANK_PVC_REQUEST=invalid\n\n");
+		 "PVC1 setup\nSLURM_JOB_ID=12\nSLURM_JOB_UID=4201\nSLURMD_NODENAME=n1\nSPANK_PVC_REQUEST=invalid\n\n");
 	stop_daemon(pid);
 }
 
@@ -79,7 +82,8 @@ static void fault_of_the_node_fails_the_prolog(void)
 
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
-	CHECK_HAS(fake.log, "error: pvc: pvc-node setup failed with exit code 6\nerror: pvc: cannot create the ? bridge\n");
+	CHECK_HAS(fake.log, "error: pvc: pvc-node setup failed with exit code 6: cannot create the ? bridge\n");
+	CHECK_IS(fake.drained, "n1 pvc: cannot create the ? bridge");
 	CHECK(access(scratch("ran"), F_OK) < 0);
 	stop_daemon(pid);
 }
@@ -91,6 +95,7 @@ static void silent_daemon_fails_the_prolog(void)
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
 	CHECK_HAS(fake.log, "no answer from pvc-node");
+	CHECK_IS(fake.drained, "n1 pvc: pvc-node did not answer in time");
 	CHECK(access(scratch("ran"), F_OK) < 0);
 	stop_daemon(pid);
 }
@@ -109,6 +114,7 @@ static void without_daemon_pvc_node_is_started(void)
 	CHECK_NOT(read_text(scratch("env")), "evil");
 	CHECK_IS(read_text(scratch("stdin")), "");
 	CHECK_IS(fake.log, "");
+	CHECK_IS(fake.drained, "");
 }
 
 static void daemon_that_dies_is_replaced(void)
@@ -119,6 +125,7 @@ static void daemon_that_dies_is_replaced(void)
 	CHECK(fake_prolog(4, av) == 0);
 	CHECK(access(scratch("ran"), F_OK) == 0);
 	CHECK_IS(fake.log, "");
+	CHECK_IS(fake.drained, "");
 	stop_daemon(pid);
 }
 
@@ -132,11 +139,12 @@ static void dead_socket_is_no_daemon(void)
 
 static void failed_start_tells_its_log(void)
 {
-	(void)prepare("echo 'pvc: no such device'; echo 'hint: load tun' >&2; exit 6", "5");
+	(void)prepare("echo begin; echo 'no such \xc3\xa9 device' >&2; echo; exit 6", "5");
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
 	CHECK_HAS(fake.log, "pvc-node setup failed with exit code 6\n");
-	CHECK_HAS(fake.log, "error: pvc: pvc: no such device\nerror: pvc: hint: load tun\n");
+	CHECK_HAS(fake.log, "error: pvc: begin\nerror: pvc: no such \xc3\xa9 device\n");
+	CHECK_IS(fake.drained, "n1 pvc: no such \xc3\xa9 device");
 }
 
 static void slow_start_is_killed(void)
@@ -145,6 +153,25 @@ static void slow_start_is_killed(void)
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
 	CHECK_HAS(fake.log, "did not end in time");
+	CHECK_IS(fake.drained, "n1 pvc: pvc-node setup could not be run or did not end in time");
+}
+
+static void long_log_is_cut_at_its_start(void)
+{
+	(void)prepare("for i in 1 2 3 4 5 6 7 8 9; do printf '%1000d\\n' $i; done; echo the end; exit 1", "5");
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_NOT(fake.log, " 2\n");
+	CHECK_HAS(fake.log, " 9\nerror: pvc: the end\n");
+	CHECK_IS(fake.drained, "n1 pvc: the end");
+}
+
+static void silent_failure_has_a_reason(void)
+{
+	(void)prepare("exit 1", "5");
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_IS(fake.drained, "n1 pvc: pvc-node failed without a word");
 }
 
 static void missing_pvc_node_fails_the_prolog(void)
@@ -154,6 +181,7 @@ static void missing_pvc_node_fails_the_prolog(void)
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
 	CHECK_HAS(fake.log, "cannot start");
+	CHECK_HAS(fake.drained, "n1 pvc: cannot start ");
 }
 
 static void epilog_without_state_does_nothing(void)
@@ -167,6 +195,7 @@ static void epilog_without_state_does_nothing(void)
 	CHECK_IS(read_text(scratch("heard")), "");
 	CHECK(access(scratch("ran"), F_OK) < 0);
 	CHECK_IS(fake.log, "");
+	CHECK_IS(fake.drained, "");
 	stop_daemon(pid);
 }
 
@@ -176,8 +205,9 @@ static void epilog_tears_down(void)
 
 	make_state(); /* SPANK_PVC_REQUEST is not needed for it */
 	CHECK(fake_epilog(4, av) == 0);
-	CHECK_IS(read_text(scratch("heard")), "PVC1 teardown\nSLURM_JOB_ID=12\nSLURM_JOB_UID=4201\n\n");
+	CHECK_IS(read_text(scratch("heard")), "PVC1 teardown\nSLURM_JOB_ID=12\nSLURM_JOB_UID=4201\nSLURMD_NODENAME=n1\n\n");
 	CHECK_IS(fake.log, "");
+	CHECK_IS(fake.drained, "");
 	stop_daemon(pid);
 }
 
@@ -205,9 +235,11 @@ static void epilog_with_wrong_arguments_spares_other_jobs(void)
 
 	(void)prepare("true", "5");
 	CHECK(fake_epilog(1, wrong) == 0);
+	CHECK_IS(fake.drained, "");
 	request("1;nat:4");
 	CHECK(fake_epilog(1, wrong) == -1);
 	CHECK(fake_prolog(1, wrong) == -1);
+	CHECK_IS(fake.drained, "n1 pvc: wrong arguments in plugstack.conf");
 }
 
 static void strange_job_ids_name_no_path(void)
@@ -236,6 +268,8 @@ const struct test slurmd_tests[] = {
 	TEST(dead_socket_is_no_daemon),
 	TEST(failed_start_tells_its_log),
 	TEST(slow_start_is_killed),
+	TEST(long_log_is_cut_at_its_start),
+	TEST(silent_failure_has_a_reason),
 	TEST(missing_pvc_node_fails_the_prolog),
 	TEST(epilog_without_state_does_nothing),
 	TEST(epilog_tears_down),

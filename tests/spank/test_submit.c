@@ -68,7 +68,10 @@ static void refused_when_pvc_says_nothing(void)
 	CHECK_HAS(fake.log, "printed no request");
 	CHECK(submit(S_CTX_ALLOCATOR, "debian:4", "head -c 5000 /dev/zero | tr '\\0' x; echo") == -1);
 	CHECK_HAS(fake.log, "printed no request");
+	CHECK(submit(S_CTX_ALLOCATOR, "debian:4", "head -c 1024 /dev/zero | tr '\\0' x; echo") == -1);
+	CHECK(submit(S_CTX_ALLOCATOR, "debian:4", "true; echo; echo '1;nat:4'") == -1);
 	CHECK(fake_get(fake.control, "PVC_REQUEST") == NULL);
+	CHECK(submit(S_CTX_ALLOCATOR, "debian:4", "head -c 1023 /dev/zero | tr '\\0' x; echo") == 0);
 }
 
 static void refused_without_pvc(void)
@@ -100,6 +103,9 @@ static void refused_with_wrong_arguments(void)
 	fake_start(S_CTX_ALLOCATOR);
 	CHECK(fake_init(1, wrong) == 0);
 	CHECK(fake_init_post_opt(1, wrong) == 0); /* a job without --pvc does not care */
+	CHECK_IS(fake.log, "");
+	fake_start(S_CTX_LOCAL);
+	CHECK(fake_init(1, wrong) == 0);
 	CHECK(fake_option("debian:4", 0) == 0);
 	CHECK(fake_init_post_opt(1, wrong) == -1);
 	CHECK_HAS(fake.log, "absolute path");
@@ -113,6 +119,17 @@ static void refused_for_a_step(void)
 	CHECK_IS(read_text(scratch("ran")), "");
 	CHECK(submit(S_CTX_ALLOCATOR, "debian:4", "echo '1;nat:4'") == 0); /* sbatch inside a job: another job */
 	CHECK_IS(fake_get(fake.control, "PVC_REQUEST"), "1;nat:4");
+}
+
+static void refused_for_a_heterogeneous_job(void)
+{
+	CHECK(submit(S_CTX_ALLOCATOR, NULL, "touch ran; echo '1;nat:4'") == 0); /* the leader, without */
+	CHECK(fake_option("debian:4", 0) == 0);
+	CHECK(fake_init_post_opt(2, av) == -1);
+	CHECK_HAS(fake.log, "a heterogeneous job cannot have --pvc");
+	CHECK(submit(S_CTX_ALLOCATOR, "debian:4", "echo '1;nat:4'") == 0); /* both */
+	CHECK(fake_init_post_opt(2, av) == -1);
+	CHECK_HAS(fake.log, "a heterogeneous job cannot have --pvc");
 }
 
 static void step_keeps_the_definition_of_its_job(void)
@@ -158,6 +175,7 @@ const struct test submit_tests[] = {
 	TEST(refused_at_the_deadline),
 	TEST(refused_with_wrong_arguments),
 	TEST(refused_for_a_step),
+	TEST(refused_for_a_heterogeneous_job),
 	TEST(step_keeps_the_definition_of_its_job),
 	TEST(job_without_the_option_costs_and_inherits_nothing),
 	TEST(request_that_slurm_refuses_refuses_the_job),

@@ -80,7 +80,8 @@ def test_file_is_small_and_has_no_banned_call(path: Path) -> None:
 
 
 def test_plugin_as_a_whole_is_small() -> None:
-    assert sum(map(_code_lines, SOURCES)) <= MAX_CODE
+    """Code, that is without comments, blank lines and declarations."""
+    assert sum(_code_lines(path) for path in SOURCES if path.suffix == ".c") < MAX_CODE
 
 
 def test_every_function_of_a_header_is_named_after_its_file() -> None:
