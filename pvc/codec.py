@@ -52,7 +52,11 @@ def loads(cls: type[T], text: str | bytes) -> T:
 
     :raise ValueError: not JSON, or not a ``cls``.
     """
-    return from_data(cls, json.loads(text))
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return from_data(cls, data)
 
 
 def _wrong(path: str, expected: str, data: Any) -> ValueError:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import ipaddress
 import re
 
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b)?$", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b)?", re.ASCII | re.IGNORECASE)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
 _SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_MAC = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
-_MAC_PREFIX = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){2}$")
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
-_CPU_RANGE = re.compile(r"^(\d+)(?:-(\d+))?$")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
+_MAC_PREFIX = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){2}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
+_CPU_RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 
 
 def parse_size(text: str, *, default_unit: str = "") -> int:
@@ -24,7 +24,7 @@ def parse_size(text: str, *, default_unit: str = "") -> int:
 
     :raise ValueError: not a size.
     """
-    match = _SIZE.match(text.strip())
+    match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 512M or 4G")
     unit = (match[2] or default_unit).lower()
@@ -49,7 +49,7 @@ def parse_duration(text: str) -> float:
 
     :raise ValueError: not a duration.
     """
-    match = _DURATION.match(text.strip())
+    match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a duration such as 90s or 5m")
     return float(match[1]) * _SECONDS[match[2]]
@@ -60,7 +60,7 @@ def parse_name(text: str) -> str:
 
     :raise ValueError: empty, too long, or with other characters than letters, digits, "_", "." and "-".
     """
-    if _NAME.match(text) is None:
+    if _NAME.fullmatch(text) is None:
         raise ValueError(f"{text!r} is not a name (letters, digits, '_', '.', '-'; at most 63)")
     return text
 
@@ -71,7 +71,7 @@ def parse_mac(text: str) -> str:
     :raise ValueError: not a MAC address, or a multicast one.
     """
     lowered = text.lower()
-    if _MAC.match(lowered) is None:
+    if _MAC.fullmatch(lowered) is None:
         raise ValueError(f"{text!r} is not a MAC address")
     if int(lowered[:2], 16) & 1:
         raise ValueError(f"{text!r} is a multicast address")
@@ -84,7 +84,7 @@ def parse_mac_prefix(text: str) -> str:
     :raise ValueError: not such a prefix.
     """
     lowered = text.lower()
-    if _MAC_PREFIX.match(lowered) is None or int(lowered[:2], 16) & 1:
+    if _MAC_PREFIX.fullmatch(lowered) is None or int(lowered[:2], 16) & 1:
         raise ValueError(f"{text!r} is not a MAC prefix such as 52:54:00")
     return lowered
 
@@ -107,7 +107,7 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
     """
     cpus: set[int] = set()
     for part in text.strip().split(",") if text.strip() else []:
-        match = _CPU_RANGE.match(part.strip())
+        match = _CPU_RANGE.fullmatch(part.strip())
         if match is None:
             raise ValueError(f"{text!r} is not a CPU list such as 0-3,8")
         first, last = int(match[1]), int(match[2] or match[1])
@@ -124,7 +124,7 @@ def parse_cpus_per_node(text: str) -> tuple[int, ...]:
     """
     counts: list[int] = []
     for part in text.split(","):
-        match = re.match(r"^(\d{1,6})(?:\(x(\d{1,6})\))?$", part.strip())
+        match = re.fullmatch(r"(\d{1,6})(?:\(x(\d{1,6})\))?", part.strip(), re.ASCII)
         if match is None:
             raise ValueError(f"{text!r} is not Slurm's CPUs per node")
         counts.extend([int(match[1])] * int(match[2] or 1))

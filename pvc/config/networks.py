@@ -17,7 +17,7 @@ from pvc.model.network import DataPath, EthernetNetwork, Layer, Outbound, Revers
 MAX_PREFIX = 8
 # The smallest MTU with which IPv6 works is 1280, and VXLAN takes 50 bytes of each frame.
 MIN_MTU, MAX_MTU = 1330, 65535
-_VNI_RANGE = re.compile(r"^(\d{1,8})-(\d{1,8})$")
+_VNI_RANGE = re.compile(r"([0-9]{1,8})-([0-9]{1,8})")
 MAX_VNI = (1 << 24) - 1
 
 
@@ -29,7 +29,7 @@ def _parse_address(text: str) -> str:
 
 
 def _parse_vni_range(text: str) -> tuple[int, int]:
-    match = _VNI_RANGE.match(text)
+    match = _VNI_RANGE.fullmatch(text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]) <= MAX_VNI:
         raise ValueError(f"{text!r} is not a range of VXLAN identifiers within 1-{MAX_VNI}")
     return int(match[1]), int(match[2])

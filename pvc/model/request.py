@@ -9,8 +9,8 @@ from pvc.parse import parse_name
 
 MAX_VMS = 65536
 MAX_CPUS = 4096
-_REQUEST = re.compile(r"^1(?:;cpus=(\d{1,4}))?;([A-Za-z0-9_.:,-]{3,900})$")
-_PART = re.compile(r"^([A-Za-z0-9_.-]{1,63}):(\d{1,5})$")
+_REQUEST = re.compile(r"1(?:;cpus=(\d{1,4}))?;([A-Za-z0-9_.:,-]{3,900})", re.ASCII)
+_PART = re.compile(r"([A-Za-z0-9_.-]{1,63}):(\d{1,5})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ def decode_request(text: str) -> Request:
 
     :raise ValueError: malformed, empty, or beyond MAX_VMS or MAX_CPUS.
     """
-    match = _REQUEST.match(text)
+    match = _REQUEST.fullmatch(text)
     if match is None:
         raise ValueError("malformed request")
     sets: list[SetRequest] = []
     for part in match[2].split(","):
-        found = _PART.match(part)
+        found = _PART.fullmatch(part)
         if found is None:
             raise ValueError(f"malformed request at {part[:40]!r}")
         sets.append(SetRequest(parse_name(found[1]), int(found[2])))
