@@ -13,6 +13,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define TESTS 256
+#define AT_ONCE 8
+
 static int failures;
 static char directory[PATH_MAX];
 
@@ -152,39 +155,63 @@ static void clean_environment(void)
 	free(kept);
 }
 
-static int run_test(const struct test *test)
+static pid_t start_test(const struct test *test)
 {
-	int status = 0;
-	pid_t pid = -1;
 	const char *home = getenv("PVC_SCRATCH");
+	pid_t pid = fork();
 
+	must(pid >= 0, "fork");
+	if (pid > 0)
+		return pid;
 	(void)snprintf(directory, sizeof(directory), "%s/XXXXXX", home == NULL ? "/tmp" : home);
 	must(mkdtemp(directory) != NULL, directory);
-	pid = fork();
-	must(pid >= 0, "fork");
-	if (pid == 0) {
-		test->run();
-		exit(failures == 0 ? 0 : 1); /* the leak checker speaks here */
-	}
-	must(waitpid(pid, &status, 0) == pid, "waitpid");
+	test->run();
 	remove_directory();
-	if (status == 0)
-		return 0;
-	fprintf(stderr, "FAILED %s (status %#x)\n", test->name, (unsigned int)status);
-	return 1;
+	exit(failures == 0 ? 0 : 1); /* the leak checker speaks here */
+}
+
+struct running {
+	pid_t pid;
+	const char *name;
+};
+
+/* Wait for any of them; whether it failed. */
+static size_t end_test(const struct running running[], size_t count)
+{
+	int status = 0;
+	pid_t pid = wait(&status);
+
+	must(pid > 0, "wait");
+	for (size_t i = 0; status != 0 && i < count; i++)
+		if (running[i].pid == pid)
+			fprintf(stderr, "FAILED %s (status %#x)\n", running[i].name, (unsigned int)status);
+	return status != 0;
 }
 
 int main(void)
 {
 	const struct test *const tables[] = {client_tests, config_tests, helper_tests, job_tests,
 					     options_tests, slurmd_tests, stepd_tests, submit_tests};
-	int count = 0;
-	int failed = 0;
+	struct running running[TESTS] = {0};
+	size_t count = 0;
+	size_t ended = 0;
+	size_t failed = 0;
 
 	clean_environment();
-	for (size_t i = 0; i < sizeof(tables) / sizeof(tables[0]); i++)
-		for (const struct test *test = tables[i]; test->name != NULL; test++, count++)
-			failed += run_test(test);
-	printf("%d tests, %d failed\n", count, failed);
+	for (size_t i = 0; i < sizeof(tables) / sizeof(tables[0]); i++) {
+		for (const struct test *test = tables[i]; test->name != NULL; test++, count++) {
+			must(count < TESTS, "too many tests");
+			/* Several at once: many do nothing but wait for a deadline. */
+			if (count - ended >= AT_ONCE) {
+				failed += end_test(running, count);
+				ended++;
+			}
+			running[count].name = test->name;
+			running[count].pid = start_test(test);
+		}
+	}
+	for (; ended < count; ended++)
+		failed += end_test(running, count);
+	printf("%zu tests, %zu failed\n", count, failed);
 	return failed == 0 ? 0 : 1;
 }
