@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pvc import codec
-from pvc.errors import HostError, JobError, PvcError
+from pvc.errors import GuestError, HostError, JobError, PvcError, StateError, UsageError
 from pvc.model.node import NodeGrant
 
 SOCKET = Path("/run/pvc/node.sock")
@@ -150,7 +150,9 @@ def _parse_answer(line: bytes) -> tuple[NodeGrant, int]:
 def _refusal(answer: dict[str, Any]) -> PvcError:
     """The error that pvc-node describes, in the class its exit code names."""
     code = int(answer.get("exit_code", HostError.exit_code))
-    classes: dict[int, type[PvcError]] = {JobError.exit_code: JobError, HostError.exit_code: HostError}
+    classes: dict[int, type[PvcError]] = {
+        kind.exit_code: kind for kind in (UsageError, JobError, StateError, HostError, GuestError)
+    }
     error = classes.get(code, PvcError)(str(answer["error"]), hint=answer.get("hint"))
     error.exit_code = code
     return error

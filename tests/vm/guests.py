@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-CACHE = Path("/var/tmp/pvc-test-guest-1")
+CACHE = Path("/var/tmp/pvc-test-guest-3")
 
 MODULES = (
     "drivers/virtio/virtio",
@@ -40,7 +40,7 @@ mount -t devtmpfs dev /dev
 echo 1 > /proc/sys/kernel/printk
 for pass in 1 2; do for name in $(cat /modules); do insmod /lib/$name.ko 2>/dev/null; done; done
 mkdir -p /seed
-[ -b /dev/vdb ] && mount -t iso9660 -o ro /dev/vdb /seed
+for disk in vdb vda; do [ -b /dev/$disk ] && mount -t iso9660 -o ro /dev/$disk /seed 2>/dev/null && break; done
 hostname "$(sed -n 's/.*"local-hostname": "\\(.*\\)".*/\\1/p' /seed/meta-data)"
 echo "GUEST-IS $(hostname) $(nproc) $(awk '/MemTotal/{print $2}' /proc/meminfo)"
 echo "GUEST-DISK $(cat /sys/block/vda/size)"
@@ -49,6 +49,9 @@ for link in /sys/class/net/eth*; do
     [ -e "$link" ] || continue
     ip link set "${link##*/}" up
     udhcpc -q -n -t 20 -T 1 -A 1 -i "${link##*/}" -s /dhcp >/dev/null
+done
+for link in /sys/class/net/eth*; do
+    [ -e "$link" ] && echo "GUEST-LINK ${link##*/} $(cat $link/mtu) $(cat $link/address)"
 done
 ip -o -4 address show scope global | awk '{print "GUEST-ADDRESS", $2, $4}'
 (while :; do nc -l -p 22 -e /banner; done) &

@@ -86,9 +86,9 @@ def make_spec(
     )
 
 
-def make_grant(run_dir: Path, vms: Sequence[VmGrant]) -> NodeGrant:
-    """A node's grant for VMs reached over 127.0.0.1."""
-    return NodeGrant(12, NODE, "127.0.0.1", os.fspath(run_dir), tuple(vms))
+def make_grant(run_dir: Path, vms: Sequence[VmGrant], *, address: str = "127.0.0.1") -> NodeGrant:
+    """A node's grant for VMs whose ports are at ``address``."""
+    return NodeGrant(12, NODE, address, os.fspath(run_dir), tuple(vms))
 
 
 class FakeNode:
@@ -133,17 +133,17 @@ class FakeNode:
 class Launched:
     """A supervisor process as its launcher sees it."""
 
-    def __init__(self, spec: ClusterSpec, node_socket: Path, *, home: Path, **extra: str) -> None:
+    def __init__(self, spec: ClusterSpec, node_socket: Path, *, home: Path, wrapper: Sequence[str] = ()) -> None:
         environ = {
             "PATH": os.environ["PATH"],
             "HOME": os.fspath(home),
             "PYTHONPATH": os.fspath(ROOT),
             "SLURMD_NODENAME": NODE,
             "PVC_NODE_SOCKET": os.fspath(node_socket),
-        } | extra
+        }
         self.started = time.time()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from pvc.cli.main import main; main()", "supervise"],
+            [*wrapper, sys.executable, "-c", "from pvc.cli.main import main; main()", "supervise"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environ,

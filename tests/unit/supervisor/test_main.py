@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from pvc import codec
+from pvc.errors import UsageError
+from pvc.model.cluster import ClusterKeys, ClusterSpec, Placement
+from pvc.model.event import Event, EventKind
+from pvc.model.vm import Accel
+from pvc.supervisor.events import Events
+from pvc.supervisor.main import node_name, read_spec
+
+SPEC = ClusterSpec(
+    12, "c", "d", Placement(1, ()), (), {}, 512, Accel.AUTO, ("k" * 100_000,), ClusterKeys("", "", "", "", "", "")
+)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+def read_from(data: bytes) -> ClusterSpec:
+    fd = os.memfd_create("stdin")
+    try:
+        os.write(fd, data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return read_spec(fd)
+    finally:
+        os.close(fd)
+
+
+def test_the_launchers_line() -> None:
+    assert read_from(codec.dumps(SPEC).encode() + b"\n") == SPEC
+
+
+@pytest.mark.parametrize("data", [b"", b"{}\n", b"{}", b"nonsense\n", b"\xff\n"])
+def test_something_else(data: bytes) -> None:
+    with pytest.raises(UsageError):
+        read_from(data)
+
+
+def test_the_nodes_name() -> None:
+    assert node_name({"SLURMD_NODENAME": "n7"}) == "n7"
+    assert "." not in node_name({})
+
+
+def test_events_are_lines(pipe: tuple[int, int]) -> None:
+    events = Events(pipe[1], "n1")
+    events.listening("10.0.0.1", 4711)
+    events.notice("slow")
+    events.error(UsageError("bad", hint="better"))
+    events.ended()
+    found = [codec.loads(Event, line) for line in os.read(pipe[0], 65536).splitlines()]
+    assert [event.kind for event in found] == [EventKind.LISTENING, EventKind.NOTICE, EventKind.ERROR, EventKind.ENDED]
+    assert (found[0].host, found[0].port) == ("10.0.0.1", 4711)
+    assert (found[2].detail, found[2].hint, found[2].exit_code) == ("bad", "better", 2)
+    assert {event.node for event in found} == {"n1"}
+
+
+def test_a_launcher_that_is_gone_is_no_error() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    Events(write_end, "n1").ended()
+    os.close(write_end)
