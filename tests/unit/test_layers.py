@@ -57,9 +57,11 @@ SPAWNERS = {
     | {f"{verb}{suffix}" for verb in ("exec", "spawn") for suffix in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")},
     "asyncio": {"create_subprocess_exec", "create_subprocess_shell"},
 }
-# A process that turns into another one starts none; and a namespace is entered between fork and exec.
+# A process that turns into another one starts none; a namespace is entered between fork and exec; and what stays
+# behind when a command returns is a fork of it.
 MAY_SPAWN = {
     "pvc.ops.ssh": {"execvp"},
+    "pvc.ops.start": {"fork"},
     "pvc.ops.submission": {"execvpe"},
     "pvc.testbed.enter": {"fork", "execvpe"},
     "pvc.testbed.etcdauth": {"fork"},
