@@ -8,7 +8,7 @@ import time
 from typing import TextIO
 
 from pvc.model.vm import Phase
-from pvc.ops.progress import TABLE_ROWS, Progress, VmView
+from pvc.ops.progress import TABLE_ROWS, Progress, VmView, plural
 
 _COLOURS = {
     Phase.WAITING: "2",
@@ -42,7 +42,8 @@ def _headline(progress: Progress, elapsed: float, colours: bool) -> str:
     counts = progress.counts()
     parts = [_paint(f"{counts[phase]} {phase.value}", phase, colours) for phase in Phase if counts[phase]]
     mark = "✓" if progress.is_settled else _SPINNER[int(elapsed * 10) % len(_SPINNER)]
-    return f"{mark} {len(progress.vms)} VMs on {len(progress.nodes)} nodes · {' · '.join(parts)} · {elapsed:.1f} s"
+    size = f"{plural(len(progress.vms), 'VM')} on {plural(len(progress.nodes), 'node')}"
+    return f"{mark} {size} · {' · '.join(parts)} · {elapsed:.1f} s"
 
 
 def _row(vm: VmView, elapsed: float, name_width: int, node_width: int, width: int, colours: bool) -> str:

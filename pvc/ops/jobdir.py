@@ -91,8 +91,10 @@ class JobDir:
         """
         try:
             return codec.loads(ClusterRecord, self.record_path.read_bytes())
-        except FileNotFoundError as err:
-            raise JobError(f"job {self.path.name} has no running cluster") from err
+        except FileNotFoundError:
+            raise JobError(
+                f"job {self.path.name} has no running cluster", hint="pvc ps lists yours; pvc start boots that of a job"
+            ) from None
         except (ValueError, OSError) as err:
             raise JobError(f"cannot read {self.record_path}") from err
 

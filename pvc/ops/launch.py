@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +23,14 @@ from pvc.model.event import Event
 from pvc.ops import shell
 from pvc.ops.display import Display
 from pvc.ops.handover import Handover
-from pvc.ops.jobdir import JobDir
+from pvc.ops.jobdir import JobDir, list_job_dirs
 from pvc.ops.keys import KeyMaker
 from pvc.ops.loop import Loop
-from pvc.ops.progress import Progress
+from pvc.ops.progress import Progress, plural
+from pvc.ops.registry import sweep
 from pvc.ops.supervisors import Supervisors
 from pvc.plan.placement import place
-from pvc.slurm.job import JobInfo, cancel_job, read_job, read_job_fields
+from pvc.slurm.job import JobInfo, cancel_job, read_job, read_job_fields, read_queue
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEFAULT_MEMORY_MIB = 1024  # of a VM where Slurm does not account for memory
@@ -111,9 +113,10 @@ class Launcher:
         self._dir.write_keys(keys)
         self._supervisors.send(self._make_spec(keys))
         self._display.say(
-            f"job {self._job.job_id}: {_plural(len(self._progress.vms), 'VM')} on {', '.join(nodes[:8])}"
+            f"job {self._job.job_id}: {plural(len(self._progress.vms), 'VM')} on {', '.join(nodes[:8])}"
             + (f" and {len(nodes) - 8} more" if len(nodes) > 8 else "")
         )
+        _sweep_others()
         in_time = self._loop.run_until(self._boot_is_over, timeout_s=_SETUP_TIMEOUT_S, tick=self._tick)
         self._check_boot(in_time)
         for notice in self._progress.take_notices():
@@ -238,17 +241,25 @@ class Launcher:
         if self._child.poll() is not None:
             return True
         if self._kill_at is None and self._is_over():
-            if self._progress.was_stopped:
+            if self._progress.was_stopped and self._job_runs():
                 self._display.warn("the cluster was stopped")
             self._end_child(signal.SIGHUP if self._mission.script == () else signal.SIGTERM)
         return False
 
     def _end_child(self, number: signal.Signals) -> None:
-        """Ask the shell or script to end, and see to it."""
-        if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(number)
-        if self._kill_at is None:
-            self._kill_at = time.monotonic() + _CHILD_PATIENCE_S
+        """Ask the shell or script to end, once, and see to it.
+
+        salloc and slurmstepd make the launcher a process group's leader, and a script's commands are in that
+        group; an interactive shell has a group of its own and passes SIGHUP on.
+        """
+        if self._kill_at is not None or self._child is None:
+            return
+        self._kill_at = time.monotonic() + _CHILD_PATIENCE_S
+        with suppress(ProcessLookupError):
+            if os.getpgid(self._child.pid) == os.getpid():
+                os.killpg(os.getpid(), number)
+            else:
+                self._child.send_signal(number)
 
     def _hurry_child(self) -> None:
         if self._kill_at is not None and time.monotonic() > self._kill_at and self._child is not None:
@@ -264,9 +275,11 @@ class Launcher:
         """
         if self._orphaned:
             raise JobError(f"salloc of job {self._job.job_id} has died; the job was cancelled")
-        if self._signal in (signal.SIGTERM, signal.SIGHUP) and not self._job_runs():
-            raise JobError(f"job {self._job.job_id} was ended under its VMs", hint="scancel, or its time was over")
-        if self._signal is not None or not self._has_lost_step() or self._progress.was_stopped:
+        if self._signal is None and not self._has_lost_step():
+            return code
+        if self._signal is not signal.SIGINT and not self._job_runs():
+            raise JobError(f"job {self._job.job_id} has ended under its VMs (scancel, or its time is over)")
+        if self._signal is not None or self._progress.was_stopped:
             return code
         raise self._explain_lost_step()
 
@@ -296,7 +309,7 @@ class Launcher:
             return
         if self._child is not None:
             # The terminal gives Ctrl-C to the child, too, and the child decides what it means
-            if number is not signal.SIGINT:
+            if number is not signal.SIGINT and self._kill_at is None:
                 self._signal = number
                 self._end_child(number)
             return
@@ -333,7 +346,7 @@ class Launcher:
             return error
         job = f"job {self._job.job_id}"
         if not self._job_runs():
-            return JobError(f"{job} has ended under its VMs")
+            return JobError(f"{job} has ended while its VMs were started")
         said = self._supervisors.messages if self._supervisors is not None else ()
         last = next((line for line in reversed(said) if line), "no message")
         if not self._progress.endpoints:
@@ -395,8 +408,11 @@ def read_public_keys() -> tuple[str, ...]:
     return tuple(dict.fromkeys(keys))
 
 
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def _sweep_others() -> None:
+    """Remove what launchers that were killed left behind; the supervisors are starting meanwhile."""
+    if len(list_job_dirs()) > 1:
+        with suppress(JobError):
+            sweep({job.job_id: job for job in read_queue()})
 
 
 def _nothing() -> None:

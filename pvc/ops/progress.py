@@ -121,7 +121,7 @@ class Progress:
         if after is not before and after is not None and after not in (Phase.WAITING, Phase.STOPPED):
             many = len(self.vms) > TABLE_ROWS
             if after is not Phase.REACHABLE or many:
-                return [f"{_plural(self.counts()[after], 'VM')}: {after.value} after {vm.since:.1f} s"]
+                return [f"{plural(self.counts()[after], 'VM')}: {after.value} after {vm.since:.1f} s"]
         return []
 
     def lose_node(self, name: str, why: str, now: float) -> list[str]:
@@ -131,7 +131,7 @@ class Progress:
             return []
         node.lost = why
         changed = self.fail_node(name, f"its supervisor on {name} has ended: {why}", now)
-        return [f"{_plural(len(changed), 'VM')} on {name} failed: the supervisor has ended: {why}"] if changed else []
+        return [f"{plural(len(changed), 'VM')} on {name} failed: the supervisor has ended: {why}"] if changed else []
 
     def fail_node(self, name: str, why: str, now: float) -> list[VmView]:
         """Mark the VMs of a node that its supervisor can no longer speak for; returns those that changed."""
@@ -201,5 +201,6 @@ class Progress:
         return GuestError(f"no VM is left; {count} of {len(self.vms)} failed: {reason}")
 
 
-def _plural(count: int, what: str) -> str:
+def plural(count: int, what: str) -> str:
+    """A number and its noun, as "1 node" or "3 nodes"."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -71,6 +71,8 @@ class Supervisors:
         self._stdin = self._process.stdin
         self._unsent = memoryview(b"")
         self._open: set[int] = set()
+        self._pidfd = os.pidfd_open(self._process.pid)
+        loop.add(self._pidfd, self._reap)
         self._watch(self._process.stdout, self._take_event)
         self._watch(self._process.stderr, self._take_message)
 
@@ -112,9 +114,15 @@ class Supervisors:
             if number is not None and self._process.poll() is None:
                 LOG.warning("the supervisors do not end; sending %s to srun", number.name)
                 self._process.send_signal(number)
-            if self._loop.run_until(lambda: self.has_ended, timeout_s=patience_s, tick=_nothing):
+            if self._loop.run_until(lambda: self.has_ended, timeout_s=patience_s):
                 break
+        self._loop.remove(self._pidfd)
+        os.close(self._pidfd)
         self._log.close()
+
+    def _reap(self) -> None:
+        self._process.poll()
+        self._loop.remove(self._pidfd)
 
     def _take_event(self, line: bytes) -> None:
         try:
@@ -135,10 +143,6 @@ class Supervisors:
     def _closed(self, fd: int) -> None:
         self._open.discard(fd)
         self._loop.remove(fd)
-
-
-def _nothing() -> None:
-    """A tick, so that the end of srun is seen within a tenth of a second after its pipes closed."""
 
 
 class _LineReader:
