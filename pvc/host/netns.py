@@ -60,7 +60,7 @@ def ensure(name: str) -> None:
     :raise HostError: the kernel refused.
     """
     target = path_of(name)
-    _ensure_directory()
+    ensure_directory()
     if target.exists() and os.path.ismount(target):
         return
     target.touch(mode=0o444)
@@ -90,7 +90,11 @@ def exists(name: str) -> bool:
     return os.path.ismount(path_of(name))
 
 
-def _ensure_directory() -> None:
+def ensure_directory() -> None:
+    """Make the place where namespaces are bound, as ip-netns(8) does.
+
+    :raise HostError: the kernel refused.
+    """
     # ip-netns(8) makes this a shared mount so that unbinding reaches every mount namespace; without it a
     # daemon with a mount namespace of its own would keep dead namespaces alive.
     DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -64,14 +64,21 @@ def undo(steps: Sequence[actions.Action], hands: Hands) -> tuple[list[actions.Ac
     return left, errors
 
 
-def _make_run_dir(step: actions.MakeRunDir, _: Hands) -> None:
-    path = Path(step.path)
-    parent = path.parent
+def ensure_run_parent(parent: Path) -> None:
+    """The directory that holds the jobs' scratch directories.
+
+    :raise HostError: somebody else made it, or may write to it.
+    """
     parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     facts = parent.lstat()
     # In a world-writable place somebody else may have made it first, to own what is put below.
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
         raise HostError(f"{parent} must be a directory of root that only root can write to")
+
+
+def _make_run_dir(step: actions.MakeRunDir, _: Hands) -> None:
+    path = Path(step.path)
+    ensure_run_parent(path.parent)
     remove_tree(path)
     ensure_private_dir(path, uid=step.uid, gid=step.gid)
 

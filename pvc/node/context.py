@@ -11,6 +11,7 @@ from pathlib import Path
 from pvc.config.load import load_root_config
 from pvc.errors import HostError
 from pvc.files import locked, read_text
+from pvc.host import netns
 from pvc.model.site import SiteConfig
 from pvc.node.apply import Hands
 from pvc.plan.node import Site
@@ -38,9 +39,13 @@ class Context:
         try:
             self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+            (self.state_dir / "jobs").mkdir(mode=0o700, exist_ok=True)
             (self.runtime_dir / "locks").mkdir(mode=0o700, exist_ok=True)
+            (self.runtime_dir / "net").mkdir(mode=0o755, exist_ok=True)
+            self._lock_path("node").touch(mode=0o600)
         except OSError as err:
             raise HostError("cannot make pvc-node's directories") from err
+        netns.ensure_directory()
 
     def config(self) -> SiteConfig:
         """The administrator's configuration.

@@ -26,6 +26,7 @@ from pvc.codec import to_data
 from pvc.errors import HostError, PvcError
 from pvc.host import ethernet
 from pvc.node import requests
+from pvc.node.apply import ensure_run_parent
 from pvc.node.context import Context
 from pvc.node.reclaim import reclaim, reclaim_memberships
 from pvc.state.ledger import Ledger
@@ -57,6 +58,9 @@ class Daemon:
         :raise HostError: another daemon serves this node, or the socket cannot be made.
         """
         self._context.prepare()
+        # A wrong configuration is told to each job; the daemon serves tear-downs all the same.
+        with suppress(PvcError, OSError):
+            ensure_run_parent(Path(self._context.config().batch.run_dir))
         guard = _guard(self._context.runtime_dir / "locks" / "serve")
         listener = _listen(self._path)
         wake_read, wake_write = socket.socketpair()

@@ -1,0 +1,220 @@
+"""Whatever is killed, whenever: nothing of a cluster stays, and the nodes stay in service."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.slurm.testbed import Snapshot, Testbed, wait_until
+
+SCRIPT = "#!/bin/sh\ntouch started\nexec sleep 300\n"
+
+
+class Cluster:
+    """A running pvc alloc of four small VMs over three nodes, whose script sleeps."""
+
+    def __init__(self, tb: Testbed, small: str, *options: str, user: str = "student") -> None:
+        self.tb, self.user = tb, user
+        home = tb.home(user)
+        script = home / "sleeper.sh"
+        script.write_text(SCRIPT)
+        script.chmod(0o755)
+        self.started = home / "started"
+        self.started.unlink(missing_ok=True)
+        argv = ["pvc", "alloc", "-c", "2", "-N", "3", *options, "-E", "./sleeper.sh", f"{small}:4"]
+        self.process = tb.start(argv, user=user, stderr=subprocess.STDOUT)
+        self.job_id = 0
+
+    def wait_running(self) -> Cluster:
+        wait_until(self.started.exists, 40, "the script has not started")
+        rows = self.tb.run(["squeue", "-h", "-u", self.user, "-t", "R", "-o", "%i"], user=self.user).out.split()
+        self.job_id = int(rows[0])
+        return self
+
+    def end(self) -> str:
+        out, _ = self.process.communicate(timeout=60)
+        return str(out)
+
+
+@pytest.fixture
+def cluster(tb: Testbed, small: str, before: dict[str, Snapshot]) -> Iterator[Cluster]:
+    del before  # taken before the cluster is
+    made = Cluster(tb, small).wait_running()
+    yield made
+    with contextlib.suppress(ProcessLookupError):
+        made.process.kill()
+    made.process.communicate(timeout=60)
+
+
+def pids(tb: Testbed, node: str, pattern: str) -> list[int]:
+    """Processes of a node, by its own numbers, whose command line matches."""
+    text = tb.root(["ps", "-eo", "pid=,args="], node)
+    rows = (line.split(None, 1) for line in text.splitlines())
+    return [int(pid) for pid, args in rows if re.search(pattern, args) and "ps -eo" not in args]
+
+
+def kill(tb: Testbed, node: str, pattern: str, number: int = signal.SIGKILL) -> None:
+    found = pids(tb, node, pattern)
+    assert found, f"nothing like {pattern} runs on {node}"
+    tb.root(["kill", f"-{number}", *map(str, found)], node)
+
+
+def assert_over(tb: Testbed, before: dict[str, Snapshot], timeout: float = 30) -> None:
+    tb.wait_no_jobs(timeout)
+    tb.assert_clean(before, timeout)
+    assert set(tb.node_states().values()) == {"idle"}
+    assert tb.run(["sinfo", "-h", "-R"]).out == ""
+    jobs = tb.home() / ".pvc" / "jobs"
+    tb.run(["pvc", "ps"])  # sweeps what a killed launcher left in the user's home
+    assert not jobs.exists() or list(jobs.iterdir()) == []
+
+
+def test_stop(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
+    tb.run(["pvc", "stop", "-j", str(cluster.job_id)])
+    cluster.end()
+    assert_over(tb, before)
+
+
+def test_scancel(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
+    tb.run(["scancel", str(cluster.job_id)])
+    cluster.end()
+    assert cluster.process.returncode != 0
+    assert_over(tb, before)
+
+
+def test_walltime(tb: Testbed, before: dict[str, Snapshot], small: str) -> None:
+    made = Cluster(tb, small).wait_running()
+    # Limits are whole minutes; root may set one that is over already.
+    tb.root(["scontrol", "update", f"JobId={made.job_id}", "TimeLimit=00:00:01"], "login")
+    made.end()
+    assert_over(tb, before, timeout=90)
+
+
+@pytest.mark.parametrize("who", ["pvc launch", "salloc"])
+def test_launcher_killed(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster, who: str) -> None:
+    kill(tb, "login", who)
+    cluster.end()
+    assert_over(tb, before)
+
+
+def test_supervisor_killed(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
+    kill(tb, "n1", "pvc supervise")
+    wait_until(lambda: not pids(tb, "n1", "qemu-system"), 10, "QEMU outlived its supervisor")
+    status = tb.run(["pvc", "status", "-j", str(cluster.job_id)], check=False)
+    assert "vm0" in status.out
+    assert "n1" in status.out + status.err
+    tb.run(["pvc", "stop", "-j", str(cluster.job_id)], check=False)
+    cluster.end()
+    assert_over(tb, before)
+
+
+def test_qemu_killed(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
+    kill(tb, "n3", "qemu-system")
+    argv = ["pvc", "status", "-j", str(cluster.job_id), "--json"]
+    wait_until(lambda: '"failed"' in tb.run(argv, check=False).out, 10, "nobody noticed that QEMU died")
+    assert tb.run(["pvc", "wait", "vm0", "--timeout", "60s", "-j", str(cluster.job_id)], timeout=90).code == 0
+    tb.run(["scancel", str(cluster.job_id)])
+    cluster.end()
+    assert_over(tb, before)
+
+
+def test_daemon_killed_while_vms_run(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
+    for node in tb.nodes():
+        kill(tb, node, "pvc-node serve")
+    assert tb.run(["pvc", "wait", "--timeout", "90s", "-j", str(cluster.job_id)], timeout=120).code == 0
+    tb.run(["scancel", str(cluster.job_id)])
+    cluster.end()
+    wait_daemons(tb)
+    assert_over(tb, before)
+
+
+def test_daemon_killed_before(tb: Testbed, before: dict[str, Snapshot], small: str) -> None:
+    for node in tb.nodes():
+        kill(tb, node, "pvc-node serve")
+    made = Cluster(tb, small).wait_running()
+    tb.run(["scancel", str(made.job_id)])
+    made.end()
+    wait_daemons(tb)
+    assert_over(tb, before)
+
+
+@pytest.mark.parametrize("delay_s", [0.35, 0.5, 0.65, 0.8])
+def test_daemon_killed_in_the_set_up(tb: Testbed, before: dict[str, Snapshot], small: str, delay_s: float) -> None:
+    made = Cluster(tb, small)
+    # Somewhere in the set-up; test_node.py kills it at each effect, this one with the real prolog around it.
+    time.sleep(delay_s)
+    for node in tb.nodes():
+        found = pids(tb, node, "pvc-node serve")
+        if found:
+            tb.root(["kill", "-9", *map(str, found)], node, check=False)
+    made.wait_running()
+    tb.run(["scancel", str(made.job_id)])
+    made.end()
+    wait_daemons(tb)
+    assert_over(tb, before)
+
+
+def test_slurmd_killed(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
+    kill(tb, "n2", "/usr/sbin/slurmd")
+    tb.run(["scancel", str(cluster.job_id)])
+    cluster.end()
+    wait_until(lambda: pids(tb, "n2", "/usr/sbin/slurmd"), 20, "slurmd did not come back")
+    assert_over(tb, before, timeout=60)
+
+
+def test_node_crash_and_boot(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
+    tb.crash("n2")
+    time.sleep(0.5)
+    tb.boot("n2")
+    cluster.process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        cluster.end()
+    tb.run(["scancel", str(cluster.job_id)], check=False)
+    # A booted node has what every boot makes; what counts is that nothing of the job is there.
+    tb.wait_no_jobs(60)
+    rest = {node: snapshot for node, snapshot in before.items() if node != "n2"}
+    tb.assert_clean(rest, 30)
+    wait_until(lambda: not leftovers(tb, "n2", cluster.job_id), 30, "the crashed node kept something")
+    wait_until(lambda: set(tb.node_states().values()) == {"idle"}, 60, "a node is not idle")
+
+
+def test_dnsmasq_and_etcd_killed_under_a_running_cluster(
+    tb: Testbed, before: dict[str, Snapshot], cluster: Cluster
+) -> None:
+    kill(tb, "n1", "dnsmasq")
+    kill(tb, "login", "^/usr/bin/etcd|^etcd")
+    assert tb.run(["pvc", "status", "-j", str(cluster.job_id)]).code == 0
+    tb.run(["scancel", str(cluster.job_id)])
+    cluster.end()
+    assert_over(tb, before, timeout=60)
+
+
+def leftovers(tb: Testbed, node: str, job_id: int) -> list[str]:
+    """What of a job is on a node, and what of the node is in etcd."""
+    snapshot = tb.snapshot(node)
+    words = (f"pvc-{job_id}", f"/{job_id}/", f"/{job_id} ", f"nat{job_id}", f"jobs/{job_id}", "qemu-system", "dnsmasq")
+    places: list[Any] = [snapshot.processes, snapshot.links, snapshot.nftables, snapshot.mounts, snapshot.files]
+    found = [text for place in places for text in place if any(word in f"{text} " for word in words)]
+    return found + [text for text in snapshot.etcd if text.startswith("/pvc/")]
+
+
+def wait_daemons(tb: Testbed) -> None:
+    """Until init has restarted pvc-node everywhere, so that nodes can be compared."""
+    for node in tb.nodes():
+        wait_until(lambda node=node: pids(tb, node, "pvc-node serve"), 20, f"no pvc-node on {node}")
+
+
+def test_the_suite_can_see_what_is_left(tb: Testbed, before: dict[str, Snapshot]) -> None:
+    """The comparison itself works: a file, a device and a process are noticed."""
+    tb.root("ip link add dummy99 type veth peer name dummy98; touch /var/tmp/pvc-left", "n1")
+    with pytest.raises(AssertionError, match="dummy99"):
+        tb.assert_clean(before, timeout=0)
+    tb.root("ip link del dummy99; rm /var/tmp/pvc-left", "n1")
+    tb.assert_clean(before)
