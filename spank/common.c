@@ -89,12 +89,12 @@ bool pvc_common_is_line(const char *text, size_t size)
 
 const char *pvc_common_last_line(char *text)
 {
-	size_t length = strlen(text);
-	const char *line = NULL;
+	char *line = text + strlen(text);
 
-	while (length > 0 && text[length - 1] == '\n')
-		text[--length] = '\0';
-	line = strrchr(text, '\n');
+	do {
+		*line = '\0';
+		line = strrchr(text, '\n');
+	} while (line != NULL && (line[1] == '\0' || strncmp(line + 1, "hint: ", 6) == 0));
 	return line == NULL ? text : line + 1;
 }
 

@@ -32,7 +32,7 @@ ptrdiff_t pvc_common_read_end(int fd, char *text, size_t size);
 /* Not empty, shorter than size, no control character: safe as one line of the protocol. */
 bool pvc_common_is_line(const char *text, size_t size);
 
-/* The last line that is not empty; the newline after it is cut from the text. */
+/* The last line of a command's words that says what is wrong: neither empty nor a hint. Cuts the text after it. */
 const char *pvc_common_last_line(char *text);
 
 /* Control characters become '?': a child's words end in logs and on terminals. */

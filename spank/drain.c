@@ -16,7 +16,7 @@ void pvc_drain_node(const char *reason)
 
 	if (node == NULL)
 		return;
-	(void)snprintf(text, sizeof(text), "pvc: %s", reason);
+	(void)snprintf(text, sizeof(text), "pvc: %s", reason[0] == '\0' ? "pvc-node failed without a word" : reason);
 	/* The process is linked with Slurm's library: no scontrol has to be found and started. */
 	slurm_init_update_node_msg(&message);
 	message.node_names = node;

@@ -18,6 +18,7 @@
 #define LOG_SIZE 4096
 #define MAX_ENV 32
 
+static const char bad_arguments[] = "wrong arguments in plugstack.conf";
 static char setup[] = "setup";
 static char teardown[] = "teardown";
 /* A hook has neither PATH nor HOME. */
@@ -57,7 +58,7 @@ static int run_cold(struct pvc_config *config, char *verb, char *const facts[], 
 	pvc_common_say(slurm_error, "pvc: ", text);
 	if (code < 0)
 		(void)snprintf(said, sizeof(said), "pvc-node %s could not be run or did not end in time", verb);
-	pvc_drain_node(said[0] == '\0' ? "pvc-node failed without a word" : pvc_common_last_line(said));
+	pvc_drain_node(pvc_common_last_line(said));
 fail:
 	pvc_common_close(&log);
 	return rv;
@@ -98,18 +99,16 @@ fail:
 }
 
 /* Whether pvc-node has something of this job here; in doubt, yes. */
-static int has_state(const struct pvc_config *config)
+static bool has_state(const struct pvc_config *config)
 {
 	char path[PATH_MAX + 64] = "";
 	const char *id = getenv("SLURM_JOB_ID");
 
 	if (id == NULL || id[0] == '\0' || strspn(id, "0123456789") != strlen(id) || strlen(id) > 20)
-		return 0;
+		return false;
 	(void)snprintf(path, sizeof(path), "%s/jobs/%s", config->state_dir, id);
 	return access(path, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR);
 }
-
-static const char bad_arguments[] = "wrong arguments in plugstack.conf";
 
 int pvc_slurmd_init(int ac, char *av[])
 {

@@ -88,6 +88,16 @@ static void fault_of_the_node_fails_the_prolog(void)
 	stop_daemon(pid);
 }
 
+static void failure_without_text_has_a_reason(void)
+{
+	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "6 \n");
+
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_IS(fake.drained, "n1 pvc: pvc-node failed without a word");
+	stop_daemon(pid);
+}
+
 static void silent_daemon_fails_the_prolog(void)
 {
 	pid_t pid = start_daemon(prepare("touch ran", "1"), NEVER, "");
@@ -139,7 +149,7 @@ static void dead_socket_is_no_daemon(void)
 
 static void failed_start_tells_its_log(void)
 {
-	(void)prepare("echo begin; echo 'no such \xc3\xa9 device' >&2; echo; exit 6", "5");
+	(void)prepare("echo begin; echo 'no such \xc3\xa9 device' >&2; echo; echo 'hint: load it'; exit 6", "5");
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
 	CHECK_HAS(fake.log, "pvc-node setup failed with exit code 6\n");
@@ -262,6 +272,7 @@ const struct test slurmd_tests[] = {
 	TEST(prolog_asks_the_daemon),
 	TEST(hostile_request_cannot_add_facts),
 	TEST(fault_of_the_node_fails_the_prolog),
+	TEST(failure_without_text_has_a_reason),
 	TEST(silent_daemon_fails_the_prolog),
 	TEST(without_daemon_pvc_node_is_started),
 	TEST(daemon_that_dies_is_replaced),

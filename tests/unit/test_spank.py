@@ -89,3 +89,17 @@ def test_every_function_of_a_header_is_named_after_its_file() -> None:
         prototypes = re.findall(r"^\w[\w *]*?\b\*?(\w+)\(", path.read_text(), flags=re.MULTILINE)
         assert prototypes, path.name
         assert all(name.startswith(f"pvc_{path.stem}_") for name in prototypes), (path.name, prototypes)
+
+
+def test_sample_and_manual_tell_the_defaults() -> None:
+    text = (SPANK / "config.c").read_text()
+    defaults = dict(re.findall(r"^#define DEFAULT_(\w+) \"?([^\"\n]+)\"?$", text, flags=re.MULTILINE))
+    keys = {"PVC": "pvc", "PVC_NODE": "pvc-node", "SOCKET": "socket", "STATE_DIR": "state_dir", "TIMEOUT_S": "timeout"}
+    sample = (SPANK.parent / "conf" / "plugstack.conf").read_text()
+    (line,) = [each for each in sample.splitlines() if each and not each.startswith("#")]
+    required, plugin, *arguments = line.split()
+    assert (required, Path(plugin).name) == ("required", "pvc.so")
+    assert arguments == [f"{key}={defaults[name]}" for name, key in keys.items()]
+    manual = (SPANK.parent / "man" / "pvc-spank.8.rst").read_text()
+    for name, key in keys.items():
+        assert re.search(rf"^{key}=\w+\n(?:    .*\n)*?.*Default: `*{re.escape(defaults[name])}\b", manual, re.MULTILINE)
