@@ -19,6 +19,8 @@ _V2_CONTROLLERS = ("cpuset", "cpu", "memory", "pids", "io")
 # the node that Slurm does not manage live here. slurmd (22.05) takes the cgroup of PID 1 less this very name, which
 # is systemd's, for the top of the node's hierarchy.
 LEAF = "init.scope"
+# slurmd makes its scope in here and expects the directory, as systemd makes it.
+SLICE = "system.slice"
 
 
 def ensure_cgroup(mounts: Iterable[CgroupMount], testbed: str, node: str) -> None:
@@ -31,7 +33,8 @@ def ensure_cgroup(mounts: Iterable[CgroupMount], testbed: str, node: str) -> Non
         try:
             path.mkdir(parents=True, exist_ok=True)
             if mount.version == 2:
-                (path / LEAF).mkdir(exist_ok=True)
+                for name in (LEAF, SLICE):
+                    (path / name).mkdir(exist_ok=True)
                 for parent in [each for each in reversed(path.parents) if each.is_relative_to(mount.path)]:
                     _delegate(parent)
             elif (path / "cpuset.cpus").exists():
@@ -73,6 +76,7 @@ def enter_new_namespace(mounts: Iterable[CgroupMount], testbed: str, node: str) 
             path = Path(cgroup_path(mount.path, testbed, node))
             _write_procs(path / LEAF, 0)
             _delegate(path)
+            _delegate(path / SLICE)
 
 
 def enter_cgroup(mounts: Iterable[CgroupMount], testbed: str, node: str, pid: int = 0) -> None:

@@ -270,7 +270,7 @@ def _compute_services(spec: TestbedSpec, facts: HostFacts) -> tuple[Service, ...
     services = [
         _munged(),
         # A slurmd that finds no controller tries again a second later.
-        Service("slurmd", ("/usr/sbin/slurmd", "-D"), after=(_MUNGE_SOCKET, controller)),
+        Service("slurmd", ("/usr/sbin/slurmd", "-D"), after=(_MUNGE_SOCKET, controller), ready="/run/slurmd.pid"),
         Service(
             "ovsdb-server",
             ("/usr/sbin/ovsdb-server", database, f"--remote=punix:{_OVS_SOCKET}", "--pidfile", "--no-chdir"),
@@ -291,7 +291,7 @@ def _compute_services(spec: TestbedSpec, facts: HostFacts) -> tuple[Service, ...
                 after=(controller,),
                 ready="/run/pvc/node.sock",
                 restart=True,
-                timeout_s=5.0,
+                timeout_s=20.0,
             )
         )
     return tuple(services)

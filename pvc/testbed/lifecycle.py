@@ -19,8 +19,9 @@ from pvc.testbed import cgroups, facts, layout, processes
 from pvc.testbed.model import HostFacts, NodePlan, Record, TestbedPlan, TestbedSpec
 from pvc.testbed.place import Place
 
-START_TIMEOUT_S = 30.0
-IDLE_TIMEOUT_S = 30.0
+# Minutes where everything is emulated; what ends early is noticed at once, whatever the limit.
+START_TIMEOUT_S = 180.0
+IDLE_TIMEOUT_S = 120.0
 _CTLD_LOG = "nodes/login/log/slurm/slurmctld.log"
 
 Tell = Callable[[str], None]

@@ -124,7 +124,7 @@ class Service:
     after: tuple[str, ...] = ()
     ready: str | None = None
     restart: bool = False
-    timeout_s: float = 20.0
+    timeout_s: float = 120.0
 
 
 @dataclass(frozen=True)
