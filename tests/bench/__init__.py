@@ -1,0 +1,1 @@
+"""Measurements: ``make bench [BENCH=name]`` prints one JSON object a line. Nothing here asserts a time."""
