@@ -31,12 +31,15 @@ class SeedSpec:
 
 def plan_seed(spec: SeedSpec) -> dict[str, str]:
     """The seed's files by name."""
-    return {
+    found = {
         "meta-data": _json(_meta_data(spec)),
         "user-data": spec.user_data if spec.user_data is not None else "#cloud-config\n{}\n",
         "vendor-data": "#cloud-config\n" + _json(_vendor_data(spec)),
-        "network-config": _json(_network_config(spec)),
     }
+    if spec.nics:
+        # Without it cloud-init asks DHCP on the first interface: right for one that custom-args added.
+        found["network-config"] = _json(_network_config(spec))
+    return found
 
 
 def _meta_data(spec: SeedSpec) -> dict[str, Any]:

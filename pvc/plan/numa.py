@@ -24,27 +24,41 @@ class Pinning:
     reason: str | None = None
 
 
-def plan_pinning(affinity: Sequence[int], topology: Sequence[CpuPlace], vms: int, cpus_per_vm: int) -> Pinning:
+def plan_pinning(
+    affinity: Sequence[int], topology: Sequence[CpuPlace], vms: int, cpus_per_vm: int, allocated: int | None
+) -> Pinning:
     """Distinct CPUs of ``affinity`` for ``vms`` VMs of ``cpus_per_vm`` cores each.
 
+    ``allocated`` is the number of CPUs that Slurm gave the job on this node. Nothing is pinned unless that is what
+    the job may use: more means that Slurm does not confine jobs here, and another job would pin to the same CPUs;
+    fewer means that Slurm was configured with more cores than there are, which it folds onto the real ones.
+
     A VM that fits into what is left of one NUMA node gets all its CPUs there: nodes are tried in order, the first with
-    room wins; a VM that fits nowhere takes what is left in order. Fewer CPUs than cores (Slurm configured
-    with more CPUs than there are, or cores folded by an administrator) pin nothing.
+    room wins; a VM that fits nowhere takes what is left in order.
     """
-    allowed = set(affinity)
     wanted = vms * cpus_per_vm
-    if len(allowed) < wanted:
-        return Pinning(((),) * vms, f"{wanted} cores are allocated but only {len(allowed)} CPUs may be used")
     known = {place.cpu: place for place in topology}
-    if not allowed <= known.keys():
-        return Pinning(((),) * vms, "the topology of the allocated CPUs is not known")
+    if not set(affinity) <= known.keys():
+        return _unpinned(vms, "the topology of the allocated CPUs is not known")
+    if allocated is None:
+        return _unpinned(vms, "Slurm does not say how many CPUs are allocated")
+    places = sorted(known[cpu] for cpu in set(affinity))
+    if len(places) != allocated:
+        # A site that counts cores in Slurm gives both threads of each.
+        cores = {(place.numa_node, place.package, place.core): place for place in reversed(places)}
+        if len(cores) != allocated:
+            return _unpinned(vms, f"{allocated} CPUs are allocated, {len(places)} may be used: not the job's own")
+        places = sorted(cores.values())
+    if len(places) < wanted:
+        return _unpinned(vms, f"{wanted} cores are needed, {len(places)} CPUs are allocated")
     free: dict[int, list[int]] = {}
-    for place in sorted(known[cpu] for cpu in allowed):
+    for place in places:
         free.setdefault(place.numa_node, []).append(place.cpu)
-    pins: list[tuple[int, ...]] = []
-    for _ in range(vms):
-        pins.append(_take(free, cpus_per_vm))
-    return Pinning(tuple(pins))
+    return Pinning(tuple(_take(free, cpus_per_vm) for _ in range(vms)))
+
+
+def _unpinned(vms: int, reason: str) -> Pinning:
+    return Pinning(((),) * vms, reason)
 
 
 def _take(free: dict[int, list[int]], count: int) -> tuple[int, ...]:

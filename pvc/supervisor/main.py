@@ -19,6 +19,7 @@ from pvc.host.kvm import AccelFacts, decide_accel
 from pvc.host.topology import read_topology
 from pvc.model.cluster import ClusterSpec, NodeShare
 from pvc.model.vm import Accel
+from pvc.parse import parse_cpus_per_node
 from pvc.plan.numa import Pinning, plan_pinning
 from pvc.plan.qemu import guest_memory_mib
 from pvc.supervisor.attach import Attached, attach, find_socket
@@ -54,6 +55,14 @@ def read_spec(fd: int) -> ClusterSpec:
 def node_name(environ: Mapping[str, str]) -> str:
     """The node's name in Slurm: SLURMD_NODENAME of srun(1)'s tasks."""
     return environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+
+
+def find_allocated(environ: Mapping[str, str], index: int) -> int | None:
+    """CPUs that Slurm allocated on the node of this index in the job: SLURM_JOB_CPUS_PER_NODE of srun(1)."""
+    try:
+        return parse_cpus_per_node(environ["SLURM_JOB_CPUS_PER_NODE"])[index]
+    except (KeyError, IndexError, ValueError):
+        return None
 
 
 class Supervisor:
@@ -168,8 +177,9 @@ class Supervisor:
         except (OSError, ValueError) as err:
             LOG.warning("cannot read the CPU topology: %s", err)
             topology = ()
-        affinity = sorted(os.sched_getaffinity(0))
-        return plan_pinning(affinity, topology, share.count, self._spec.placement.cpus_per_vm)
+        placement = self._spec.placement
+        allocated = find_allocated(self._environ, placement.shares.index(share))
+        return plan_pinning(sorted(os.sched_getaffinity(0)), topology, share.count, placement.cpus_per_vm, allocated)
 
     async def _stop_on_request(self, grace_s: float) -> None:
         await self._stop_vms(grace_s)

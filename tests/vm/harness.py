@@ -139,6 +139,7 @@ class Launched:
             "HOME": os.fspath(home),
             "PYTHONPATH": os.fspath(ROOT),
             "SLURMD_NODENAME": NODE,
+            "SLURM_JOB_CPUS_PER_NODE": str(len(os.sched_getaffinity(0))),
             "PVC_NODE_SOCKET": os.fspath(node_socket),
         }
         self.started = time.time()

@@ -90,13 +90,13 @@ def test_a_guest_boots_and_everything_answers(start: Start, guest: Guest, disk: 
     assert (status["ssh_host"], status["ssh_port"]) == ("127.0.0.1", port)
     assert status["started"] < status["reachable"]
     (qemu,) = cluster.qemu_pids()
-    if status["pinned"]:
-        pinned = [
-            os.sched_getaffinity(int(task.name))
-            for task in Path(f"/proc/{qemu}/task").iterdir()
-            if "CPU 0" in (task / "comm").read_text()
-        ]
-        assert pinned == [set(status["pinned"])]
+    assert len(status["pinned"]) == 1
+    pinned = [
+        os.sched_getaffinity(int(task.name))
+        for task in Path(f"/proc/{qemu}/task").iterdir()
+        if "CPU 0" in (task / "comm").read_text()
+    ]
+    assert pinned == [set(status["pinned"])]
 
     with cluster.connect() as one, cluster.connect() as two:
         first, second = Console(one, 0), Console(two, 0)
@@ -104,7 +104,7 @@ def test_a_guest_boots_and_everything_answers(start: Start, guest: Guest, disk: 
         assert b"GUEST-IS vm0 1" in first.wait(b"GUEST-READY")
         assert b"GUEST-DISK 262144" in second.wait(b"GUEST-READY")
         first.wait_prompt()
-        first.send(b"echo x$((40+2))x; cat /seed/network-config | wc -l\n")
+        first.send(b"echo x$((40+2))x; cat /seed/meta-data | wc -l\n")
         first.wait(b"x42x")
         second.wait(b"x42x")
 

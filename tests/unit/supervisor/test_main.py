@@ -11,7 +11,7 @@ from pvc.model.cluster import ClusterKeys, ClusterSpec, Placement
 from pvc.model.event import Event, EventKind
 from pvc.model.vm import Accel
 from pvc.supervisor.events import Events
-from pvc.supervisor.main import node_name, read_spec
+from pvc.supervisor.main import find_allocated, node_name, read_spec
 
 SPEC = ClusterSpec(
     12, "c", "d", Placement(1, ()), (), {}, 512, Accel.AUTO, ("k" * 100_000,), ClusterKeys("", "", "", "", "", "")
@@ -49,6 +49,13 @@ def test_something_else(data: bytes) -> None:
 def test_the_nodes_name() -> None:
     assert node_name({"SLURMD_NODENAME": "n7"}) == "n7"
     assert "." not in node_name({})
+
+
+def test_allocated_cpus() -> None:
+    environ = {"SLURM_JOB_CPUS_PER_NODE": "3(x2),1"}
+    assert [find_allocated(environ, i) for i in range(4)] == [3, 3, 1, None]
+    assert find_allocated({}, 0) is None
+    assert find_allocated({"SLURM_JOB_CPUS_PER_NODE": "many"}, 0) is None
 
 
 def test_events_are_lines(pipe: tuple[int, int]) -> None:
