@@ -86,7 +86,8 @@ def resolve(definition: str) -> None:
 
     known, _, request = os.environ.get(handover.RESOLVED_VARIABLE, "").rpartition(" ")
     if known != definition:
-        from pvc.ops.definition import load_user_config, resolve_request
+        from pvc.config.load import load_user_config
+        from pvc.ops.definition import resolve_request
 
         cpus = os.environ.get(handover.CPUS_VARIABLE, "")
         request = resolve_request(definition, load_user_config(), int(cpus) if cpus.isdecimal() else None).encode()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvc.errors import PvcError, UsageError
@@ -16,8 +14,6 @@ from pvc.model.vm import Accel, VmTemplate
 
 if TYPE_CHECKING:
     from pvc.images.repository import Repositories
-
-SITE_DIR = Path("/etc/pvc")
 
 
 @dataclass(frozen=True)
@@ -41,28 +37,6 @@ class LaunchOrder:
     groups: tuple[VmGroup, ...]
     templates: dict[str, VmTemplate]
     accel: Accel
-
-
-def find_site_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """The site's configuration: PVC_CONF_DIR for users, /etc/pvc always for root."""
-    if os.geteuid() == 0:
-        return SITE_DIR
-    return Path(environ.get("PVC_CONF_DIR") or SITE_DIR)
-
-
-def find_user_dir() -> Path:
-    """The caller's own directory, ``~/.pvc``."""
-    return Path.home() / ".pvc"
-
-
-def load_user_config() -> SiteConfig:
-    """The site's configuration with the caller's templates and repositories.
-
-    :raise ConfigError: with all problems of all files.
-    """
-    from pvc.config.load import load_config
-
-    return load_config(find_site_dir(), find_user_dir())
 
 
 def resolve_request(definition: str, config: SiteConfig, cpus: int | None = None) -> Request:

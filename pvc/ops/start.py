@@ -9,8 +9,9 @@ import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
+from pvc.config.load import load_user_config
 from pvc.errors import JobError, PvcError, UsageError
-from pvc.ops.definition import LaunchOrder, Overrides, load_user_config, resolve, resolve_request
+from pvc.ops.definition import LaunchOrder, Overrides, resolve, resolve_request
 from pvc.ops.display import Display
 from pvc.ops.handover import CPUS_VARIABLE, DEFINITION_VARIABLE, Handover
 from pvc.ops.jobdir import JobDir

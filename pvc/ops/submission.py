@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from pvc.config.load import load_user_config
 from pvc.errors import HostError, JobError, UsageError
 from pvc.model.vm import Accel
 from pvc.ops import handover, shell
-from pvc.ops.definition import Overrides, load_user_config, parse_image_overrides, resolve
+from pvc.ops.definition import Overrides, parse_image_overrides, resolve
 from pvc.ops.launch import find_pvc
 from pvc.ops.registry import COMMENT_PREFIX
 from pvc.parse import parse_size

@@ -1,0 +1,61 @@
+"""``pvc doctor``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from pvc.cli import output
+from pvc.cli.options import json_option
+from pvc.errors import HostError
+
+if TYPE_CHECKING:
+    from pvc.ops.checkup import Finding
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+@click.command()
+@click.option("--node", is_flag=True, help="Examine this machine as a compute node; as root, more is seen.")
+@click.option("--nodes", metavar="NODES", help="Examine these nodes, each in a small job of yours, as n[1-3].")
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, /, node: bool, nodes: str | None, as_json: bool) -> None:
+    """Say what this machine, your set-up or a node lacks, and how to fix it.
+
+    Exit code 6 when something is missing without which clusters do not work.
+    """
+    from pvc.ops.checkup import has_failure
+
+    if node:
+        from pvc.ops.nodecheck import examine_node
+
+        findings = list(examine_node())
+    else:
+        from pvc.ops.doctor import examine_nodes, examine_user
+        from pvc.ops.launch import find_pvc
+
+        findings = list(examine_user())
+        if nodes is not None:
+            findings += examine_nodes(nodes, find_pvc())
+    if as_json:
+        output.print_json(findings)
+    else:
+        _print(findings)
+    ctx.exit(HostError.exit_code if has_failure(findings) else 0)
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    width = max(len(_label(finding)) for finding in findings)
+    for finding in findings:
+        verdict = output.paint(f"{finding.verdict.value:<4}", _COLOURS[finding.verdict.value], sys.stdout)
+        click.echo(f"{verdict}  {_label(finding):<{width}}  {finding.text}")
+        if finding.fix:
+            click.echo(f"{'':<{width + 8}}{output.paint('fix:', 'cyan', sys.stdout)} {finding.fix}")
+
+
+def _label(finding: Finding) -> str:
+    return f"{finding.where} {finding.check}" if finding.where else finding.check

@@ -1,0 +1,159 @@
+"""``pvc doctor --node``: what this machine lacks as a compute node."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from pvc import run
+from pvc.config.load import find_site_dir, load_root_config, load_user_config
+from pvc.errors import ConfigError, HostError
+from pvc.host.kvm import read_kvm
+from pvc.model.site import SiteConfig
+from pvc.model.vm import Accel
+from pvc.ops.checkup import Finding, examine, fail, ok, warn
+from pvc.ops.jobdir import find_jobs_dir
+
+_SOCKET = "/run/pvc/node.sock"
+# program -> Debian package; root's set-up starts them
+_PROGRAMS = {"dnsmasq": "dnsmasq-base", "nft": "nftables", "ip": "iproute2"}
+_MODULES = ("bridge", "vxlan", "nf_tables")
+_QEMU_PACKAGE = "qemu-system-x86"
+_LITTLE_ROOM_MIB = 2048
+
+
+def examine_node() -> Iterator[Finding]:
+    """The machine that this process runs on; root can see more than users."""
+    is_root = os.geteuid() == 0
+    try:
+        config = load_root_config(find_site_dir()) if is_root else load_user_config()
+    except ConfigError as err:
+        yield fail("configuration", str(err), "correct the files; pvc config check says more")
+        return
+    yield ok("configuration", f"read from {find_site_dir()}")
+    yield from examine("pvc-node", _check_daemon)
+    if is_root:
+        yield from examine("etcd", lambda: _check_etcd(config))
+    yield from examine("programs", _check_programs)
+    yield from examine("kernel", _check_kernel)
+    yield from examine("qemu", lambda: _check_qemu(config))
+    yield from examine("kvm", lambda: _check_kvm(config))
+    yield from examine("run-dir", lambda: _check_run_dir(Path(config.batch.run_dir)))
+    if not is_root:
+        yield from examine("home", _check_home)
+
+
+def _check_daemon() -> Iterator[Finding]:
+    path = os.environ.get("PVC_NODE_SOCKET", _SOCKET)
+    fix = "systemctl enable --now pvc-node (see conf/pvc-node.service)"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(10)
+            connection.connect(path)
+            # No job has the number 0: any answer shows that somebody listens and understands
+            connection.sendall(b'{"op":"attach","job":0}\n')
+            answer = json.loads(connection.recv(1 << 16).split(b"\n")[0])
+    except FileNotFoundError:
+        yield warn("pvc-node", f"does not run ({path} is not there): each job's prolog starts it, slowly", fix)
+    except (OSError, ValueError) as err:
+        yield fail("pvc-node", f"does not answer at {path}: {err}", fix)
+    else:
+        yield ok("pvc-node", f"answers at {path}" if isinstance(answer, dict) else "answers")
+
+
+def _check_etcd(config: SiteConfig) -> Iterator[Finding]:
+    from pvc.state.etcd import EtcdStore
+
+    store = EtcdStore(config.batch.etcd)
+    try:
+        store.read_prefix("/pvc/doctor")
+    finally:
+        store.close()
+    yield ok("etcd", f"answers at {', '.join(config.batch.etcd.servers)}")
+
+
+def _check_programs() -> Iterator[Finding]:
+    missing = {name: package for name, package in _PROGRAMS.items() if shutil.which(name, path=run.PATH) is None}
+    if missing:
+        yield fail("programs", f"not installed: {', '.join(missing)}", f"apt install {' '.join(missing.values())}")
+    else:
+        yield ok("programs", ", ".join(_PROGRAMS))
+
+
+def _check_kernel() -> Iterator[Finding]:
+    known = Path("/lib/modules") / platform.release()
+    listed = "".join(
+        (known / name).read_text() for name in ("modules.builtin", "modules.order") if (known / name).is_file()
+    )
+    missing = [
+        name
+        for name in _MODULES
+        if not Path("/sys/module", name).exists() and f"/{name}.ko" not in listed.replace("-", "_")
+    ]
+    if not missing:
+        yield ok("kernel", f"has {', '.join(_MODULES)}")
+    elif listed:
+        yield fail("kernel", f"{platform.release()} has no module {', '.join(missing)}", "install the full kernel")
+    else:
+        # Without a list of modules a part that is built in cannot be told from one that is missing
+        yield warn("kernel", f"cannot tell whether it has {', '.join(missing)}: {known} is not there")
+    if not Path("/dev/net/tun").exists():
+        yield fail("kernel", "there is no /dev/net/tun", "modprobe tun")
+
+
+def _check_qemu(config: SiteConfig) -> Iterator[Finding]:
+    binaries = sorted({template.qemu_bin for template in config.templates.values()} or {"qemu-system-x86_64"})
+    for binary in binaries:
+        if shutil.which(binary) is None:
+            yield fail("qemu", f"{binary} is not installed", f"apt install {_QEMU_PACKAGE}")
+            continue
+        said = run.run([binary, "--version"], timeout_s=20).splitlines()
+        yield ok("qemu", said[0] if said else binary)
+
+
+def _check_kvm(config: SiteConfig) -> Iterator[Finding]:
+    wanted = config.batch.accel
+    if wanted is Accel.TCG:
+        yield warn("kvm", "not used, since batch.yaml says accel: tcg; guests are emulated and slow")
+        return
+    try:
+        facts = read_kvm("qemu-system-x86_64", None)
+    except HostError as err:
+        yield fail("kvm", str(err))
+        return
+    if facts.accel is Accel.KVM:
+        yield ok("kvm", facts.reason)
+        return
+    fix = "enable virtualisation in the firmware, load kvm_intel or kvm_amd, and let users open /dev/kvm"
+    if wanted is Accel.KVM:
+        yield fail("kvm", f"batch.yaml demands it, but {facts.reason}", fix)
+    else:
+        yield warn("kvm", f"guests are emulated and slow: {facts.reason}", fix)
+
+
+def _check_run_dir(path: Path) -> Iterator[Finding]:
+    place = next(each for each in (path, *path.parents) if each.exists())
+    usage = shutil.disk_usage(place)
+    free_mib = usage.free >> 20
+    text = f"{free_mib} MiB are free for the VMs' disks in {path}"
+    if free_mib < 64:
+        yield fail("run-dir", text, "make room, or set run-dir in batch.yaml")
+    elif free_mib < _LITTLE_ROOM_MIB:
+        yield warn("run-dir", text, "make room, or set run-dir in batch.yaml")
+    else:
+        yield ok("run-dir", text)
+
+
+def _check_home() -> Iterator[Finding]:
+    place = find_jobs_dir()
+    if place.is_dir():
+        yield ok("home", f"{place} is seen from here")
+    elif Path.home().is_dir():
+        yield warn("home", f"there is no {place} on this node", "fine before the first cluster; else share the home")
+    else:
+        yield fail("home", f"there is no {Path.home()} on this node", "the home must be shared by all nodes")
