@@ -43,7 +43,7 @@ man: need-venv  ## Write the generated parts of the manual, and the pages as man
 	for page in man/*.rst; do $(BIN)/rst2man "$$page" "man/build/$$(basename "$$page" .rst)"; done
 
 golden: need-venv  ## Write the expected plans and command lines of the tests again; the diff is for review.
-	PVC_GOLDEN=write $(PYTEST) -q tests/unit -k golden
+	PVC_GOLDEN=write $(PYTEST) -q tests/unit/plan
 
 clean:  ## Remove what was built, the venv included.
 	$(MAKE) --no-print-directory -C spank clean
