@@ -36,9 +36,21 @@ def up(name: str, nodes: int, images: bool, no_plugin: bool, no_daemon: bool) ->
 
     began = time.monotonic()
     spec = TestbedSpec(name, nodes, plugin=not no_plugin, daemon=not no_daemon)
-    changed = lifecycle.up(find_place(name), spec, lambda text: click.echo(f"  {text}", err=True))
+    place = find_place(name)
+    changed = lifecycle.up(place, spec, _tell)
     took = f" in {time.monotonic() - began:.1f} s" if changed else " already"
     click.echo(f"testbed {name!r} is up{took}: {lifecycle.describe(spec)}", err=True)
+    if images:
+        from pvc.testbed.images import IMAGE, ensure_image
+
+        began = time.monotonic()
+        new = ensure_image(place, _tell)
+        took = f" after {time.monotonic() - began:.1f} s" if new else " already"
+        click.echo(f"image {IMAGE!r} is there{took}", err=True)
+
+
+def _tell(text: str) -> None:
+    click.echo(f"  {text}", err=True)
 
 
 @testbed.command()
