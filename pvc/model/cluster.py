@@ -67,6 +67,7 @@ class ClusterSpec:
     accel: Accel
     authorized_keys: tuple[str, ...]
     keys: ClusterKeys
+    ends_job: bool = False  # the job was made for this cluster: it ends when its launcher is lost
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,7 @@ class Launcher:
             accel=order.accel,
             authorized_keys=(keys.ssh_key_pub, *read_public_keys()),
             keys=keys,
+            ends_job=self._mission.watch_parent or self._mission.script is not None,
         )
 
     def _make_record(self) -> ClusterRecord:

@@ -8,6 +8,7 @@ import re
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -20,6 +21,8 @@ from pvc.slurm.submit import step_environment, supervisors_argv
 
 LOG = logging.getLogger(__name__)
 _REMEMBERED = 40
+# Before the end of their input it says that this is no accident: see ClusterSpec.ends_job.
+GOODBYE = b"bye\n"
 _LOST_TASK = re.compile(r"^srun: error: (?P<nodes>\S+): tasks? [\d,\[\]-]+: (?P<why>.+)$")
 _LOST_NODE = re.compile(r"^srun: error: (?P<why>Node failure) on (?P<nodes>\S+)$")
 
@@ -109,6 +112,9 @@ class Supervisors:
         """Close their input, which ends them and their VMs at once; kill srun when it does not end."""
         if not self._stdin.closed:
             self._loop.remove(self._stdin.fileno())
+            with suppress(OSError):
+                if not self._unsent:
+                    os.write(self._stdin.fileno(), GOODBYE)
             self._stdin.close()
         for number, patience_s in ((None, timeout_s), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
             if number is not None and self._process.poll() is None:

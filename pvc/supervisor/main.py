@@ -22,6 +22,7 @@ from pvc.model.vm import Accel
 from pvc.parse import parse_cpus_per_node
 from pvc.plan.numa import Pinning, plan_pinning
 from pvc.plan.qemu import guest_memory_mib
+from pvc.slurm.job import cancel_job
 from pvc.supervisor.attach import Attached, attach, find_socket
 from pvc.supervisor.control import Control
 from pvc.supervisor.events import Events
@@ -76,6 +77,8 @@ class Supervisor:
         self._vms: tuple[Vm, ...] = ()
         self._running: set[asyncio.Task[None]] = set()
         self._leave = asyncio.Event()
+        self._dismissed = False
+        self._abandoned = False
         self._exits = AsyncExitStack()
 
     async def run(self, stdin_fd: int) -> int:
@@ -99,7 +102,14 @@ class Supervisor:
                 await asyncio.gather(start, leave, return_exceptions=True)
                 await self._stop_vms(0)
         self._events.ended()
+        if self._abandoned and self._spec.ends_job and self._is_first():
+            # Launcher and salloc were killed together: nobody else is left to give the nodes back.
+            cancel_job(self._spec.job_id)
         return exit_code
+
+    def _is_first(self) -> bool:
+        """One supervisor of the cluster is enough to speak to Slurm."""
+        return next(share.node for share in self._spec.placement.shares if share.count) == self._node
 
     def _watch_orders(self, stdin_fd: int) -> None:
         loop = asyncio.get_running_loop()
@@ -107,14 +117,17 @@ class Supervisor:
             loop.add_signal_handler(number, self._leave.set)
 
         def on_stdin() -> None:
-            # The launcher sends nothing after the cluster: what can be read is its end.
+            # After the cluster the launcher sends one word before it closes; without it, it was lost.
             try:
-                gone = not os.read(stdin_fd, 4096)
+                word = os.read(stdin_fd, 4096)
+                gone = not word
+                self._dismissed = self._dismissed or bool(word)
             except BlockingIOError:
                 gone = False
             except OSError:
                 gone = True
             if gone:
+                self._abandoned = not self._dismissed
                 loop.remove_reader(stdin_fd)
                 self._leave.set()
 
