@@ -26,7 +26,8 @@ _REDRAW_S = 0.1
 def render(progress: Progress, now: float, *, width: int = 80, colours: bool = True) -> list[str]:
     """The lines of a terminal's view at time ``now`` (seconds since the epoch)."""
     elapsed = max(0.0, now - progress.start)
-    lines = [_headline(progress, elapsed, colours)]
+    headline = _headline(progress, elapsed, colours=False)
+    lines = [_headline(progress, elapsed, colours) if len(headline) <= width else _cut(headline, width)]
     if len(progress.vms) <= TABLE_ROWS:
         name_width = max(len(vm.name) for vm in progress.vms)
         node_width = max(len(vm.node) for vm in progress.vms)

@@ -53,8 +53,8 @@ def run_alloc(wishes: ClusterWishes, script: Sequence[str]) -> NoReturn:
     :raise PvcError: something is wrong; nothing was asked of Slurm.
     """
     submission = prepare(wishes)
-    command = [find_pvc(), "launch", "--watch-parent"]
-    command += ["--script", "--", *shell.find_script(script)] if script else []
+    words = ["--script", "--", *shell.find_script(script)] if script else []
+    command = [find_pvc(), "launch", "--watch-parent", *words]
     _become(salloc_argv(submission.options, command), {**submission.variables, handover.VARIABLE: submission.text})
 
 
@@ -66,7 +66,8 @@ def run_batch(wishes: ClusterWishes, script: Sequence[str]) -> NoReturn:
     submission = prepare(wishes)
     if not script:
         raise UsageError("a batch job needs a script", hint="pvc batch -E SCRIPT DEFINITION [ARGUMENTS]")
-    command = [find_pvc(), "launch", "--script", "--", *shell.find_script(script)]
+    words = shell.find_script(script)
+    command = [find_pvc(), "launch", "--script", "--", *words]
     job_text = batch_script(command, {handover.VARIABLE: submission.text})
     fd = os.memfd_create("pvc-batch")
     os.write(fd, job_text.encode())

@@ -1,0 +1,159 @@
+"""Events in, views out."""
+
+from __future__ import annotations
+
+import pytest
+
+from pvc.errors import GuestError, HostError, StateError
+from pvc.model.cluster import NodeShare, Placement
+from pvc.model.event import Event, EventKind
+from pvc.model.vm import Phase
+from pvc.ops.display import render
+from pvc.ops.progress import Progress
+from pvc.ops.supervisors import parse_lost_tasks
+from tests.unit.ops.worlds import listening, make_progress, vm_event
+
+
+def test_a_cluster_runs_when_all_nodes_listen_and_all_vms_boot() -> None:
+    progress = make_progress()
+    for event in (listening("n1"), vm_event(0, Phase.BOOTING), vm_event(1, Phase.BOOTING), vm_event(2, Phase.NETWORK)):
+        progress.apply(event)
+        assert not progress.is_running
+    progress.apply(vm_event(2, Phase.BOOTING))
+    assert not progress.is_running
+    progress.apply(listening("n2"))
+    assert progress.is_running
+    assert not progress.is_settled
+    for rank in range(3):
+        progress.apply(vm_event(rank, Phase.REACHABLE))
+    assert progress.is_settled
+
+
+def test_news_for_readers_of_lines() -> None:
+    progress = make_progress()
+    news = [progress.apply(vm_event(rank, Phase.BOOTING, time=102.0)) for rank in range(3)]
+    assert news == [[], [], ["3 VMs: booting after 2.0 s"]]
+    assert progress.apply(vm_event(0, Phase.REACHABLE, time=109.5)) == ["vm0 on n1 is reachable after 9.5 s"]
+    assert progress.apply(vm_event(0, Phase.REACHABLE, time=110.5)) == []
+    assert progress.apply(vm_event(1, Phase.FAILED, detail="QEMU died")) == ["vm1 on n1 failed: QEMU died"]
+
+
+def test_a_notice_is_told_once_with_all_its_nodes() -> None:
+    progress = make_progress()
+    for node in ("n1", "n2"):
+        assert progress.apply(Event(EventKind.NOTICE, node, 101.0, detail=f"no KVM on {node}: slow")) == []
+    assert progress.take_notices() == ["no KVM on n1, n2: slow"]
+    assert progress.take_notices() == []
+
+
+def test_an_event_of_a_stranger_changes_nothing() -> None:
+    progress = make_progress()
+    progress.apply(vm_event(0, Phase.BOOTING))
+    for event in (
+        Event(EventKind.VM, "n2", 101.0, rank=0, phase=Phase.FAILED),
+        Event(EventKind.VM, "n1", 101.0, rank=77, phase=Phase.FAILED),
+        Event(EventKind.VM, "n1", 101.0, rank=-1, phase=Phase.FAILED),
+        Event(EventKind.ERROR, "n9", 101.0, detail="x"),
+    ):
+        assert progress.apply(event) == []
+    assert [vm.phase for vm in progress.vms] == [Phase.BOOTING, Phase.WAITING, Phase.WAITING]
+    assert progress.find_error() is None
+
+
+def test_a_nodes_error_is_the_clusters() -> None:
+    progress = make_progress()
+    for node in ("n2", "n1"):
+        progress.apply(
+            Event(EventKind.ERROR, node, 101.0, detail="no etcd", hint="start it", exit_code=StateError.exit_code)
+        )
+    error = progress.find_error()
+    assert isinstance(error, StateError)
+    assert str(error) == "n1 and 1 more: no etcd"
+    assert error.hint == "start it"
+    assert progress.is_dead
+
+
+def test_a_supervisor_that_dies_before_it_listens_ends_the_launch() -> None:
+    progress = make_progress()
+    progress.lose_node("n2", "Killed", 103.0)
+    error = progress.find_error()
+    assert isinstance(error, HostError)
+    assert "n2" in str(error)
+
+
+def test_a_supervisor_that_dies_later_takes_its_vms_only() -> None:
+    progress = make_progress()
+    for event in (listening("n1"), listening("n2"), *(vm_event(rank, Phase.BOOTING) for rank in range(3))):
+        progress.apply(event)
+    news = progress.lose_node("n1", "Killed", 103.0)
+    assert news == ["2 VMs on n1 failed: the supervisor has ended: Killed"]
+    assert progress.lose_node("n1", "Killed", 104.0) == []
+    assert progress.find_error() is None
+    assert [vm.phase for vm in progress.vms] == [Phase.FAILED, Phase.FAILED, Phase.BOOTING]
+    assert not progress.is_dead
+    progress.lose_node("n2", "Killed", 105.0)
+    assert progress.is_dead
+    assert isinstance(progress.find_guest_error(), GuestError)
+
+
+def test_stopped_means_that_all_supervisors_have_left() -> None:
+    progress = make_progress()
+    progress.apply(Event(EventKind.ENDED, "n1", 101.0))
+    assert not progress.was_stopped
+    progress.apply(Event(EventKind.ENDED, "n2", 101.0))
+    assert progress.was_stopped
+
+
+@pytest.mark.parametrize(
+    ("line", "lost"),
+    [
+        ("srun: error: n2: task 1: Killed", [("n2", "Killed")]),
+        (
+            "srun: error: n[1,3]: tasks 0,2: Exited with exit code 7",
+            [("n1", "Exited with exit code 7"), ("n3", "Exited with exit code 7")],
+        ),
+        ("srun: error: n[1-2]: tasks 0-1: Terminated", [("n1", "Terminated"), ("n2", "Terminated")]),
+        ("srun: error: Node failure on n3", [("n3", "Node failure")]),
+        ("srun: error: something else: happened", []),
+        ("warning: n2: task 1: Killed", []),
+    ],
+)
+def test_what_srun_says_of_lost_tasks(line: str, lost: list[tuple[str, str]]) -> None:
+    assert parse_lost_tasks(line) == lost
+
+
+def test_view_of_a_small_cluster() -> None:
+    progress = make_progress()
+    progress.apply(vm_event(0, Phase.REACHABLE, time=108.4))
+    progress.apply(vm_event(1, Phase.BOOTING, time=101.0, detail="runs, no ssh answer yet"))
+    progress.apply(vm_event(2, Phase.FAILED, time=102.0, detail="QEMU " + "x" * 200))
+    assert render(progress, 110.0, colours=False)[0].endswith(
+        " 3 VMs on 2 nodes · 1 booting · 1 reachable · 1 failed · 10.0 s"
+    )
+    lines = render(progress, 110.0, width=60, colours=False)
+    assert lines[1] == "  vm0  n1  ●●● reachable    8.4 s"
+    assert lines[2].startswith("  vm1  n1  ●●○ booting     10.0 s  runs, no ssh")
+    assert lines[3].startswith("  vm2  n2  ○○○ failed       2.0 s  QEMU xxx")
+    assert lines[3].endswith("…")
+    assert all(len(line) <= 60 for line in lines)
+
+
+def test_view_of_a_large_cluster_is_counts() -> None:
+    placement = Placement(1, tuple(NodeShare(f"n{node}", node * 50, 50) for node in range(20)))
+    progress = Progress.of(placement, ["web"] * 1000, 0.0)
+    for rank in range(1000):
+        progress.apply(Event(EventKind.VM, f"n{rank // 50}", 1.0, rank=rank, phase=Phase.BOOTING))
+    progress.apply(Event(EventKind.VM, "n3", 2.0, rank=150, phase=Phase.FAILED, detail="no memory"))
+    lines = render(progress, 3.0, colours=False)
+    assert lines[0].endswith("1000 VMs on 20 nodes · 999 booting · 1 failed · 3.0 s")
+    assert lines[1:] == ["  vm150 on n3: no memory"]
+
+
+def test_colours_do_not_change_the_text() -> None:
+    import re
+
+    progress = make_progress()
+    plain = render(progress, 101.0, colours=False)
+    painted = render(progress, 101.0, colours=True)
+    assert [re.sub(r"\033\[\d+m", "", line) for line in painted] == plain
+    assert painted != plain
