@@ -12,45 +12,16 @@ from typing import Any
 
 import pytest
 
+from tests.slurm.clusters import Cluster
 from tests.slurm.testbed import Snapshot, Testbed, wait_until
-
-SCRIPT = "#!/bin/sh\ntouch started\nexec sleep 300\n"
-
-
-class Cluster:
-    """A running pvc alloc of four small VMs over three nodes, whose script sleeps."""
-
-    def __init__(self, tb: Testbed, small: str, *options: str, user: str = "student") -> None:
-        self.tb, self.user = tb, user
-        home = tb.home(user)
-        script = home / "sleeper.sh"
-        script.write_text(SCRIPT)
-        script.chmod(0o755)
-        self.started = home / "started"
-        self.started.unlink(missing_ok=True)
-        argv = ["pvc", "alloc", "-c", "2", "-N", "3", *options, "-E", "./sleeper.sh", f"{small}:4"]
-        self.process = tb.start(argv, user=user, stderr=subprocess.STDOUT)
-        self.job_id = 0
-
-    def wait_running(self) -> Cluster:
-        wait_until(self.started.exists, 40, "the script has not started")
-        rows = self.tb.run(["squeue", "-h", "-u", self.user, "-t", "R", "-o", "%i"], user=self.user).out.split()
-        self.job_id = int(rows[0])
-        return self
-
-    def end(self, timeout: float = 60) -> str:
-        out, _ = self.process.communicate(timeout=timeout)
-        return str(out)
 
 
 @pytest.fixture
 def cluster(tb: Testbed, small: str, before: dict[str, Snapshot]) -> Iterator[Cluster]:
     del before  # taken before the cluster is
-    made = Cluster(tb, small).wait_running()
+    made = Cluster(tb, f"{small}:4", "-N", "3").wait_running()
     yield made
-    with contextlib.suppress(ProcessLookupError):
-        made.process.kill()
-    made.process.communicate(timeout=60)
+    made.close()
 
 
 def pids(tb: Testbed, node: str, pattern: str) -> list[int]:
@@ -90,7 +61,7 @@ def test_scancel(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> 
 
 
 def test_walltime(tb: Testbed, before: dict[str, Snapshot], small: str) -> None:
-    made = Cluster(tb, small).wait_running()
+    made = Cluster(tb, f"{small}:4", "-N", "3").wait_running()
     # Limits are whole minutes, and slurmctld looks at them twice a minute.
     tb.root(["scontrol", "update", f"JobId={made.job_id}", "TimeLimit=1"], "login")
     made.end(timeout=150)
@@ -140,7 +111,7 @@ def test_daemon_killed_while_vms_run(tb: Testbed, before: dict[str, Snapshot], c
 def test_daemon_killed_before(tb: Testbed, before: dict[str, Snapshot], small: str) -> None:
     for node in tb.nodes():
         kill(tb, node, "pvc-node serve")
-    made = Cluster(tb, small).wait_running()
+    made = Cluster(tb, f"{small}:4", "-N", "3").wait_running()
     tb.run(["scancel", str(made.job_id)])
     made.end()
     wait_daemons(tb)
@@ -149,7 +120,7 @@ def test_daemon_killed_before(tb: Testbed, before: dict[str, Snapshot], small: s
 
 @pytest.mark.parametrize("delay_s", [0.35, 0.5, 0.65, 0.8])
 def test_daemon_killed_in_the_set_up(tb: Testbed, before: dict[str, Snapshot], small: str, delay_s: float) -> None:
-    made = Cluster(tb, small)
+    made = Cluster(tb, f"{small}:4", "-N", "3")
     # Somewhere in the set-up; test_node.py kills it at each effect, this one with the real prolog around it.
     time.sleep(delay_s)
     for node in tb.nodes():

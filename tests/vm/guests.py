@@ -63,6 +63,8 @@ DHCP = """#!/bin/busybox sh
 [ "$1" = bound ] || exit 0
 ip address add "$ip/$mask" dev "$interface"
 [ -n "$router" ] && ip route add default via "${router%% *}"
+mkdir -p /etc
+{ [ -n "$search" ] && echo "search $search"; for server in $dns; do echo "nameserver $server"; done; } > /etc/resolv.conf
 exit 0
 """
 
