@@ -64,7 +64,8 @@ DHCP = """#!/bin/busybox sh
 ip address add "$ip/$mask" dev "$interface"
 [ -n "$router" ] && ip route add default via "${router%% *}"
 mkdir -p /etc
-{ [ -n "$search" ] && echo "search $search"; for server in $dns; do echo "nameserver $server"; done; } > /etc/resolv.conf
+echo "search $search" > /etc/resolv.conf
+for server in $dns; do echo "nameserver $server" >> /etc/resolv.conf; done
 exit 0
 """
 
