@@ -31,7 +31,7 @@ static enum pvc_client_result ask(enum manner manner, const char *answer, int ti
 
 static void good_answer(void)
 {
-	CHECK(ask(ANSWER, "0 done\n", 5000) == PVC_CLIENT_ANSWERED);
+	CHECK(ask(ANSWER, "0 done\n", 30000) == PVC_CLIENT_ANSWERED);
 	CHECK(code == 0);
 	CHECK_IS(text, "done");
 	CHECK_IS(read_text(scratch("heard")), "PVC1 setup\nSLURM_JOB_ID=12\nSPANK_PVC_REQUEST=1;nat:4\n\n");
@@ -40,23 +40,23 @@ static void good_answer(void)
 
 static void answer_without_text(void)
 {
-	CHECK(ask(ANSWER, "0\n", 5000) == PVC_CLIENT_ANSWERED);
+	CHECK(ask(ANSWER, "0\n", 30000) == PVC_CLIENT_ANSWERED);
 	CHECK(code == 0);
 	CHECK_IS(text, "");
-	CHECK(ask(ANSWER, "255 \n", 5000) == PVC_CLIENT_ANSWERED);
+	CHECK(ask(ANSWER, "255 \n", 30000) == PVC_CLIENT_ANSWERED);
 	CHECK(code == 255);
 }
 
 static void failure_is_an_answer(void)
 {
-	CHECK(ask(ANSWER, "6 cannot create the bridge\n", 5000) == PVC_CLIENT_ANSWERED);
+	CHECK(ask(ANSWER, "6 cannot create the bridge\n", 30000) == PVC_CLIENT_ANSWERED);
 	CHECK(code == 6);
 	CHECK_IS(text, "cannot create the bridge");
 }
 
 static void answer_without_reading(void)
 {
-	CHECK(ask(ANSWER_AT_ONCE, "5 no etcd\n", 5000) == PVC_CLIENT_ANSWERED);
+	CHECK(ask(ANSWER_AT_ONCE, "5 no etcd\n", 30000) == PVC_CLIENT_ANSWERED);
 	CHECK(code == 5);
 }
 
@@ -66,9 +66,9 @@ static void what_is_no_answer(void)
 	char *flood = argument("0", "");
 
 	for (size_t i = 0; i < sizeof(garbage) / sizeof(garbage[0]); i++)
-		CHECK(ask(ANSWER, garbage[i], 5000) == PVC_CLIENT_NO_ANSWER);
-	CHECK(ask(ANSWER, flood, 5000) == PVC_CLIENT_NO_ANSWER);
-	CHECK(ask(ANSWER_AT_ONCE, "", 5000) == PVC_CLIENT_NO_ANSWER);
+		CHECK(ask(ANSWER, garbage[i], 30000) == PVC_CLIENT_NO_ANSWER);
+	CHECK(ask(ANSWER, flood, 30000) == PVC_CLIENT_NO_ANSWER);
+	CHECK(ask(ANSWER_AT_ONCE, "", 30000) == PVC_CLIENT_NO_ANSWER);
 }
 
 static void endless_line_is_no_answer(void)
@@ -76,14 +76,14 @@ static void endless_line_is_no_answer(void)
 	char *line = calloc(1, 100001);
 
 	memset(line, '1', 100000);
-	CHECK(ask(ANSWER_AT_ONCE, line, 5000) == PVC_CLIENT_NO_ANSWER);
+	CHECK(ask(ANSWER_AT_ONCE, line, 30000) == PVC_CLIENT_NO_ANSWER);
 	free(line);
 }
 
 static void nobody_there(void)
 {
-	CHECK(ask(NOT_LISTENING, "", 5000) == PVC_CLIENT_NO_ANSWER);
-	CHECK(pvc_client_ask(scratch("none"), "setup", facts, pvc_common_now_ms() + 5000, &code, text, sizeof(text)) ==
+	CHECK(ask(NOT_LISTENING, "", 30000) == PVC_CLIENT_NO_ANSWER);
+	CHECK(pvc_client_ask(scratch("none"), "setup", facts, pvc_common_now_ms() + 30000, &code, text, sizeof(text)) ==
 	      PVC_CLIENT_NO_ANSWER);
 	CHECK_IS(fake.log, "");
 }
@@ -101,7 +101,7 @@ static void closed_standard_descriptors_are_not_used(void)
 {
 	(void)close(STDIN_FILENO);
 	(void)close(STDOUT_FILENO);
-	CHECK(ask(ANSWER, "0 done\n", 5000) == PVC_CLIENT_ANSWERED);
+	CHECK(ask(ANSWER, "0 done\n", 30000) == PVC_CLIENT_ANSWERED);
 	CHECK(pvc_common_memfd("high") > STDERR_FILENO);
 }
 

@@ -36,12 +36,12 @@ static void exit_codes_come_back(void)
 {
 	int code = -1;
 
-	CHECK(run(make_script("good", "echo said; echo also >&2"), true, 5000, &code) == 0);
+	CHECK(run(make_script("good", "echo said; echo also >&2"), true, 30000, &code) == 0);
 	CHECK(code == 0);
 	CHECK_IS(output, "said\nalso\n");
-	CHECK(run(make_script("bad", "exit 6"), true, 5000, &code) == 0);
+	CHECK(run(make_script("bad", "exit 6"), true, 30000, &code) == 0);
 	CHECK(code == 6);
-	CHECK(run(make_script("killed", "kill -9 $$"), true, 5000, &code) == 0);
+	CHECK(run(make_script("killed", "kill -9 $$"), true, 30000, &code) == 0);
 	CHECK(code == 128 + SIGKILL);
 	CHECK_IS(fake.log, "");
 }
@@ -50,7 +50,7 @@ static void missing_program_says_so(void)
 {
 	int code = -1;
 
-	CHECK(run(scratch("nothing"), true, 5000, &code) == 0);
+	CHECK(run(scratch("nothing"), true, 30000, &code) == 0);
 	CHECK(code == 127);
 	CHECK_HAS(output, "nothing: No such file or directory");
 }
@@ -63,7 +63,7 @@ static void child_has_nothing_of_ours(void)
 	CHECK(setenv("LD_LIBRARY_PATH", "/evil", 1) == 0);
 	CHECK(leak > STDERR_FILENO);
 	CHECK(run(make_script("look", "/usr/bin/env; cat; ls /proc/self/fd | tr '\\n' ' '; readlink /proc/self/fd/0"), true,
-		  5000, &code) == 0);
+		  30000, &code) == 0);
 	CHECK(code == 0);
 	CHECK_HAS(output, "ONLY=this");
 	CHECK_NOT(output, "/evil");
@@ -80,9 +80,9 @@ static void daemons_child_starts_in_the_root(void)
 
 	CHECK(file != NULL && fputs("#!/bin/sh\npwd\n", file) >= 0 && fchmod(fileno(file), 0755) == 0);
 	CHECK(file != NULL && fclose(file) == 0);
-	CHECK(run(program, true, 5000, &code) == 0);
+	CHECK(run(program, true, 30000, &code) == 0);
 	CHECK_IS(output, "/\n");
-	CHECK(run(program, false, 5000, &code) == 0);
+	CHECK(run(program, false, 30000, &code) == 0);
 	CHECK(strcmp(output, "/\n") != 0);
 }
 
@@ -94,7 +94,7 @@ static void blocked_and_ignored_signals_are_not_inherited(void)
 	(void)sigfillset(&all);
 	(void)sigprocmask(SIG_SETMASK, &all, NULL);
 	(void)signal(SIGPIPE, SIG_IGN);
-	CHECK(run(make_script("signals", "grep -E 'Sig(Blk|Ign)' /proc/$$/status | tr -d '\\t\\n'"), true, 5000, &code) == 0);
+	CHECK(run(make_script("signals", "grep -E 'Sig(Blk|Ign)' /proc/$$/status | tr -d '\\t\\n'"), true, 30000, &code) == 0);
 	CHECK_HAS(output, "SigBlk:0000000000000000SigIgn:");
 	/* Signals 32 and 33 are libc's own, and keep what whoever started the tests made of them. */
 	CHECK_IS(output + strlen(output) - 7, "0000000");
@@ -129,7 +129,7 @@ static void closed_standard_descriptors_do_no_harm(void)
 
 	(void)close(STDIN_FILENO);
 	(void)close(STDOUT_FILENO);
-	CHECK(run(program, true, 5000, &code) == 0);
+	CHECK(run(program, true, 30000, &code) == 0);
 	CHECK(code == 0);
 	CHECK_IS(output, "out\nerr\n");
 }

@@ -38,7 +38,7 @@ static void make_state(void)
 
 static void prolog_without_request_does_nothing(void)
 {
-	char *path = prepare("touch ran", "5");
+	char *path = prepare("touch ran", "30");
 	pid_t pid = start_daemon(path, ANSWER, "6 was asked\n");
 	char *wrong[] = {argument("pvc", "relative"), NULL};
 
@@ -53,7 +53,7 @@ static void prolog_without_request_does_nothing(void)
 
 static void prolog_asks_the_daemon(void)
 {
-	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "0 12 is ready\n");
+	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "0 12 is ready\n");
 
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == 0);
@@ -67,7 +67,7 @@ static void prolog_asks_the_daemon(void)
 
 static void hostile_request_cannot_add_facts(void)
 {
-	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "0 refused\n");
+	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "0 refused\n");
 
 	request("1;nat:4\nSLURM_JOB_UID=0\n\n");
 	CHECK(fake_prolog(4, av) == 0);
@@ -78,7 +78,7 @@ static void hostile_request_cannot_add_facts(void)
 
 static void fault_of_the_node_fails_the_prolog(void)
 {
-	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "6 cannot create the \a bridge\n");
+	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "6 cannot create the \a bridge\n");
 
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
@@ -90,7 +90,7 @@ static void fault_of_the_node_fails_the_prolog(void)
 
 static void failure_without_text_has_a_reason(void)
 {
-	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "6 \n");
+	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "6 \n");
 
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
@@ -112,7 +112,7 @@ static void silent_daemon_fails_the_prolog(void)
 
 static void without_daemon_pvc_node_is_started(void)
 {
-	(void)prepare("echo noise; echo \"$*\" > ran; /usr/bin/env | /usr/bin/sort > env; cat > stdin", "5");
+	(void)prepare("echo noise; echo \"$*\" > ran; /usr/bin/env | /usr/bin/sort > env; cat > stdin", "30");
 	request("1;nat:4");
 	CHECK(setenv("LD_PRELOAD_OF_A_USER", "/evil.so", 1) == 0);
 	CHECK(fake_prolog(4, av) == 0);
@@ -129,7 +129,7 @@ static void without_daemon_pvc_node_is_started(void)
 
 static void daemon_that_dies_is_replaced(void)
 {
-	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "0 hal");
+	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "0 hal");
 
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == 0);
@@ -141,7 +141,7 @@ static void daemon_that_dies_is_replaced(void)
 
 static void dead_socket_is_no_daemon(void)
 {
-	(void)start_daemon(prepare("touch ran", "5"), NOT_LISTENING, "");
+	(void)start_daemon(prepare("touch ran", "30"), NOT_LISTENING, "");
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == 0);
 	CHECK(access(scratch("ran"), F_OK) == 0);
@@ -149,7 +149,7 @@ static void dead_socket_is_no_daemon(void)
 
 static void failed_start_tells_its_log(void)
 {
-	(void)prepare("echo begin; echo 'no such \xc3\xa9 device' >&2; echo; echo 'hint: load it'; exit 6", "5");
+	(void)prepare("echo begin; echo 'no such \xc3\xa9 device' >&2; echo; echo 'hint: load it'; exit 6", "30");
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
 	CHECK_HAS(fake.log, "pvc-node setup failed with exit code 6\n");
@@ -168,7 +168,7 @@ static void slow_start_is_killed(void)
 
 static void long_log_is_cut_at_its_start(void)
 {
-	(void)prepare("for i in 1 2 3 4 5 6 7 8 9; do printf '%1000d\\n' $i; done; echo the end; exit 1", "5");
+	(void)prepare("for i in 1 2 3 4 5 6 7 8 9; do printf '%1000d\\n' $i; done; echo the end; exit 1", "30");
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
 	CHECK_NOT(fake.log, " 2\n");
@@ -178,7 +178,7 @@ static void long_log_is_cut_at_its_start(void)
 
 static void silent_failure_has_a_reason(void)
 {
-	(void)prepare("exit 1", "5");
+	(void)prepare("exit 1", "30");
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
 	CHECK_IS(fake.drained, "n1 pvc: pvc-node failed without a word");
@@ -186,7 +186,7 @@ static void silent_failure_has_a_reason(void)
 
 static void missing_pvc_node_fails_the_prolog(void)
 {
-	(void)prepare("true", "5");
+	(void)prepare("true", "30");
 	av[0] = argument("pvc-node", scratch("nothing"));
 	request("1;nat:4");
 	CHECK(fake_prolog(4, av) == -1);
@@ -196,7 +196,7 @@ static void missing_pvc_node_fails_the_prolog(void)
 
 static void epilog_without_state_does_nothing(void)
 {
-	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "6 was asked\n");
+	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "6 was asked\n");
 
 	request("1;nat:4");
 	CHECK(fake_epilog(4, av) == 0); /* no state_dir at all */
@@ -211,7 +211,7 @@ static void epilog_without_state_does_nothing(void)
 
 static void epilog_tears_down(void)
 {
-	pid_t pid = start_daemon(prepare("touch ran", "5"), ANSWER, "0\n");
+	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "0\n");
 
 	make_state(); /* SPANK_PVC_REQUEST is not needed for it */
 	CHECK(fake_epilog(4, av) == 0);
@@ -223,7 +223,7 @@ static void epilog_tears_down(void)
 
 static void epilog_starts_pvc_node(void)
 {
-	(void)prepare("echo \"$*\" > ran", "5");
+	(void)prepare("echo \"$*\" > ran", "30");
 	make_state();
 	(void)close(STDIN_FILENO); /* as slurmd leaves it */
 	(void)close(STDOUT_FILENO);
@@ -233,7 +233,7 @@ static void epilog_starts_pvc_node(void)
 
 static void epilog_that_cannot_undo_fails(void)
 {
-	(void)prepare("exit 6", "5");
+	(void)prepare("exit 6", "30");
 	make_state();
 	CHECK(fake_epilog(4, av) == -1);
 	CHECK_HAS(fake.log, "teardown failed with exit code 6");
@@ -243,7 +243,7 @@ static void epilog_with_wrong_arguments_spares_other_jobs(void)
 {
 	char *wrong[] = {argument("colour", "red"), NULL};
 
-	(void)prepare("true", "5");
+	(void)prepare("true", "30");
 	CHECK(fake_epilog(1, wrong) == 0);
 	CHECK_IS(fake.drained, "");
 	request("1;nat:4");
@@ -256,7 +256,7 @@ static void strange_job_ids_name_no_path(void)
 {
 	const char *const ids[] = {"", "..", "../jobs/12", "12/", "012345678901234567890123456789", " 12"};
 
-	(void)prepare("touch ran", "5");
+	(void)prepare("touch ran", "30");
 	make_state();
 	for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++) {
 		CHECK(setenv("SLURM_JOB_ID", ids[i], 1) == 0);

@@ -9,7 +9,7 @@ static char *av[3];
 static int submit(enum spank_context context, const char *definition, const char *script)
 {
 	av[0] = argument("pvc", make_script("pvc", script));
-	av[1] = argument("timeout", "5");
+	av[1] = argument("timeout", "30");
 	fake_start(context);
 	CHECK(fake_init(2, av) == 0);
 	if (definition != NULL)
