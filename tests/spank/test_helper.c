@@ -107,17 +107,17 @@ static void deadline_kills_the_whole_group(void)
 	pid_t grandchild = -1;
 
 	CHECK(run(make_script("slow", "sleep 60 & echo $! > pid; wait"), true, 400, &code) == -1);
-	CHECK(pvc_common_now_ms() - start < 10000);
+	CHECK(pvc_common_now_ms() - start < 30000);
 	CHECK_HAS(fake.log, "did not end in time: killed");
 	grandchild = (pid_t)strtol(read_text(scratch("pid")), NULL, 10);
 	CHECK(grandchild > 1);
-	for (int i = 0; i < 100 && kill(grandchild, 0) == 0; i++) {
+	for (int i = 0; i < 500 && kill(grandchild, 0) == 0; i++) {
 		char path[64] = "";
 
 		(void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)grandchild);
 		if (strstr(read_text(path), ") Z ") != NULL) /* dead, and nobody's child */
 			break;
-		CHECK(i < 99);
+		CHECK(i < 499);
 		(void)usleep(20000);
 	}
 }
