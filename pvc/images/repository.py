@@ -38,7 +38,7 @@ class Repositories:
 
     def __init__(self, repositories: Sequence[Repository], *, home: Path | None = None) -> None:
         self.stores = tuple(Store(repository) for repository in repositories)
-        self._home = home or Path.home()
+        self._home = home
 
     def store(self, name: str | None = None) -> Store:
         """The repository called ``name``, or the first one.
@@ -137,15 +137,19 @@ class Repositories:
                 except header.HeaderError as err:
                     raise GuestError(f"image {found.uri} is damaged: {path}: {err}", hint=hint) from None
 
-    def import_file(self, incoming: Incoming, progress: Progress, *, repository: str | None = None) -> FoundImage:
+    def import_file(
+        self, incoming: Incoming, progress: Progress, *, repository: str | None = None, reuse: bool = False
+    ) -> FoundImage:
         """Bring a disk in as the next revision of an image; the repository is made when it is not there.
+
+        ``reuse``: if the newest revision is the same in all that matters, that one is returned.
 
         :raise UsageError: the source is not a disk that pvc takes, or there is no such repository.
         :raise HostError: the repository cannot be written, or is full; it is as before then.
         """
         store = self.store(repository)
-        store.ensure(private=store.path.is_relative_to(self._home))
-        return FoundImage(store.name, import_files(store, incoming, progress))
+        store.ensure(private=store.path.is_relative_to(self._home or Path.home()))
+        return FoundImage(store.name, import_files(store, incoming, progress, reuse=reuse))
 
     def delete(self, uri: str | ImageUri, *, every: bool = False) -> tuple[tuple[str, ...], int]:
         """Remove one revision (the newest, unless one is named), or ``every`` one, and the files only it had.

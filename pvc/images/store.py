@@ -179,8 +179,10 @@ class Store:
                 raise
             os.close(fd)
 
-    def publish(self, image: Image, contents: dict[str, Path]) -> Image:
+    def publish(self, image: Image, contents: dict[str, Path], *, reuse: bool = False) -> Image:
         """Give ``image`` the next free revision, and its files (checksum -> temporary file) their names.
+
+        ``reuse``: not if the newest revision differs in nothing but time and owner, and has all its files.
 
         :return: the image with its revision.
         :raise HostError: the repository cannot be written; nothing has been named then.
@@ -189,6 +191,8 @@ class Store:
             self._sweep()
             if alone:
                 self._remove_unused()
+            if reuse and (same := self._find_same(image)):
+                return same
             for blob in image.blobs:
                 self._publish_blob(blob, contents[blob.sha256])
             try:
@@ -198,13 +202,21 @@ class Store:
                     self._remove_unused()
                 raise
 
+    def _find_same(self, image: Image) -> Image | None:
+        revisions = self.list_revisions().get(image.name, [])
+        newest = self.read(image.name, revisions[-1]) if revisions else None
+        if newest is None:
+            return None
+        wanted = dataclasses.replace(image, revision=newest.revision, created=newest.created, owner=newest.owner)
+        whole = all(_has_size(self.blob_path(blob), blob.size) for blob in newest.blobs)
+        return newest if newest == wanted and whole else None
+
     def _publish_blob(self, blob: Blob, source: Path) -> None:
         path = self.blob_path(blob)
         _make_dir(path.parent, 0o755)
         # The same content may be there already. A copy of another size is damaged: it is replaced.
-        with suppress(FileNotFoundError):
-            if path.stat().st_size == blob.size:
-                return
+        if _has_size(path, blob.size):
+            return
         os.rename(source, path)
         path.chmod(0o444)
         _sync_dir(path.parent)
@@ -320,6 +332,13 @@ def _is_abandoned(path: Path) -> bool:
         return _try_lock(fd, wait=False) or time.time() - facts.st_mtime > _ABANDONED_S
     finally:
         os.close(fd)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def _make_dir(path: Path, mode: int) -> None:

@@ -49,10 +49,11 @@ class Incoming:
     hints: dict[str, str] = field(default_factory=dict)
 
 
-def import_files(store: Store, incoming: Incoming, progress: Progress) -> Image:
+def import_files(store: Store, incoming: Incoming, progress: Progress, *, reuse: bool = False) -> Image:
     """Copy a disk, and a kernel and an initrd if given, into ``store`` as the next revision of an image.
 
     A raw disk stays raw and gets holes where it is zero: its checksum stays the one its publisher gives.
+    ``reuse``: if the newest revision is the same in all that matters, that one is returned.
 
     :raise UsageError: a source cannot be read or is not what it should be.
     :raise HostError: the repository cannot be written, or is full; it is as before then.
@@ -95,7 +96,7 @@ def import_files(store: Store, incoming: Incoming, progress: Progress) -> Image:
             description=incoming.description,
             hints=incoming.hints,
         )
-        return store.publish(image, contents)
+        return store.publish(image, contents, reuse=reuse)
 
 
 def _check_request(incoming: Incoming) -> None:
