@@ -22,9 +22,23 @@ LOG = logging.getLogger("pvc.node")
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pvc-node")
-@click.option("--conf-dir", type=click.Path(path_type=Path), default="/etc/pvc", show_default=True)
-@click.option("--state-dir", type=click.Path(path_type=Path), default="/var/lib/pvc", show_default=True)
-@click.option("--runtime-dir", type=click.Path(path_type=Path), default="/run/pvc", show_default=True)
+@click.option(
+    "--conf-dir", help="The configuration.", type=click.Path(path_type=Path), default="/etc/pvc", show_default=True
+)
+@click.option(
+    "--state-dir",
+    help="What is remembered across a restart of the node.",
+    type=click.Path(path_type=Path),
+    default="/var/lib/pvc",
+    show_default=True,
+)
+@click.option(
+    "--runtime-dir",
+    help="Socket, locks and name servers' files.",
+    type=click.Path(path_type=Path),
+    default="/run/pvc",
+    show_default=True,
+)
 @click.option("-v", "--verbose", count=True, help="Say more; twice: every step.")
 @click.pass_context
 def cli(ctx: click.Context, conf_dir: Path, state_dir: Path, runtime_dir: Path, verbose: int) -> None:
@@ -76,8 +90,8 @@ def reclaim(context: Context, node: str | None) -> None:
 @click.option("--request", "request_text", required=True, help="As in SPANK_PVC_REQUEST: 1;cpus=2;nat:4.")
 @click.option("--nodelist", required=True, help="As in SLURM_NODELIST.")
 @click.option("--cpus-per-node", required=True, help="As in SLURM_JOB_CPUS_PER_NODE.")
-@click.option("--node", required=True)
-@click.option("--job", type=int, default=1, show_default=True)
+@click.option("--node", required=True, help="The node of NODELIST whose share is printed.")
+@click.option("--job", type=int, default=1, show_default=True, help="A job id; names of devices depend on it.")
 @click.option("--json", "as_json", is_flag=True, help="The whole plan, not a summary.")
 @click.pass_obj
 def plan(
