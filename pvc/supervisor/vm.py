@@ -31,6 +31,7 @@ _NO_SSH_YET = "runs, no ssh answer yet"
 _NO_SSH_PORT = "runs; no port of the node leads to its ssh"
 # A guest that QEMU paused because the disk is full goes on once there is room.
 _RESUME_S = 10.0
+_LASTS_S = 1.0
 # QEMU was built without seccomp, or the kernel has none: both messages of softmmu/qemu-seccomp.c and vl.c.
 _NO_SANDBOX = ("-sandbox", "seccomp")
 
@@ -50,6 +51,8 @@ class Vm:
         self._machine: Machine | None = None
         self._stopping = False
         self._shutdown_reason: str | None = None
+        self._paused = False
+        self._disk_errors = 0
         self._probe: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._taps = list(share.taps)
@@ -98,7 +101,8 @@ class Vm:
         """End the VM; ``run`` returns soon after. Without effect on one that has ended."""
         self._stopping = True
         if self._machine is not None:
-            await self._machine.stop(grace_s)
+            # A paused guest cannot hear that it should power down.
+            await self._machine.stop(0 if self._paused else grace_s)
 
     def _failed(self, error: PvcError) -> Ending:
         if self._stopping:
@@ -200,16 +204,29 @@ class Vm:
             self.reachable = None
             self._wait_ssh()
         elif name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
-            reason = data.get("reason", "I/O error")
-            self._change(self.phase, f"paused: its disk in {self.share.directory} cannot be written: {reason}")
-            self._spawn(self._resume(machine))
-        elif name == "RESUME" and self.detail.startswith("paused"):
-            self._change(self.phase, "" if self.phase is Phase.REACHABLE else _NO_SSH_YET)
+            # One for each request in flight: the first starts the attempts to go on, the others only count.
+            self._disk_errors += 1
+            if not self._paused:
+                self._paused = True
+                reason = data.get("reason", "I/O error")
+                self._change(self.phase, f"paused: its disk in {self.share.directory} cannot be written: {reason}")
+                self._spawn(self._resume(machine))
 
     async def _resume(self, machine: Machine) -> None:
-        await asyncio.sleep(_RESUME_S)
-        with suppress(GuestError):
-            await machine.execute("cont")
+        """Let a guest go on that QEMU paused for its disk, again and again until that lasts."""
+        while self._paused:
+            await asyncio.sleep(_RESUME_S)
+            before = self._disk_errors
+            with suppress(GuestError):
+                await machine.execute("cont")
+                await asyncio.sleep(_LASTS_S)
+                self._paused = self._disk_errors != before
+        self._change(self.phase, self._plain_detail())
+
+    def _plain_detail(self) -> str:
+        if self.phase is Phase.REACHABLE:
+            return ""
+        return _NO_SSH_YET if self.share.ssh_port is not None else _NO_SSH_PORT
 
     def _change(self, phase: Phase, detail: str = "", hint: str | None = None) -> None:
         if (phase, detail) == (self.phase, self.detail):
