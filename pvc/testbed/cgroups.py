@@ -153,6 +153,24 @@ def remove_cgroups(mounts: Iterable[CgroupMount], testbed: str, node: str = "", 
                 top.parent.rmdir()
 
 
+def remove_empty_jobs(mounts: Iterable[CgroupMount], *, older_than_s: float = 2.0) -> bool:
+    """In a node with the unified hierarchy: remove the cgroups of jobs that are over; whether any job's is left.
+
+    slurmstepd (22.05) moves itself to the top cgroup before it removes its own; the kernel allows that at the
+    hierarchy's real root only, which a node's top is not. A step that is being made has none of this age.
+    """
+    left = False
+    for mount in mounts:
+        for job in Path(mount.path).glob(f"{SLICE}/*_slurmstepd.scope/job_*") if mount.version == 2 else ():
+            with suppress(OSError):
+                left = True
+                old = time.time() - max(each.stat().st_mtime for each in _walk(job)) > older_than_s
+                if old and "populated 0" in (job / "cgroup.events").read_text():
+                    for directory in sorted(_walk(job), key=lambda each: len(each.parts), reverse=True):
+                        directory.rmdir()
+    return left
+
+
 def _walk(top: Path) -> Iterator[Path]:
     for directory, _, _ in os.walk(top):
         yield Path(directory)

@@ -40,10 +40,10 @@ def ensure_image(place: Place, tell: build.Step) -> bool:
         if stamp.exists():
             return False
         ready = cache / "testbed" / made.disk.parent.name
-        with files.locked(cache / ".testbed.lock"):
+        with files.locked(cache / ".testbed.lock", timeout_s=600):
             if not ready.is_dir():
                 _import(made, wanted, ready, tell)
-        _link_tree(ready, target)
+            _link_tree(ready, target)
         stamp.touch()
     return True
 

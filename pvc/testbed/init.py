@@ -28,8 +28,11 @@ from pvc.testbed.view import apply_view
 
 LOG = logging.getLogger(__name__)
 
-_BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+_BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# A service that lived this long starts again at once when it ends.
+_STEADY_S = 10.0
 _POLL_S = 0.01
+_SWEEP_S = 1.0
 _NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
 ENVIRONMENT = {"PATH": run.PATH, "LANG": "C.UTF-8"}
 
@@ -137,10 +140,15 @@ class Init:
         while True:
             self._start_due()
             self._check_ready()
-            pending = self.helper is not None or any(not each.ready for each in self.states)
-            if select.select([self._woken], [], [], _POLL_S if pending else 3600.0)[0]:
+            if select.select([self._woken], [], [], self._wait_s())[0]:
                 os.read(self._woken, 4096)
             self._reap()
+
+    def _wait_s(self) -> float | None:
+        """How long to sleep unless a child ends; None: as long as it takes."""
+        if self.helper is not None or any(not each.ready or each.retry_at for each in self.states):
+            return _POLL_S
+        return _SWEEP_S if cgroups.remove_empty_jobs(self.plan.cgroups) else None
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -210,8 +218,8 @@ class Init:
                 state.ready = True
             return
         lived_s = time.monotonic() - state.started_at
-        state.failures = 0 if lived_s > 10 else state.failures + 1
-        state.retry_at = time.monotonic() + _BACKOFF_S[min(state.failures, len(_BACKOFF_S)) - 1]
+        state.failures = 0 if lived_s > _STEADY_S else min(state.failures + 1, len(_BACKOFF_S) - 1)
+        state.retry_at = time.monotonic() + _BACKOFF_S[state.failures]
 
 
 def _as_user(service: Service) -> tuple[str, ...]:

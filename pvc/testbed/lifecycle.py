@@ -81,7 +81,7 @@ def _make(place: Place, spec: TestbedSpec, tell: Tell) -> None:
     cgroups.ensure_cgroup(place.mounts, place.key, "switch")
     switch = _start_switch(place, plan)
     tell(f"directories and switch {time.monotonic() - began:.2f} s")
-    waits = [_Wait(node, start_node(place, node, switch)) for node in plan.nodes]
+    waits = [start_node(place, node, switch) for node in plan.nodes]
     _wait_up(waits, lambda text: tell(f"{text} {time.monotonic() - began:.2f} s"))
     wait_idle(place, [node.name for node in plan.nodes if node.name != layout.LOGIN])
     compiling.wait(START_TIMEOUT_S)
@@ -170,38 +170,41 @@ def _python_env() -> dict[str, str]:
     return {**run.BASE_ENV, "PYTHONPATH": os.fspath(Path(__file__).resolve().parents[2])}
 
 
-def start_node(place: Place, node: NodePlan, switch: int) -> int:
-    """Start a node's init; the result is the descriptor that its report is read from.
+@dataclass
+class Starting:
+    """A node that is on its way up; ``fd`` is where its init reports."""
+
+    node: NodePlan
+    launcher: run.Process[bytes]
+    fd: int
+    text: str = ""
+    up: bool = False
+
+
+def start_node(place: Place, node: NodePlan, switch: int) -> Starting:
+    """Start a node's init.
 
     :raise HostError: it cannot be started.
     """
     cgroups.ensure_cgroup(place.mounts, place.key, node.name)
     reader, writer = os.pipe()
     state = Path(node.state_dir)
+    argv = [sys.executable, "-sP", "-m", "pvc.testbed.init", str(state / "plan.json"), str(writer), str(switch)]
     try:
         with (state / "log" / "init.log").open("ab") as log:
-            argv = [sys.executable, "-sP", "-m", "pvc.testbed.init", str(state / "plan.json"), str(writer), str(switch)]
-            child = run.spawn(
+            # It makes the namespaces and ends; PID 1 of the node is its child.
+            launcher = run.spawn(
                 argv, env=_python_env(), stdout=log, stderr=run.STDOUT, pass_fds=[writer], new_session=True
             )
-            # It makes the namespaces and leaves; PID 1 of the node is its child.
-            child.returncode = 0
+    except BaseException:
+        os.close(reader)
+        raise
     finally:
         os.close(writer)
-    return reader
+    return Starting(node, launcher, reader)
 
 
-@dataclass
-class _Wait:
-    """A node that is on its way up."""
-
-    node: NodePlan
-    fd: int
-    text: str = ""
-    up: bool = False
-
-
-def _wait_up(waits: list[_Wait], tell: Tell) -> None:
+def _wait_up(waits: list[Starting], tell: Tell) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     try:
         while open_waits := [wait for wait in waits if not wait.up]:
@@ -217,9 +220,12 @@ def _wait_up(waits: list[_Wait], tell: Tell) -> None:
     finally:
         for wait in waits:
             os.close(wait.fd)
+            if not wait.up:
+                wait.launcher.kill()
+            wait.launcher.wait()
 
 
-def _read_report(wait: _Wait, tell: Tell) -> None:
+def _read_report(wait: Starting, tell: Tell) -> None:
     data = os.read(wait.fd, 65536)
     wait.text += data.decode(errors="replace")
     *lines, wait.text = wait.text.split("\n")
@@ -331,7 +337,7 @@ def _boot(place: Place, node: str) -> None:
         raise HostError(f"testbed {place.name!r} is not up", hint=f"pvc testbed up --name {place.name}")
     _cut_power(place, node)
     plan = codec.loads(NodePlan, (place.state_dir / "nodes" / node / "plan.json").read_bytes())
-    _wait_up([_Wait(plan, start_node(place, plan, switch))], lambda _text: None)
+    _wait_up([start_node(place, plan, switch)], lambda _text: None)
 
 
 def _check_node(place: Place, node: str) -> None:
