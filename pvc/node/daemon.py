@@ -17,6 +17,8 @@ import signal
 import socket
 import struct
 import threading
+import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,11 @@ from pvc.state.ledger import Ledger
 LOG = logging.getLogger(__name__)
 
 _REQUEST_LIMIT = 65536
-_READ_TIMEOUT_S = 10.0
-_MAX_CONNECTIONS = 64
+_TALK_TIMEOUT_S = 10.0
+_DRAIN_TIMEOUT_S = 60.0
+# Root's callers are Slurm's own and few; users get few places each, so that none can keep the others out.
+_MAX_OF_A_USER = 8
+_MAX_OF_ALL_USERS = 64
 _FDS_PER_MESSAGE = 200
 _RETRY_S = 15.0
 _LOOK_AGAIN_S = 300.0
@@ -48,7 +53,9 @@ class Daemon:
         self._context = context
         self._node = node
         self._path = context.runtime_dir / "node.sock"
-        self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._callers: Counter[int] = Counter()
+        self._callers_lock = threading.Lock()
+        self._idle = threading.Condition(self._callers_lock)
         self._wake = threading.Event()
         self._ending = threading.Event()
 
@@ -91,19 +98,27 @@ class Daemon:
                 for key, _ in selector.select():
                     if key.fileobj is listener:
                         with suppress(OSError):
-                            connection, _ = listener.accept()
-                            self._slots.acquire()
-                            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+                            self._admit(listener.accept()[0])
         # Whoever is being served is served to the end, within the limits each has.
-        for _ in range(_MAX_CONNECTIONS):
-            self._slots.acquire(timeout=_READ_TIMEOUT_S)
+        with self._idle:
+            self._idle.wait_for(lambda: not self._callers.total(), timeout=_DRAIN_TIMEOUT_S)
 
-    def _converse(self, connection: socket.socket) -> None:
+    def _admit(self, connection: socket.socket) -> None:
+        uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        with self._callers_lock:
+            users = self._callers.total() - self._callers[0]
+            if uid != 0 and (self._callers[uid] >= _MAX_OF_A_USER or users >= _MAX_OF_ALL_USERS):
+                LOG.warning("uid %d has too many connections", uid)
+                connection.close()
+                return
+            self._callers[uid] += 1
+        threading.Thread(target=self._converse, args=(connection, uid), daemon=True).start()
+
+    def _converse(self, connection: socket.socket, uid: int) -> None:
         try:
             with connection:
-                connection.settimeout(_READ_TIMEOUT_S)
-                uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
                 text = _read_request(connection)
+                connection.settimeout(_TALK_TIMEOUT_S)
                 if text.startswith("PVC1 "):
                     connection.sendall(self._answer_slurm(uid, text).encode())
                 elif text:
@@ -113,7 +128,9 @@ class Daemon:
         except Exception:  # one caller's trouble must not end the service of the others
             LOG.exception("a request failed")
         finally:
-            self._slots.release()
+            with self._idle:
+                self._callers[uid] -= 1
+                self._idle.notify_all()
 
     def _answer_slurm(self, uid: int, text: str) -> str:
         if uid != os.geteuid():
@@ -227,7 +244,9 @@ def _preload() -> None:
 def _read_request(connection: socket.socket) -> str:
     """A line of JSON, or lines up to an empty one; whatever the caller sent when it stopped sending."""
     data = b""
+    deadline = time.monotonic() + _TALK_TIMEOUT_S
     while len(data) < _REQUEST_LIMIT:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
         chunk = connection.recv(8192)
         data += chunk
         if not chunk or (data.endswith(b"\n") if not data.startswith(b"PVC1 ") else data.endswith(b"\n\n")):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from pvc.errors import HostError, JobError
+from pvc.errors import HostError
 from pvc.node.context import Context
 from pvc.node.facts import KEYS, parse_job, parse_job_id
 from pvc.node.setup import set_up
 from pvc.node.teardown import tear_down
-from pvc.slurm import control
 
 LOG = logging.getLogger(__name__)
 VERBS = ("setup", "teardown")
+REQUEST_KEY = "SPANK_PVC_REQUEST"
 
 
 def parse(text: str) -> tuple[str, dict[str, str]]:
@@ -28,6 +28,9 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     values: dict[str, str] = {}
     for line in lines:
         key, equals, value = line.partition("=")
+        if key == REQUEST_KEY and not value.isprintable():
+            # The one value that comes from the user: a refusal is for the user, an error would drain the node.
+            value = "invalid"
         if not equals or key not in KEYS or key in values or not value.isprintable():
             raise ValueError(f"{line[:60]!r} is not part of this protocol")
         values[key] = value
@@ -35,24 +38,14 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
 
 
 def handle(context: Context, verb: str, values: Mapping[str, str]) -> tuple[int, str]:
-    """Set up or tear down; (exit code, a line). Anything but 0 means that this node is at fault and drained."""
+    """Set up or tear down; (exit code, a line). Anything but 0 means that this node is at fault: the shim drains it."""
     try:
         if verb == "teardown":
             message = tear_down(context, parse_job_id(values))
         else:
-            message = set_up(context, parse_job(values), values.get("SPANK_PVC_REQUEST", ""))
+            message = set_up(context, parse_job(values), values.get(REQUEST_KEY, ""))
     except HostError as err:
         LOG.error("%s: %s", verb, err)
-        _drain(values.get("SLURMD_NODENAME", ""), f"pvc: {err}")
         return err.exit_code, str(err)
     LOG.info("%s: %s", verb, message)
     return 0, message
-
-
-def _drain(node: str, reason: str) -> None:
-    # Slurm drains it anyway when the prolog fails, but would say "Prolog error" only.
-    if node:
-        try:
-            control.drain(node, reason)
-        except JobError as err:
-            LOG.warning("%s", err)

@@ -1,4 +1,4 @@
-"""What a node asks of, and tells, Slurm's controller; run by root on compute nodes."""
+"""What a node asks of Slurm's controller; run by root on compute nodes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,6 @@ def read_node_jobs(node: str) -> set[int]:
     except HostError as err:
         raise JobError(f"cannot ask Slurm for the jobs of {node}") from err
     return {int(word) for word in text.split() if word.isdigit()}
-
-
-def drain(node: str, reason: str) -> None:
-    """Take a node out of service with a reason that ``sinfo -R`` shows.
-
-    :raise JobError: the controller does not answer, or refuses.
-    """
-    text = " ".join(reason.split())[:200]
-    argv = ["scontrol", "update", f"NodeName={node}", "State=DRAIN", f"Reason={text}"]
-    try:
-        run.run(argv, env=_environment(), timeout_s=_TIMEOUT_S)
-    except HostError as err:
-        raise JobError(f"cannot drain {node}") from err
 
 
 def _environment() -> Mapping[str, str]:

@@ -48,6 +48,11 @@ def test_no_text_breaks_the_reader(text: str) -> None:
     assert set(values) <= set(KEYS)
 
 
+def test_a_request_that_is_no_text_is_refused_to_its_user_and_drains_nothing() -> None:
+    verb, values = requests.parse("PVC1 setup\nSLURM_JOB_ID=12\nSPANK_PVC_REQUEST=1;nat:4\x1b\n\n")
+    assert (verb, values["SPANK_PVC_REQUEST"]) == ("setup", "invalid")
+
+
 def test_job_facts_are_expanded() -> None:
     facts = parse_job(GOOD)
     assert facts.nodes == ("n1", "n2", "n3")

@@ -1,0 +1,131 @@
+"""pvc-node's socket and hostile or clumsy callers: a real daemon in namespaces of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.testbed import wait_until
+
+pytestmark = pytest.mark.host
+ROOT = Path(__file__).parents[2]
+NOBODY = 65534
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Path]:
+    """The path of a serving socket that anybody may reach."""
+    for directory in [tmp_path, *tmp_path.parents]:
+        if directory.stat().st_uid == os.getuid() and directory.is_relative_to("/tmp/pytest-of-root"):
+            directory.chmod(0o755)
+    places = ["--conf-dir", tmp_path / "conf", "--state-dir", tmp_path / "state", "--runtime-dir", tmp_path / "run"]
+    serve = [sys.executable, "-m", "pvc.cli.node", *map(str, places), "serve", "--node", "n1"]
+    wrapper = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    script = 'mount -t tmpfs tmpfs /run/lock && mkdir -p /run/netns && exec "$@"'
+    process = subprocess.Popen([*wrapper, "sh", "-c", script, "sh", *serve], cwd=ROOT, stderr=subprocess.PIPE)
+    path = tmp_path / "run" / "node.sock"
+    try:
+        wait_until(lambda: path.exists() and answers(path), 20, "no daemon")
+        yield path
+        assert answers(path)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def answers(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return b"no virtual cluster" in talk(path, b'{"op":"attach","job":12}\n')
+    return False
+
+
+def talk(path: Path, data: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(20)
+        link.connect(str(path))
+        with contextlib.suppress(BrokenPipeError):
+            link.sendall(data)
+            link.shutdown(socket.SHUT_WR)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := link.recv(65536):
+                received += chunk
+        return received
+
+
+def as_nobody(path: Path, script: str) -> str:
+    """What a Python script prints when it runs without rights; it finds the socket's path in sys.argv."""
+    argv = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "/usr/bin/python3", "-c", script]
+    return subprocess.run([*argv, str(path)], check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_only_root_sets_up_and_tears_down(daemon: Path) -> None:
+    script = """
+import socket, sys
+link = socket.socket(socket.AF_UNIX); link.connect(sys.argv[1])
+link.sendall(b"PVC1 teardown\\nSLURM_JOB_ID=12\\n\\n"); print(link.recv(1000).decode())
+"""
+    assert as_nobody(daemon, script).startswith("2 only root may ask")
+    assert talk(daemon, b"PVC1 teardown\nSLURM_JOB_ID=12\n\n") == b"0 nothing to undo\n"
+
+
+def test_one_user_cannot_keep_the_others_out(daemon: Path) -> None:
+    script = """
+import socket, sys
+links = []
+for _ in range(200):
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(sys.argv[1])
+    except OSError:
+        break
+    links.append(link)
+root = sys.stdin
+print(len(links))
+"""
+    assert int(as_nobody(daemon, script)) > 8
+    assert talk(daemon, b"PVC1 teardown\nSLURM_JOB_ID=12\n\n") == b"0 nothing to undo\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\n",
+        b"{}\n",
+        b"[1]\n",
+        b"null\n",
+        b'{"op":"attach","job":"12"}\n',
+        b'{"op":"attach","job":-1}\n',
+        b'{"op":"attach","job":true}\n',
+        b'{"op":"format"}\n',
+        b"\xff\xfe\n",
+        b"{" * 60000 + b"\n",
+        b"x" * 70000,
+        b"PVC1 setup\n\n",
+        b"PVC1 setup\nSLURM_JOB_ID=12\n\n",
+        b"PVC1 " + b"A" * 70000,
+    ],
+)
+def test_clumsy_callers_get_an_error_or_nothing(daemon: Path, data: bytes) -> None:
+    received = talk(daemon, data)
+    if received.startswith(b"{"):
+        assert json.loads(received)["ok"] is False
+    else:
+        assert not received or received[:2] in (b"2 ", b"6 ")
+
+
+def test_noise_does_not_end_the_service(daemon: Path) -> None:
+    noise = random.Random(7)
+    for _ in range(200):
+        head = noise.choice([b"", b"PVC1 ", b"PVC1 setup\n", b'{"op":'])
+        talk(daemon, head + noise.randbytes(noise.randrange(200)))
