@@ -48,7 +48,10 @@ def parse_ssh_line(words: Sequence[str]) -> SshLine:
     user, at, vm = rest[0].rpartition("@")
     if at and not user:
         raise UsageError(f"{rest[0]!r} names no user")
-    return SshLine(options, user or None, vm, tuple(rest[1:]))
+    command = list(rest[1:])
+    if command[:1] == ["--"]:
+        del command[0]
+    return SshLine(options, user or None, vm, tuple(command))
 
 
 def parse_scp_line(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
