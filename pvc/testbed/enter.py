@@ -57,7 +57,7 @@ def execute(plan: NodePlan, pid: int, argv: Sequence[str], *, user: str, extra_e
         "USER": user,
         "LOGNAME": user,
         "SHELL": entry.pw_shell,
-        **({"TERM": os.environ["TERM"]} if "TERM" in os.environ else {}),
+        **{name: os.environ[name] for name in ("TERM", "NO_COLOR") if name in os.environ},
         **extra_env,
     }
     # Blocked until the child has a process group of its own, so that no signal is lost or hits the wrong one.

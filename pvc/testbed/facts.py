@@ -45,12 +45,18 @@ def check_machine() -> None:
     """
     if os.geteuid() != 0:
         raise HostError("a testbed makes namespaces and mounts: it needs root", hint="run the same command with sudo")
-    missing = find_missing_packages()
+    missing = find_missing_packages() or _find_packages_without_user()
     if missing:
         raise HostError(
             f"the testbed needs {', '.join(missing)}",
             hint=f"apt-get install -y --no-install-recommends {' '.join(find_packages_to_install(missing))}",
         )
+
+
+def _find_packages_without_user() -> tuple[str, ...]:
+    """Packages whose programs are here and whose users are not: half installed."""
+    users = {line.split(":")[0] for line in Path("/etc/passwd").read_text().splitlines()}
+    return tuple(package for user, package in (("munge", "munge"), ("slurm", "slurmctld")) if user not in users)
 
 
 def find_packages_to_install(missing: Sequence[str]) -> tuple[str, ...]:
@@ -80,6 +86,9 @@ def read_facts() -> HostFacts:
     cgroups = parse_cgroup_mounts(Path("/proc/self/mountinfo").read_text())
     if not cgroups:
         raise HostError("no cgroups are mounted here", hint="mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+    for path in (_TOP / "pvc" / "__init__.py", plugin, *(Path(each) for each in (pvc, pvc_node) if each)):
+        if path.exists() and not path.stat().st_mode & stat.S_IROTH:
+            raise HostError(f"the testbed's users cannot read {path}", hint=f"chmod -R go+rX {_TOP}")
     needed = {str(_TOP), sys.prefix, sys.base_prefix, os.path.dirname(os.path.realpath(sys.executable))}
     needed |= {os.path.dirname(os.path.dirname(path)) for path in (pvc, pvc_node) if path}
     return HostFacts(
@@ -89,11 +98,21 @@ def read_facts() -> HostFacts:
         pvc_node=pvc_node,
         plugin=str(plugin) if plugin.exists() else None,
         cgroups=cgroups,
+        controllers=_read_controllers(cgroups),
         has_daemon=(_TOP / "pvc" / "cli" / "node.py").exists(),
         reveals=find_reveals(needed),
         passwd=Path("/etc/passwd").read_text(),
         group=Path("/etc/group").read_text(),
         config_files=tuple(_config_files()),
+    )
+
+
+def _read_controllers(cgroups: Sequence[CgroupMount]) -> tuple[str, ...]:
+    if any(mount.version == 1 for mount in cgroups):
+        return tuple(sorted({name for mount in cgroups for name in mount.options.split(",")}))
+    return (
+        "unified",
+        *(name for mount in cgroups for name in Path(mount.path, "cgroup.controllers").read_text().split()),
     )
 
 
@@ -136,20 +155,21 @@ def parse_cgroup_mounts(mountinfo: str) -> tuple[CgroupMount, ...]:
 
 def find_reveals(needed: Iterable[str], covered: Sequence[str] = _COVERED) -> tuple[Reveal, ...]:
     """Directories to cover because users may not pass them, with what must stay reachable below them."""
+    wanted: set[str] = set()
+    for path in {os.path.realpath(each) for each in needed} | {os.path.abspath(each) for each in needed}:
+        if os.path.isdir(path):
+            # What is closed itself cannot be shown as it is, what is in it can.
+            closed = _is_closed(Path(path), covered)
+            wanted |= {os.path.join(path, name) for name in os.listdir(path)} if closed else {path}
     reveals: dict[str, list[str]] = {}
-    for path in sorted({os.path.realpath(each) for each in needed} | {os.path.abspath(each) for each in needed}):
+    for path in sorted(wanted):
         if any(path.startswith(f"{other}/") for others in reveals.values() for other in others):
             continue
-        closed = _find_closed(Path(path), covered)
-        if closed is not None and Path(path).is_dir():
-            reveals.setdefault(closed, []).append(path)
+        top = next((parent for parent in reversed(Path(path).parents) if _is_closed(parent, covered)), None)
+        if top is not None:
+            reveals.setdefault(str(top), []).append(path)
     return tuple(Reveal(closed, tuple(paths)) for closed, paths in reveals.items())
 
 
-def _find_closed(path: Path, covered: Sequence[str]) -> str | None:
-    for parent in reversed(path.parents):
-        if str(parent) in covered:
-            return str(parent)
-        if parent != Path("/") and not parent.stat().st_mode & stat.S_IXOTH:
-            return str(parent)
-    return None
+def _is_closed(directory: Path, covered: Sequence[str]) -> bool:
+    return str(directory) in covered or not directory.stat().st_mode & stat.S_IXOTH

@@ -104,7 +104,7 @@ def _files(spec: TestbedSpec, facts: HostFacts, names: tuple[str, ...], secrets:
         cluster=spec.name,
         controller_address=node_address(LOGIN),
         addresses=addresses[1:],
-        cgroups=bool(facts.cgroups),
+        tracking=slurmconf.has_tracking(facts.controllers),
     )
     plugstack = slurmconf.plugstack_conf(
         plugin=facts.plugin if spec.plugin else None, pvc=pvc_path(facts), pvc_node=pvc_node_path(facts)
@@ -117,7 +117,7 @@ def _files(spec: TestbedSpec, facts: HostFacts, names: tuple[str, ...], secrets:
         File("etc/munge/munge.key", key.hex(), 0o400, "munge"),
         File("etc/pvc/etcd-password", password + "\n", 0o600),
         File("etc/slurm/slurm.conf", slurm_conf),
-        File("etc/slurm/cgroup.conf", slurmconf.cgroup_conf(facts.cgroups)),
+        File("etc/slurm/cgroup.conf", slurmconf.cgroup_conf(facts.cgroups, facts.controllers)),
         File("etc/slurm/plugstack.conf", plugstack),
         *(File(f"etc/pvc/{name}", text) for name, text in facts.config_files),
         *(File(f"nodes/{name}/hostname", name + "\n") for name in names),

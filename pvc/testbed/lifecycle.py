@@ -54,8 +54,16 @@ def up(place: Place, spec: TestbedSpec, tell: Tell) -> bool:
             _remove(place)
         try:
             _make(place, spec, tell)
+        except OSError as err:
+            _remove(place)
+            raise HostError(f"cannot make the testbed in {place.state_dir}") from err
+        except HostError:
+            # Its logs say why, and stay until the next "up" or "down"; the processes go.
+            with suppress(HostError):
+                cgroups.kill_processes(place.mounts, place.key)
+            raise
         except BaseException:
-            _keep_log_of_failure(place)
+            _remove(place)
             raise
     return True
 
@@ -88,12 +96,6 @@ def _make(place: Place, spec: TestbedSpec, tell: Tell) -> None:
     tell(f"nodes idle {time.monotonic() - began:.2f} s")
     record = Record(spec, tuple(node.name for node in plan.nodes))
     files.write_atomic(place.state_dir / "testbed.json", codec.dumps(record))
-
-
-def _keep_log_of_failure(place: Place) -> None:
-    """A failed ``up`` leaves its logs for reading; the processes go."""
-    with suppress(HostError):
-        cgroups.kill_processes(place.mounts, place.key)
 
 
 def _write(place: Place, plan: TestbedPlan) -> None:
@@ -293,7 +295,10 @@ def _remove(place: Place) -> None:
         (place.state_dir / "testbed.json").unlink()  # from here on it is half a testbed
     cgroups.kill_processes(place.mounts, place.key)
     cgroups.remove_cgroups(place.mounts, place.key)
-    files.remove_tree(place.state_dir)
+    try:
+        files.remove_tree(place.state_dir)
+    except OSError as err:
+        raise HostError(f"cannot remove {place.state_dir}", hint="is something mounted or open below it?") from err
 
 
 def crash(place: Place, node: str) -> None:

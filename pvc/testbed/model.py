@@ -36,7 +36,10 @@ class Reveal:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What the plan needs to know of the machine; texts are the contents of the host's files."""
+    """What the plan needs to know of the machine; texts are the contents of the host's files.
+
+    ``controllers``: those of the cgroup hierarchies, and "unified" where they are of version 2.
+    """
 
     checkout: str
     python: str
@@ -44,6 +47,7 @@ class HostFacts:
     pvc_node: str | None
     plugin: str | None
     cgroups: tuple[CgroupMount, ...]
+    controllers: tuple[str, ...]
     has_daemon: bool
     reveals: tuple[Reveal, ...]
     passwd: str

@@ -59,8 +59,8 @@ PartitionName=debug Nodes={node_names} Default=YES MaxTime=INFINITE State=UP Ove
 """
 
 
-def slurm_conf(*, cluster: str, controller_address: str, addresses: Sequence[tuple[str, str]], cgroups: bool) -> str:
-    """slurm.conf for nodes given as (name, address); without ``cgroups`` Slurm tracks processes by parentage."""
+def slurm_conf(*, cluster: str, controller_address: str, addresses: Sequence[tuple[str, str]], tracking: bool) -> str:
+    """slurm.conf for nodes given as (name, address); without ``tracking`` Slurm tracks processes by parentage."""
     nodes = "\n".join(
         f"NodeName={name} NodeAddr={address} CPUs={CPUS} Boards=1 SocketsPerBoard=2 CoresPerSocket={CPUS // 2} "
         f"ThreadsPerCore=1 RealMemory={REAL_MEMORY_MIB} State=UNKNOWN"
@@ -70,8 +70,8 @@ def slurm_conf(*, cluster: str, controller_address: str, addresses: Sequence[tup
         cluster=cluster,
         controller=CONTROLLER,
         controller_address=controller_address,
-        proctrack="proctrack/cgroup" if cgroups else "proctrack/linuxproc",
-        task="task/affinity,task/cgroup" if cgroups else "task/affinity",
+        proctrack="proctrack/cgroup" if tracking else "proctrack/linuxproc",
+        task="task/affinity,task/cgroup" if tracking else "task/affinity",
         prolog_flags="Alloc,NoHold",
         cpus=CPUS,
         memory_per_cpu_mib=MEMORY_PER_CPU_MIB,
@@ -80,18 +80,26 @@ def slurm_conf(*, cluster: str, controller_address: str, addresses: Sequence[tup
     )
 
 
-def cgroup_conf(cgroups: Sequence[CgroupMount]) -> str:
-    """cgroup.conf for the hierarchies that the nodes mount.
+def has_tracking(controllers: Sequence[str]) -> bool:
+    """Whether Slurm can track processes by cgroup: version 1 needs the freezer, version 2 nothing special."""
+    return "freezer" in controllers or "unified" in controllers
+
+
+def cgroup_conf(cgroups: Sequence[CgroupMount], controllers: Sequence[str]) -> str:
+    """cgroup.conf for the hierarchies that the nodes mount, with the controllers that the kernel has.
 
     ``CgroupPlugin=autodetect`` (22.05) looks for systemd's paths, so the version is pinned.
     """
-    if not cgroups:
-        return "ConstrainCores=no\nConstrainRAMSpace=no\nConstrainDevices=no\n"
-    lines = ["ConstrainCores=yes", "ConstrainRAMSpace=yes", "ConstrainDevices=yes"]
-    if any(mount.version == 1 for mount in cgroups):
-        lines = ["CgroupPlugin=cgroup/v1", "CgroupMountpoint=/sys/fs/cgroup", "CgroupAutomount=no", *lines]
-    else:
-        lines = ["CgroupPlugin=cgroup/v2", "IgnoreSystemd=yes", *lines]
+    unified = not any(mount.version == 1 for mount in cgroups)
+    lines = ["CgroupPlugin=cgroup/v2", "IgnoreSystemd=yes"] if unified else ["CgroupPlugin=cgroup/v1"]
+    if not unified:
+        lines += ["CgroupMountpoint=/sys/fs/cgroup", "CgroupAutomount=no"]
+    for setting, possible in (
+        ("ConstrainCores", "cpuset" in controllers),
+        ("ConstrainRAMSpace", "memory" in controllers),
+        ("ConstrainDevices", unified or "devices" in controllers),
+    ):
+        lines.append(f"{setting}={'yes' if possible else 'no'}")
     return "\n".join(lines) + "\n"
 
 

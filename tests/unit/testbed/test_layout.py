@@ -25,6 +25,7 @@ def facts(**changes: object) -> HostFacts:
         "pvc_node": "/src/pvc/.venv/bin/pvc-node",
         "plugin": "/src/pvc/spank/pvc.so",
         "cgroups": V1,
+        "controllers": ("cpuset", "freezer", "memory"),
         "has_daemon": True,
         "reveals": (Reveal("/root", ("/root/.pyenv/versions/3.11",)),),
         "passwd": "root:x:0:0:root:/root:/bin/bash\nmunge:x:105:108::/:/bin/false\nme:x:1000:1000::/home/me:/bin/sh\n"
@@ -172,10 +173,21 @@ def test_slurm_conf() -> None:
 
 
 def test_cgroup_conf_pins_the_version() -> None:
-    assert "CgroupPlugin=cgroup/v1" in slurmconf.cgroup_conf(V1)
-    unified = slurmconf.cgroup_conf(V2)
-    assert "CgroupPlugin=cgroup/v2" in unified
-    assert "IgnoreSystemd=yes" in unified
+    assert "CgroupPlugin=cgroup/v1" in slurmconf.cgroup_conf(V1, ("freezer",))
+    unified = slurmconf.cgroup_conf(V2, ("unified", "memory"))
+    assert unified.splitlines() == [
+        "CgroupPlugin=cgroup/v2",
+        "IgnoreSystemd=yes",
+        "ConstrainCores=no",
+        "ConstrainRAMSpace=yes",
+        "ConstrainDevices=yes",
+    ]
+
+
+def test_without_a_freezer_processes_are_tracked_by_parentage() -> None:
+    text = file(plan(controllers=("memory",)), "etc/slurm/slurm.conf").content
+    assert "ProctrackType=proctrack/linuxproc" in text
+    assert "task/cgroup" not in text
 
 
 MOUNTS_V1 = """\
@@ -217,8 +229,21 @@ def test_reveals(tmp_path: Path) -> None:
     assert find_reveals(needed, covered=()) == (Reveal(str(closed), (str(closed / "venv"),)),)
 
 
+def test_reveals_of_what_is_closed_itself(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "pvc").mkdir(parents=True)
+    (closed / "file").touch()
+    closed.chmod(0o700)
+    found = find_reveals([str(closed)], covered=())
+    assert [path for reveal in found for path in reveal.needed] == [str(closed / "file"), str(closed / "pvc")]
+
+
 def test_reveals_below_a_covered_directory(tmp_path: Path) -> None:
-    assert find_reveals([str(tmp_path)], covered=("/", str(tmp_path.parent))) != ()
+    tmp_path.chmod(0o755)
+    covered = str(tmp_path.parent)
+    assert Reveal(covered, (str(tmp_path),)) in find_reveals([str(tmp_path)], covered=(covered,)) or not (
+        tmp_path.parents[1].stat().st_mode & 1
+    )
 
 
 def test_package_list() -> None:
