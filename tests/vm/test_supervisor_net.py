@@ -2,111 +2,52 @@
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
+import json
 import os
-import struct
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bridge import ENTER, GATEWAY, MACS, tap_network, vm_grants
 from guests import build_guest
 from harness import FakeNode, Launched, guest_template, make_grant, make_keys, make_spec
 
+from pvc.images import build, recipe
+from pvc.model.cluster import ClusterKeys
 from pvc.model.event import EventKind
-from pvc.model.node import Nic, VmGrant
-from pvc.model.vm import Phase
+from pvc.model.vm import DirectBoot, Disk, Phase, VmTemplate
 
 pytestmark = pytest.mark.vm
 
-NAMESPACE = f"pvc-test-{os.getpid()}"
-TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 2, 0x1000, 0x4000  # linux/if_tun.h
-CLONE_NEWNET = 0x40000000
-MACS = ("52:54:00:00:00:01", "52:54:00:00:00:02")
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
-
-
-def open_taps(count: int) -> list[int]:
-    """Descriptors of taps in the namespace, as pvc-node opens them; a thread of its own enters it."""
-    found: list[int] = []
-
-    def run() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        with open(f"/run/netns/{NAMESPACE}") as namespace:
-            assert libc.setns(namespace.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        for i in range(count):
-            fd = os.open("/dev/net/tun", os.O_RDWR)
-            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", f"tap{i}".encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
-            found.append(fd)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert len(found) == count
-    return found
+USER_DATA = """#cloud-config
+write_files:
+- path: /etc/marked-by-user-data
+  content: yes, it is
+"""
 
 
 @pytest.fixture
 def taps(tmp_path: Path) -> Iterator[list[int]]:
-    """Two taps on a bridge with DHCP, and ports 4001 and 4002 that lead to the VMs' port 22."""
-    ip("netns", "add", NAMESPACE)
-    inside = ("-n", NAMESPACE)
-    fds: list[int] = []
-    try:
-        ip(*inside, "link", "set", "lo", "up")
-        ip(*inside, "link", "add", "br0", "type", "bridge")
-        ip(*inside, "address", "add", "10.9.0.254/24", "dev", "br0")
-        fds = open_taps(2)
-        for i in range(2):
-            ip(*inside, "link", "set", f"tap{i}", "mtu", "1400", "master", "br0", "up")
-        ip(*inside, "link", "set", "br0", "up")
-        rules = "\n".join(f"tcp dport {4001 + i} dnat to 10.9.0.{i + 1}:22" for i in range(2))
-        rules = f"table ip t {{\nchain out {{\ntype nat hook output priority -100;\n{rules}\n}}\n}}"
-        subprocess.run(["ip", "netns", "exec", NAMESPACE, "nft", "-f", "-"], input=rules, text=True, check=True)
-        hosts = [f"--dhcp-host={mac},10.9.0.{i + 1},vm{i}" for i, mac in enumerate(MACS)]
-        argv = [
-            "ip",
-            "netns",
-            "exec",
-            NAMESPACE,
-            "dnsmasq",
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--port=0",
-        ]
-        argv += ["--interface=br0", "--bind-interfaces", "--dhcp-range=10.9.0.1,static", "--user=root", "--no-ping"]
-        argv += [f"--dhcp-leasefile={tmp_path}/leases", "--pid-file", *hosts]
-        dnsmasq = subprocess.Popen(argv)
-        try:
-            yield fds
-        finally:
-            dnsmasq.terminate()
-            dnsmasq.wait(10)
-    finally:
-        for fd in fds:
-            os.close(fd)
-        ip("netns", "del", NAMESPACE)
+    with tap_network(tmp_path) as fds:
+        yield fds
+
+
+def launch(tmp_path: Path, taps: list[int], templates: list[VmTemplate], memory_mib: int) -> tuple[FakeNode, Launched]:
+    (tmp_path / "run").mkdir()
+    grants = vm_grants()[: len(templates)]
+    node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", grants, address=GATEWAY), taps)
+    spec = make_spec(templates, make_keys(tmp_path / "keys"), memory_mib=memory_mib)
+    return node, Launched(spec, tmp_path / "sock", home=tmp_path, wrapper=ENTER)
 
 
 def test_guests_on_taps(tmp_path: Path, taps: list[int]) -> None:
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    nics = [Nic("nat", mac, 1400, f"10.9.0.{i + 1}/24", "10.9.0.254", 1 - i) for i, mac in enumerate(MACS)]
-    grant = make_grant(run_dir, [VmGrant(i, (nics[i],), {"22": 4001 + i}) for i in range(2)], address="10.9.0.254")
-    node = FakeNode(tmp_path / "sock", grant, taps)
     templates = [guest_template(build_guest(), name=name) for name in ("one", "two")]
-    spec = make_spec(templates, make_keys(tmp_path / "keys"))
-    enter = ["nsenter", f"--net=/run/netns/{NAMESPACE}"]
-    cluster = Launched(spec, tmp_path / "sock", home=tmp_path, wrapper=enter)
+    node, cluster = launch(tmp_path, taps, templates, 416)
     try:
         for rank in range(2):
-            cluster.wait_phase(rank, Phase.REACHABLE, timeout_s=90)
-            log = (run_dir / f"vm{rank}/console.log").read_text()
+            cluster.wait_phase(rank, Phase.REACHABLE, timeout_s=180)
+            log = (tmp_path / f"run/vm{rank}/console.log").read_text()
             assert f"GUEST-IS vm{rank} " in log
             assert f"GUEST-ADDRESS eth0 10.9.0.{rank + 1}/24" in log
             assert "GUEST-LINK eth0 1400 " + MACS[rank] in log
@@ -117,3 +58,38 @@ def test_guests_on_taps(tmp_path: Path, taps: list[int]) -> None:
     finally:
         cluster.close()
         node.close()
+
+
+def test_cloud_init_takes_the_seed(tmp_path: Path, taps: list[int]) -> None:
+    """The Debian image: keys, host key, name, network and user data arrive."""
+    wanted = recipe.load_recipe(recipe.find_recipe("debian"))
+    with build.built(wanted, print, cache=Path("/var/cache/pvc/images")) as image:
+        boot = DirectBoot(os.fspath(image.kernel), os.fspath(image.initrd), wanted.append)
+        info = subprocess.run(["qemu-img", "info", "--output=json", image.disk], check=True, capture_output=True)
+        disk = Disk(os.fspath(image.disk), "qcow2", json.loads(info.stdout)["virtual-size"])
+        node, cluster = launch(tmp_path, taps, [VmTemplate("debian", disk, boot, "nat", user_data=USER_DATA)], 768)
+        try:
+            cluster.wait_phase(0, Phase.REACHABLE, timeout_s=300)
+            assert run_ssh(tmp_path, cluster.keys, "hostname").stdout.strip() == "vm0"
+            facts = run_ssh(tmp_path, cluster.keys, "ip -4 -br address show dev eth0; cat /sys/class/net/eth0/mtu")
+            assert "10.9.0.1/24" in facts.stdout
+            assert facts.stdout.split()[-1] == "1400"
+            done = run_ssh(tmp_path, cluster.keys, "cloud-init status --wait; cat /etc/marked-by-user-data")
+            assert "status: done" in done.stdout
+            assert "yes, it is" in done.stdout
+            assert cluster.wait_event(EventKind.LISTENING).host == GATEWAY
+        finally:
+            cluster.close()
+            node.close()
+
+
+def run_ssh(tmp_path: Path, keys: ClusterKeys, command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in vm0 as root, with the cluster's key, accepting the cluster's host key only."""
+    known = tmp_path / "known_hosts"
+    known.write_text(f"[{GATEWAY}]:4001 {keys.host_key_pub}")
+    options = ("StrictHostKeyChecking=yes", f"UserKnownHostsFile={known}", "BatchMode=yes", "ConnectTimeout=60")
+    words = [word for option in options for word in ("-o", option)]
+    argv = [*ENTER, "ssh", "-p", "4001", "-i", os.fspath(tmp_path / "keys/ssh"), *words, f"root@{GATEWAY}", command]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
