@@ -29,7 +29,7 @@ class Blob:
 
     def __post_init__(self) -> None:
         """:raise ValueError: the checksum would not be a safe file name, or the size is negative."""
-        if _SHA256.match(self.sha256) is None or self.size < 0:
+        if _SHA256.fullmatch(self.sha256) is None or self.size < 0:
             raise ValueError(f"{self.sha256[:70]!r} ({self.size} bytes) is not a blob")
 
 
@@ -92,7 +92,7 @@ def parse_uri(text: str) -> ImageUri:
         if colon:
             parse_name(repository)
         parse_name(name)
-        if at and _REVISION.match(revision) is None:
+        if at and _REVISION.fullmatch(revision) is None:
             raise ValueError(f"{revision!r} is not a revision")
     except ValueError as err:
         raise ValueError(f"{text!r} is not an image such as debian, debian@2 or site:debian: {err}") from None

@@ -148,10 +148,10 @@ def _for_suite(recipe: Recipe, suite: str) -> Recipe:
 
 def _find_problems(recipe: Recipe) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
-    if _SUITE.match(recipe.suite) is None:
+    if _SUITE.fullmatch(recipe.suite) is None:
         found.append(("suite", f"{recipe.suite!r} is not a release such as bookworm"))
     for name in recipe.packages:
-        if _PACKAGE.match(name) is None:
+        if _PACKAGE.fullmatch(name) is None:
             found.append(("packages", f"{name!r} is not a package's name"))
     try:
         if not _MIN_SIZE <= recipe.size_bytes <= _MAX_SIZE:
@@ -161,7 +161,7 @@ def _find_problems(recipe: Recipe) -> list[tuple[str, str]]:
     for file in recipe.files:
         if not file.path.startswith("/") or ".." in file.path.split("/") or "\n" in file.path:
             found.append(("files", f"{file.path!r} is not an absolute path"))
-        if re.match(r"^0?[0-7]{3}$", file.mode) is None:
+        if re.fullmatch(r"0?[0-7]{3}", file.mode) is None:
             found.append(("files", f"{file.path}: mode {file.mode!r} is not octal such as 0644"))
     for pattern in (*recipe.exclude, *recipe.include):
         if not pattern.startswith("/") or "\n" in pattern:

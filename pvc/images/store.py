@@ -95,7 +95,7 @@ class Store:
         except OSError as err:
             raise HostError(f"cannot read the image repository {self.name!r}") from err
         for entry in entries:
-            match = _META.match(entry)
+            match = _META.fullmatch(entry)
             if match:
                 found.setdefault(match[1], []).append(int(match[2]))
         for revisions in found.values():

