@@ -12,6 +12,9 @@ from pvc.ops.control import Control, NodeAnswer
 
 _ENDED = (Phase.FAILED, Phase.STOPPED)
 _POLL_S = 0.5
+# A node that boots guests on all its cores may leave its supervisor little time.
+_ANSWER_S = 15.0
+_PATIENCE_S = 30.0
 
 
 def parse_vms(words: Sequence[str], count: int) -> tuple[int, ...]:
@@ -118,19 +121,26 @@ def wait_reachable(
     *,
     on_status: Callable[[Sequence[VmStatus]], None] | None = None,
 ) -> tuple[VmStatus, ...]:
-    """Until every one of these VMs answers ssh.
+    """Until every one of these VMs answers ssh. A node that is silent for half a minute has lost its VMs.
 
     :raise GuestError: some ended, have no ssh port, or did not answer in time; it says which and why.
     """
     deadline = time.monotonic() + timeout_s
+    nodes = sorted({find_node(control.record, rank) for rank in ranks})
+    silent_since: dict[str, float] = {}
     while True:
-        vms = read_status(control, ranks)
+        answers = control.status(timeout_s=_ANSWER_S, nodes=nodes)
+        now = time.monotonic()
+        silent = [answer.node for answer in answers if answer.error is not None]
+        silent_since = {node: silent_since.get(node, now) for node in silent}
+        waited_for = {node for node, since in silent_since.items() if now - since < min(_PATIENCE_S, timeout_s)}
+        vms = merge(control.record, answers, ranks)
         if on_status is not None:
             on_status(vms)
         open_vms = [vm for vm in vms if vm.phase is not Phase.REACHABLE]
         if not open_vms:
             return vms
-        lost = [vm for vm in open_vms if vm.phase in _ENDED or has_no_ssh(vm)]
+        lost = [vm for vm in open_vms if (vm.phase in _ENDED and vm.node not in waited_for) or has_no_ssh(vm)]
         if len(lost) == len(open_vms) or time.monotonic() >= deadline:
             raise GuestError(_explain(open_vms, timeout_s))
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))

@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,14 @@ def test_waiting_has_an_end(keys: JobDir, serve: Callable[[Answer], Server]) -> 
     server = serve(vms_of(make_status(0, Phase.BOOTING)))
     with pytest.raises(GuestError, match=r"vm0 does not answer after 0\.1 s"):
         status.wait_reachable(control_of(keys, server.port), (0,), 0.1)
+
+
+def test_waiting_is_patient_with_a_silent_node(keys: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_PATIENCE_S", 0.6)
+    begin = time.monotonic()
+    with pytest.raises(GuestError, match="vm0 has failed"):
+        status.wait_reachable(control_of(keys, closed_port()), (0,), 60.0)
+    assert time.monotonic() - begin >= 0.6
 
 
 def test_in_parallel_keeps_the_order() -> None:
