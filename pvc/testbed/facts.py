@@ -108,12 +108,20 @@ def read_facts() -> HostFacts:
 
 
 def _read_controllers(cgroups: Sequence[CgroupMount]) -> tuple[str, ...]:
-    if any(mount.version == 1 for mount in cgroups):
-        return tuple(sorted({name for mount in cgroups for name in mount.options.split(",")}))
-    return (
-        "unified",
-        *(name for mount in cgroups for name in Path(mount.path, "cgroup.controllers").read_text().split()),
-    )
+    names: set[str] = set()
+    for mount in cgroups:
+        names |= read_unified_controllers(Path(mount.path)) if mount.version == 2 else set(mount.options.split(","))
+    return tuple(sorted(names))
+
+
+def read_unified_controllers(top: Path) -> set[str]:
+    """Controllers that cgroups below a mount of the unified hierarchy can get.
+
+    All that the top has, unless it is not the kernel's root (in a container: then it has a type) and has processes:
+    it cannot hand on more than it does already (cgroups(7), "no internal processes").
+    """
+    inside = (top / "cgroup.type").exists() and (top / "cgroup.procs").read_text().strip()
+    return set((top / ("cgroup.subtree_control" if inside else "cgroup.controllers")).read_text().split())
 
 
 def _config_files() -> list[tuple[str, str]]:

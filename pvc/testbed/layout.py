@@ -104,7 +104,7 @@ def _files(spec: TestbedSpec, facts: HostFacts, names: tuple[str, ...], secrets:
         cluster=spec.name,
         controller_address=node_address(LOGIN),
         addresses=addresses[1:],
-        tracking=slurmconf.has_tracking(facts.controllers),
+        tracking=slurmconf.has_tracking(facts.cgroups, facts.controllers),
     )
     plugstack = slurmconf.plugstack_conf(
         plugin=facts.plugin if spec.plugin else None, pvc=pvc_path(facts), pvc_node=pvc_node_path(facts)

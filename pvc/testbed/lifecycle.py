@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pvc import codec, files, run
 from pvc.errors import HostError, UsageError
-from pvc.testbed import cgroups, facts, layout, processes
+from pvc.testbed import cgroups, facts, layout, processes, slurmconf
 from pvc.testbed.model import HostFacts, NodePlan, Record, TestbedPlan, TestbedSpec
 from pvc.testbed.place import Place
 
@@ -81,6 +81,8 @@ def describe(spec: TestbedSpec) -> str:
 def _make(place: Place, spec: TestbedSpec, tell: Tell) -> None:
     began = time.monotonic()
     host = facts.read_facts()
+    if not slurmconf.has_tracking(host.cgroups, host.controllers):
+        tell("Slurm cannot use this machine's cgroups: its jobs have no memory limits here")
     plan = layout.plan_testbed(
         spec, host, place.key, os.fspath(place.state_dir), (secrets.token_bytes(64), secrets.token_urlsafe(24))
     )

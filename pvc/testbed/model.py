@@ -38,7 +38,7 @@ class Reveal:
 class HostFacts:
     """What the plan needs to know of the machine; texts are the contents of the host's files.
 
-    ``controllers``: those of the cgroup hierarchies, and "unified" where they are of version 2.
+    ``controllers``: those of the cgroup hierarchies that the nodes can have.
     """
 
     checkout: str

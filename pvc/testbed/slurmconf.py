@@ -80,24 +80,32 @@ def slurm_conf(*, cluster: str, controller_address: str, addresses: Sequence[tup
     )
 
 
-def has_tracking(controllers: Sequence[str]) -> bool:
-    """Whether Slurm can track processes by cgroup: version 1 needs the freezer, version 2 nothing special."""
-    return "freezer" in controllers or "unified" in controllers
+def has_tracking(cgroups: Sequence[CgroupMount], controllers: Sequence[str]) -> bool:
+    """Whether Slurm can use the cgroups: version 1 needs the freezer, version 2 refuses without its controllers."""
+    if _is_unified(cgroups):
+        return {"cpuset", "memory"} <= set(controllers)
+    return "freezer" in controllers
+
+
+def _is_unified(cgroups: Sequence[CgroupMount]) -> bool:
+    return not any(mount.version == 1 for mount in cgroups)
 
 
 def cgroup_conf(cgroups: Sequence[CgroupMount], controllers: Sequence[str]) -> str:
-    """cgroup.conf for the hierarchies that the nodes mount, with the controllers that the kernel has.
+    """cgroup.conf for the hierarchies that the nodes mount, with the controllers that they have.
 
-    ``CgroupPlugin=autodetect`` (22.05) looks for systemd's paths, so the version is pinned.
+    ``CgroupPlugin=autodetect`` (22.05) looks for systemd's paths, so the version is pinned. slurmd always loads a
+    plug-in: where no cgroups can be used it is that of version 1, which looks for none before they are needed.
     """
-    unified = not any(mount.version == 1 for mount in cgroups)
+    tracking = has_tracking(cgroups, controllers)
+    unified = tracking and _is_unified(cgroups)
     lines = ["CgroupPlugin=cgroup/v2", "IgnoreSystemd=yes"] if unified else ["CgroupPlugin=cgroup/v1"]
     if not unified:
         lines += ["CgroupMountpoint=/sys/fs/cgroup", "CgroupAutomount=no"]
     for setting, possible in (
-        ("ConstrainCores", "cpuset" in controllers),
-        ("ConstrainRAMSpace", "memory" in controllers),
-        ("ConstrainDevices", unified or "devices" in controllers),
+        ("ConstrainCores", tracking and "cpuset" in controllers),
+        ("ConstrainRAMSpace", tracking and "memory" in controllers),
+        ("ConstrainDevices", unified or (tracking and "devices" in controllers)),
     ):
         lines.append(f"{setting}={'yes' if possible else 'no'}")
     return "\n".join(lines) + "\n"

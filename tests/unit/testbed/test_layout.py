@@ -9,7 +9,7 @@ import pytest
 
 from pvc import codec
 from pvc.testbed import layout, slurmconf
-from pvc.testbed.facts import PACKAGES, find_reveals, parse_cgroup_mounts, parse_package_list
+from pvc.testbed.facts import PACKAGES, find_reveals, parse_cgroup_mounts, parse_package_list, read_unified_controllers
 from pvc.testbed.model import CgroupMount, File, HostFacts, NodePlan, Reveal, TestbedPlan, TestbedSpec
 
 V1 = (CgroupMount("/sys/fs/cgroup/memory", 1, "memory"),)
@@ -174,20 +174,35 @@ def test_slurm_conf() -> None:
 
 def test_cgroup_conf_pins_the_version() -> None:
     assert "CgroupPlugin=cgroup/v1" in slurmconf.cgroup_conf(V1, ("freezer",))
-    unified = slurmconf.cgroup_conf(V2, ("unified", "memory"))
-    assert unified.splitlines() == [
+    assert slurmconf.cgroup_conf(V2, ("cpuset", "memory")).splitlines() == [
         "CgroupPlugin=cgroup/v2",
         "IgnoreSystemd=yes",
-        "ConstrainCores=no",
+        "ConstrainCores=yes",
         "ConstrainRAMSpace=yes",
         "ConstrainDevices=yes",
     ]
 
 
-def test_without_a_freezer_processes_are_tracked_by_parentage() -> None:
-    text = file(plan(controllers=("memory",)), "etc/slurm/slurm.conf").content
+@pytest.mark.parametrize(("cgroups", "controllers"), [(V1, ("memory",)), (V2, ("memory", "pids")), (V2, ())])
+def test_cgroups_that_slurm_cannot_use(cgroups: tuple[CgroupMount, ...], controllers: tuple[str, ...]) -> None:
+    wanted = plan(cgroups=cgroups, controllers=controllers)
+    text = file(wanted, "etc/slurm/slurm.conf").content
     assert "ProctrackType=proctrack/linuxproc" in text
     assert "task/cgroup" not in text
+    conf = file(wanted, "etc/slurm/cgroup.conf").content
+    assert "CgroupPlugin=cgroup/v1" in conf
+    assert "=yes" not in conf
+
+
+def test_controllers_of_the_unified_hierarchy(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu memory\n")
+    (tmp_path / "cgroup.subtree_control").write_text("cpu\n")
+    (tmp_path / "cgroup.procs").write_text("1\n")
+    assert read_unified_controllers(tmp_path) == {"cpuset", "cpu", "memory"}
+    (tmp_path / "cgroup.type").write_text("domain\n")
+    assert read_unified_controllers(tmp_path) == {"cpu"}
+    (tmp_path / "cgroup.procs").write_text("")
+    assert read_unified_controllers(tmp_path) == {"cpuset", "cpu", "memory"}
 
 
 MOUNTS_V1 = """\
