@@ -140,7 +140,7 @@ def wait_reachable(
         open_vms = [vm for vm in vms if vm.phase is not Phase.REACHABLE]
         if not open_vms:
             return vms
-        lost = [vm for vm in open_vms if (vm.phase in _ENDED and vm.node not in waited_for) or has_no_ssh(vm)]
+        lost = [vm for vm in open_vms if vm.node not in waited_for and (vm.phase in _ENDED or has_no_ssh(vm))]
         if len(lost) == len(open_vms) or time.monotonic() >= deadline:
             raise GuestError(_explain(open_vms, timeout_s))
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
