@@ -24,6 +24,7 @@ TARGET = SshTarget("vm3", "10.0.0.1", 60003)
         ("-tt -oX=y -o X=y vm1", "-tt -oX=y -o X=y", None, "vm1", ""),
         ("-vL 80:x:80 vm1", "-vL 80:x:80", None, "vm1", ""),
         ("-v -- vm1 -x", "-v", None, "vm1", "-x"),
+        ("vm1 -- ls -- -x", "", None, "vm1", "ls -- -x"),
     ],
 )
 def test_ssh_line(line: str, options: str, user: str | None, vm: str, command: str) -> None:

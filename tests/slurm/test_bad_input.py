@@ -1,0 +1,135 @@
+"""What users and administrators get wrong: a clear error, the right exit code, nothing half-made, no drained node."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.testbed import Snapshot, Testbed, wait_until
+
+
+@pytest.fixture
+def quiet(tb: Testbed, before: dict[str, Snapshot]) -> Iterator[None]:
+    """Afterwards there is no trace of the attempt, and the nodes are in service."""
+    yield
+    for name in ("templates.yaml", "repos.yaml"):
+        (tb.home() / ".pvc" / name).unlink(missing_ok=True)
+    tb.wait_no_jobs()
+    tb.assert_clean(before)
+    assert set(tb.node_states().values()) == {"idle"}
+    jobs = tb.home() / ".pvc" / "jobs"
+    assert not jobs.exists() or list(jobs.iterdir()) == []
+
+
+def alloc(tb: Testbed, *words: str, code: int, env: dict[str, str] | None = None) -> str:
+    """Standard error of a ``pvc alloc`` that must end with ``code`` and never start its command."""
+    done = tb.run(["pvc", "alloc", *words, "echo", "STARTED"], check=False, env=env, timeout=120)
+    assert done.code == code, done.err
+    assert "STARTED" not in done.out
+    return done.err
+
+
+def write_templates(tb: Testbed, text: str) -> None:
+    directory = tb.home() / ".pvc"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    shutil.chown(directory, 30001, 30001)
+    (directory / "templates.yaml").write_text(text)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_before_there_is_a_job(tb: Testbed, small: str) -> None:
+    assert f"did you mean '{small}'" in alloc(tb, "smal:2", code=2)
+    assert "1 to 65536 VMs" in alloc(tb, f"{small}:0", code=2)
+    assert "1 to 65536 VMs" in alloc(tb, f"{small}:1000000", code=2)
+    assert "no image 'nope'" in alloc(tb, "--image", "nope", small, code=2)
+    assert "cannot read --user-data" in alloc(tb, "--user-data", "nope", small, code=2)
+    assert tb.jobs() == []
+
+
+@pytest.mark.usefixtures("quiet")
+def test_more_cores_than_a_node_has(tb: Testbed, small: str) -> None:
+    done = tb.run(["pvc", "alloc", "-c", "17", small, "echo", "STARTED"], check=False)
+    assert done.code != 0
+    assert "salloc: error" in done.err
+    assert "STARTED" not in done.out
+
+
+@pytest.mark.usefixtures("quiet")
+def test_configuration_that_is_wrong(tb: Testbed, small: str) -> None:
+    write_templates(tb, "mine:\n  image: x\n  resource-set: nope\n  colour: red\n")
+    said = alloc(tb, small, code=3)
+    assert ".pvc/templates.yaml:3: mine.resource-set" in said
+    assert ".pvc/templates.yaml:4: mine.colour" in said
+    write_templates(tb, "mine: [\n")
+    assert ".pvc/templates.yaml:" in alloc(tb, small, code=3)
+    # The plug-in asks pvc before there is a job, so Slurm's own commands refuse, too
+    done = tb.run(["sbatch", f"--pvc={small}", "--wrap=true"], check=False)
+    assert done.code != 0
+    assert ".pvc/templates.yaml:" in done.err
+    assert tb.jobs() == []
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_network_that_does_not_exist(tb: Testbed, small: str) -> None:
+    site = tb.home() / "site"
+    shutil.copytree(tb.place.state_dir / "etc" / "pvc", site, ignore=shutil.ignore_patterns("etcd-password"))
+    (site / "resources.yaml").write_text("nat: {networks: [nat, nope], default: yes}\n")
+    assert "nope" in alloc(tb, small, code=3, env={"PVC_CONF_DIR": "/home/student/site"})
+    # A set that only the user's copy of the site knows: root looks it up in its own, and refuses
+    (site / "resources.yaml").write_text("other: {networks: [nat], default: yes}\n")
+    said = alloc(tb, "--image", small, small, code=2, env={"PVC_CONF_DIR": "/home/student/site"})
+    assert "other" in said
+    shutil.rmtree(site)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_damaged_image(tb: Testbed, small: str, tmp_path: Path) -> None:
+    repository = tb.home() / ".pvc" / "images"
+    tb.run("qemu-img create -q -f qcow2 disk.qcow2 8M && pvc image import disk.qcow2 broken && rm disk.qcow2")
+    blob = max((path for path in repository.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    blob.chmod(0o644)
+    blob.write_bytes(b"x" * 10)
+    assert "is damaged" in alloc(tb, "broken", code=7)
+    shutil.rmtree(repository)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_qemu_is_missing(tb: Testbed, small: str) -> None:
+    write_templates(tb, f"mine:\n  image: {small}\n  qemu-bin: qemu-system-nope\n")
+    assert "qemu-system-nope" in alloc(tb, "-N2", "mine:2", code=7)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_too_little_memory(tb: Testbed, small: str) -> None:
+    assert "MiB" in alloc(tb, "-m", "1M", small, code=2)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_etcd_is_down(tb: Testbed, small: str) -> None:
+    # Stopped, not killed: init would start it again
+    pid = tb.root("pgrep -x etcd", "login").strip()
+    tb.root(["kill", "-STOP", pid], "login")
+    try:
+        said = alloc(tb, "-N2", f"{small}:2", code=5)
+    finally:
+        tb.root(["kill", "-CONT", pid], "login")
+    assert "etcd" in said
+    assert "hint:" in said
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_full_disk_in_the_run_directory(tb: Testbed, small: str) -> None:
+    tb.root("mkdir -p /var/tmp/pvc && mount -t tmpfs -o size=4k,nr_inodes=3 full /var/tmp/pvc", "n1")
+    try:
+        done = tb.run(["pvc", "alloc", "-w", "n1", small, "echo", "STARTED"], check=False)
+        tb.wait_no_jobs()
+    finally:
+        tb.root("umount /var/tmp/pvc", "n1")
+        wait_until(lambda: not tb.jobs(), 20, "the job is still there")
+        tb.root("scontrol update nodename=n1 state=resume || true", "login")
+    assert done.code in (6, 7), done.err
+    assert "No space left" in done.err
+    assert "STARTED" not in done.out
