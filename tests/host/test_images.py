@@ -1,0 +1,85 @@
+"""What only a real disk and a real user show: a full file system, a repository that is not ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pvc.errors import HostError
+from pvc.images import transfer
+from pvc.images.transfer import Incoming
+from tests.unit.images.disks import import_raw, quiet, raw_disk, repositories
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "pvc-test", mount], check=True)
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+
+
+def everything(base: Path) -> set[str]:
+    return {str(path.relative_to(base)) for path in base.rglob("*") if path.is_file()} - {"user/.lock"}
+
+
+def test_a_full_disk_is_told_before_and_during_the_copy(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = repositories(small_disk)
+    source = tmp_path / "disk"
+    source.write_bytes(raw_disk(512) + os.urandom(8 << 20))
+    with pytest.raises(HostError, match="MiB free; the image needs 8 MiB"):
+        where.import_file(Incoming(source, "a"), quiet)
+    # Others may fill the disk while we copy.
+    monkeypatch.setattr(transfer, "_check_space", lambda *_: None)
+    with pytest.raises(HostError, match="No space left") as caught:
+        where.import_file(Incoming(source, "a"), quiet)
+    assert "free space below" in (caught.value.find_hint() or "")
+    assert where.list() == ()
+    assert everything(small_disk) == {"user/.config"}
+    assert list((small_disk / "user" / ".tmp").iterdir()) == []
+
+
+def test_a_read_only_repository_is_readable_and_says_so(small_disk: Path, tmp_path: Path) -> None:
+    where = repositories(small_disk)
+    import_raw(where, tmp_path, "a")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    try:
+        where.verify(where.locate("a"))
+        for action in (lambda: import_raw(where, tmp_path, "b"), lambda: where.delete("a")):
+            with pytest.raises(HostError, match="Read-only file system"):
+                action()
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    assert [found.uri for found in where.list()] == ["user:a@1"]
+
+
+def test_anothers_repository_can_be_used_but_not_written(tmp_path: Path) -> None:
+    for path in (tmp_path, *list(tmp_path.parents)[:2]):
+        path.chmod(0o755)
+    where = repositories(tmp_path / "outside", "site")
+    where._home = Path("/nonexistent")
+    (tmp_path / "outside").mkdir()
+    import_raw(where, tmp_path, "a")
+    reader = os.fork()
+    if reader == 0:
+        code = 1
+        try:
+            os.setuid(65534)
+            where.verify(where.locate("a"))
+            try:
+                import_raw(where, Path("/var/tmp"), f"b{os.getpid()}")
+            except HostError as err:
+                code = 0 if "Permission denied" in str(err) and "of your own" in (err.find_hint() or "") else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == 0
+    assert len(where.list_all()) == 1

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from pvc.errors import ConfigError, HostError, UsageError
+from pvc.images import aptsources, build
+from pvc.images.recipe import Recipe, find_recipe, load_recipe
+from pvc.model.node import Nic
+from pvc.plan.cloudinit import SeedSpec, plan_seed
+
+GOOD = """
+description: mine
+suite: bookworm
+packages: [linux-image-amd64, busybox-static]
+append: root=/dev/vda
+size: 2G
+files:
+  - {path: /etc/motd, content: hello, mode: 0600}
+variants:
+  trixie: {packages: [more], without: [busybox-static], commands: ["true"]}
+"""
+
+
+def load(base: Path, text: str, suite: str | None = None) -> Recipe:
+    path = base / "mine.yaml"
+    path.write_text(text)
+    return load_recipe(path, suite=suite)
+
+
+def debian() -> Recipe:
+    return load_recipe(find_recipe("debian"))
+
+
+def test_the_shipped_recipe_is_good() -> None:
+    recipe = debian()
+    assert recipe.suite == "bookworm"
+    assert recipe.initrd is not None
+    assert len({file.path for file in recipe.files}) == len(recipe.files)
+    assert len(recipe.append) < 1024
+
+
+def test_a_release_can_differ(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).packages == ("linux-image-amd64", "busybox-static")
+    assert load(tmp_path, GOOD).size_bytes == 2 << 30
+    other = load(tmp_path, GOOD, "trixie")
+    assert (other.suite, other.packages, other.commands) == ("trixie", ("linux-image-amd64", "more"), ("true",))
+    assert other.digest() != load(tmp_path, GOOD).digest() == load(tmp_path, GOOD + "\n# comment").digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (("size: 2G", "size: 2X"), "mine.yaml:6: size: '2X' is not a size"),
+        (("size: 2G", "size: 1M"), "not between"),
+        (("suite: bookworm", "suite: ../x"), "mine.yaml:3: suite"),
+        (("busybox-static]", "Bad_Name]"), "'Bad_Name' is not a package"),
+        (("/etc/motd", "etc/motd"), "not an absolute path"),
+        (("/etc/motd", "/etc/../../motd"), "not an absolute path"),
+        (("0600", "0999"), "not octal"),
+        (("append: root=/dev/vda", ""), "missing"),
+        (("size: 2G", "sise: 2G"), "unknown"),
+        (("packages: [", "packages: [["), "is not YAML"),
+        ((GOOD, "- a list"), "a recipe is a mapping"),
+    ],
+)
+def test_bad_recipes_are_explained(tmp_path: Path, change: tuple[str, str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        load(tmp_path, GOOD.replace(*change))
+
+
+def test_recipes_are_found_by_name_or_path(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no recipe 'nope' \(known: .*debian"):
+        find_recipe("nope")
+    with pytest.raises(UsageError, match="no recipe /nope"):
+        find_recipe("/nope.yaml")
+
+
+def test_files_are_packed_with_their_modes(tmp_path: Path) -> None:
+    recipe = load(tmp_path, GOOD.replace("commands:", "files: [{path: /a, link: b}], commands:"), "trixie")
+    with tarfile.open(fileobj=BytesIO(build._pack_files(recipe))) as archive:
+        members = {member.name: member for member in archive.getmembers()}
+        script = archive.extractfile("var/tmp/pvc-build")
+        assert script is not None
+        assert script.read() == b"true\n"
+    assert members["etc/motd"].mode == 0o600
+    assert members["a"].linkname == "b"
+
+
+TARGETS = """Debian|http://mirror/debian/|bookworm|bookworm|main|
+Debian|http://mirror/debian/|bookworm-updates|bookworm-updates|main|
+Debian|http://mirror/debian-security/|bookworm-security|bookworm-security|main|
+Debian|http://mirror/debian/|bookworm|bookworm|contrib|
+Debian Backports|http://mirror/debian/|bookworm-backports|x|main|
+Slurm Inc.|http://other/|bookworm|bookworm|main|
+garbage
+"""
+
+
+def test_mirrors_are_those_of_the_host() -> None:
+    found = aptsources.plan_sources(TARGETS, "trixie", ["main"], "bookworm")
+    assert [source.line for source in found] == [
+        "deb http://mirror/debian trixie main",
+        "deb http://mirror/debian trixie-updates main",
+        "deb http://mirror/debian-security trixie-security main",
+    ]
+    for text, codename in (("", "bookworm"), (TARGETS, "noble"), ("Ubuntu|http://u/|noble|noble|main|", "noble")):
+        with pytest.raises(HostError, match="knows no mirror"):
+            aptsources.plan_sources(text, "trixie", ["main"], codename)
+    assert aptsources.read_codename('ID=debian\nVERSION_CODENAME=bookworm\nVERSION="12"') == "bookworm"
+    assert aptsources.read_codename("ID=arch") == ""
+
+
+def test_only_package_lists_decide_whether_a_mirror_changed() -> None:
+    text = "Date: {}\nMD5Sum:\n x 1 main/binary-amd64/Packages\nSHA256:\n aa 1 main/binary-amd64/Packages\n"
+    text += " {} 2 main/binary-arm64/Packages\n bb 3 contrib/binary-amd64/Packages\n"
+    sums = [aptsources.find_list_sums(text.format(day, other), ["main"], "amd64") for day, other in ("1c", "2d")]
+    assert sums == [["aa 1 main/binary-amd64/Packages"]] * 2
+
+
+# --- the guest's own reader of the seed must understand what pvc writes
+
+KEYS = ("ssh-ed25519 AAAA one", 'command="echo \\"hi\\"" ssh-ed25519 BBBB two')
+NICS = (
+    Nic("nat", "52:54:00:00:00:01", 1450, "10.0.0.2/16", "10.0.0.1", 0),
+    Nic("lan", "52:54:00:00:00:02", 9000, None, None, 1),
+    Nic("data", "52:54:00:00:00:03", 1450, "10.1.0.2/16", "10.1.0.1", 2),
+)
+
+
+def read_seed(base: Path, documents: dict[str, str]) -> tuple[int, dict[str, str]]:
+    script = next(file.content for file in debian().files if file.path.endswith("/seed.awk"))
+    disk, out = base / "disk", base / "out"
+    disk.mkdir()
+    out.mkdir()
+    for name, text in documents.items():
+        (disk / name).write_text(text)
+    done = subprocess.run(["awk", script], cwd=disk, capture_output=True, text=True)
+    assert done.stderr == ""
+    return done.returncode, {path.name: path.read_text() for path in out.iterdir()}
+
+
+@pytest.mark.allow_run  # awk is what the guest runs
+def test_the_guest_reads_the_seed_that_pvc_writes(tmp_path: Path) -> None:
+    private = "-----BEGIN KEY-----\nab+/\n-----END KEY-----\n"
+    spec = SeedSpec("i-1", "vm7", NICS, KEYS, private, "ssh-ed25519 CCCC", None)
+    assert read_seed(tmp_path, plan_seed(spec)) == (
+        0,
+        {
+            "hostname": "vm7\n",
+            "keys": "\n".join(KEYS) + "\n",
+            "host-key": private,
+            "52:54:00:00:00:01": "dhcp=yes\nmtu=1450\n",
+            "52:54:00:00:00:02": "dhcp=no\nmtu=9000\n",
+            "52:54:00:00:00:03": "dhcp=yes\nmtu=1450\nmetric=300\n",
+        },
+    )
+
+
+@pytest.mark.allow_run  # awk is what the guest runs
+def test_a_users_own_host_keys_are_left_to_cloud_init(tmp_path: Path) -> None:
+    spec = SeedSpec("i-1", "vm7", (), KEYS, "key\n", "pub", "#cloud-config\nssh_keys: {rsa_private: x}\n")
+    code, found = read_seed(tmp_path, plan_seed(spec))
+    assert code == 0
+    assert set(found) == {"hostname", "keys"}
+
+
+@pytest.mark.allow_run  # awk is what the guest runs
+@pytest.mark.parametrize(
+    "text", ["", "instance-id: i-1\nlocal-hostname: vm7\n", '{"local-hostname": "vm7', '{"a" "b"}', "{a: 1}", "[}"]
+)
+def test_other_seeds_are_left_to_cloud_init(tmp_path: Path, text: str) -> None:
+    assert read_seed(tmp_path, {"meta-data": text, "user-data": ""}) == (1, {})
