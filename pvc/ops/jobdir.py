@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,15 +60,52 @@ class JobDir:
         """What the launcher and the supervisors said."""
         return self.path / "launcher.log"
 
-    def create(self) -> None:
-        """Make it, empty: what an earlier job of the same number left is removed.
+    @property
+    def cluster_name_path(self) -> Path:
+        """Which Slurm cluster the job is of: a home may be shared by several."""
+        return self.path / "slurm-cluster"
 
+    def create(self, slurm_cluster: str | None = None) -> int:
+        """Make it, empty; what a killed launcher of an earlier start left is removed.
+
+        :return: a descriptor that claims the directory until it is closed, as the kernel does at the end of
+            the launcher.
+        :raise JobError: another launcher has claimed it.
         :raise HostError: the place is taken by something else.
         """
         ensure_private_dir(self.path.parent.parent)
         ensure_private_dir(self.path.parent)
+        if self._is_claimed():
+            raise JobError(
+                f"a cluster runs already in job {self.path.name}", hint="pvc status shows it, pvc stop ends it"
+            )
         remove_tree(self.path)
         ensure_private_dir(self.path)
+        if slurm_cluster:
+            write_atomic(self.cluster_name_path, slurm_cluster, mode=0o600)
+        claim = os.open(self._claim_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):  # ENOLCK: a file system without locks
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return claim
+
+    @property
+    def _claim_path(self) -> Path:
+        return self.path / "launcher.lock"
+
+    def _is_claimed(self) -> bool:
+        try:
+            fd = os.open(self._claim_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return False
 
     def write_keys(self, keys: ClusterKeys) -> None:
         """Store what ssh and the control client need."""

@@ -86,6 +86,7 @@ class Launcher:
         self._orphaned = False
         self._is_serving = False
         self._ending = False
+        self._claim: int | None = None
 
     def run(self) -> int:
         """Boot, serve, end; returns the exit code of the shell or script.
@@ -102,7 +103,7 @@ class Launcher:
     # From nothing to running VMs
 
     def _boot(self) -> None:
-        self._dir.create()
+        self._claim = self._dir.create(os.environ.get("SLURM_CLUSTER_NAME"))
         maker = KeyMaker(self._dir.path, f"pvc-{self._job.job_id}")
         nodes = list(self._progress.nodes)
         try:
@@ -373,7 +374,9 @@ class Launcher:
                 cancel_job(self._job.job_id)
         finally:
             self._loop.close()
-            self._dir.remove()
+            if self._claim is not None:
+                self._dir.remove()
+                os.close(self._claim)
 
 
 def launch(mission: Mission, environ: Mapping[str, str], display: Display) -> int:

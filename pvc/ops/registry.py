@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pvc.errors import JobError, UsageError
+from pvc.files import read_text
 from pvc.model.cluster import ClusterRecord
 from pvc.ops.jobdir import JobDir, list_job_dirs
-from pvc.slurm.job import QueuedJob, read_queue
+from pvc.slurm.job import QueuedJob, read_cluster_name, read_queue
 
 COMMENT_PREFIX = "pvc "
 
@@ -80,13 +81,22 @@ def _user_name() -> str:
         return str(os.getuid())
 
 
-def sweep(queue: Mapping[int, QueuedJob]) -> tuple[JobDir, ...]:
-    """Remove the caller's directories whose jobs Slurm no longer has; returns the others."""
+def sweep(
+    queue: Mapping[int, QueuedJob], read_cluster: Callable[[], str | None] = read_cluster_name
+) -> tuple[JobDir, ...]:
+    """Remove the caller's directories whose jobs Slurm no longer has; returns those of jobs that it has.
+
+    A directory of a job of another Slurm cluster, with which the home is shared, is left alone.
+    """
     kept = []
+    here: str | None = None
     for jobdir in list_job_dirs():
         if int(jobdir.path.name) in queue:
             kept.append(jobdir)
-        else:
+            continue
+        cluster = read_text(jobdir.cluster_name_path, "")
+        here = here or (read_cluster() if cluster else None)
+        if not cluster or cluster == here:
             jobdir.remove()
     return tuple(kept)
 

@@ -82,6 +82,18 @@ def read_job_fields(job_id: int) -> dict[str, str]:
     return parse_fields(_ask(["scontrol", "--oneliner", "show", "job", str(job_id)], f"ask Slurm for job {job_id}"))
 
 
+def read_cluster_name() -> str | None:
+    """The name of the Slurm cluster that commands on this machine talk to.
+
+    :raise JobError: Slurm does not answer.
+    """
+    for line in _ask(["scontrol", "show", "config"], "ask Slurm for its name").splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "ClusterName":
+            return value.strip()
+    return None
+
+
 def parse_fields(text: str) -> dict[str, str]:
     """``key=value`` words of scontrol's one-line form; a value with blanks keeps its first word only."""
     fields: dict[str, str] = {}

@@ -20,9 +20,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make(job_id: int) -> JobDir:
+def make(job_id: int, slurm_cluster: str | None = None) -> JobDir:
+    """The directory of a cluster whose launcher was killed."""
     jobdir = JobDir.of(job_id)
-    jobdir.create()
+    os.close(jobdir.create(slurm_cluster))
     jobdir.write_record(make_record(job_id=job_id))
     return jobdir
 
@@ -34,8 +35,24 @@ def queued(job_id: int) -> QueuedJob:
 def test_a_directory_is_private_and_starts_empty() -> None:
     jobdir = make(7)
     assert jobdir.path.stat().st_mode & 0o777 == 0o700
-    jobdir.create()
-    assert list(jobdir.path.iterdir()) == []
+    os.close(jobdir.create())
+    assert [path.name for path in jobdir.path.iterdir()] == ["launcher.lock"]
+
+
+def test_two_launchers_cannot_have_one_job() -> None:
+    claim = JobDir.of(7).create()
+    with pytest.raises(JobError, match="a cluster runs already in job 7"):
+        JobDir.of(7).create()
+    os.close(claim)
+    os.close(JobDir.of(7).create())
+
+
+def test_a_job_of_another_slurm_cluster_is_left_alone() -> None:
+    make(7, "here")
+    make(8, "there")
+    make(9)
+    assert sweep({}, lambda: "here") == ()
+    assert [jobdir.path.name for jobdir in list_job_dirs()] == ["8"]
 
 
 def test_a_link_in_its_place_is_not_followed(home: Path) -> None:
@@ -44,7 +61,7 @@ def test_a_link_in_its_place_is_not_followed(home: Path) -> None:
     (target / "file").write_text("x")
     JobDir.of(7).path.parent.mkdir(parents=True)
     JobDir.of(7).path.symlink_to(target)
-    JobDir.of(7).create()
+    os.close(JobDir.of(7).create())
     assert (target / "file").exists()
     assert not JobDir.of(7).path.is_symlink()
 
