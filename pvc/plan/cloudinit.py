@@ -67,11 +67,13 @@ def _vendor_data(spec: SeedSpec) -> dict[str, Any]:
 
 
 def _network_config(spec: SeedSpec) -> dict[str, Any]:
-    return {"version": 2, "ethernets": {f"nic{i}": _ethernet(spec, i, nic) for i, nic in enumerate(spec.nics)}}
+    return {"version": 2, "ethernets": {f"eth{i}": _ethernet(spec, i, nic) for i, nic in enumerate(spec.nics)}}
 
 
 def _ethernet(spec: SeedSpec, index: int, nic: Nic) -> dict[str, Any]:
-    found: dict[str, Any] = {"match": {"macaddress": nic.mac}, "mtu": nic.mtu}
+    # Without set-name, cloud-init's renderers for systemd-networkd and ifupdown look for an interface that is
+    # called like the key here, whatever its address.
+    found: dict[str, Any] = {"match": {"macaddress": nic.mac}, "set-name": f"eth{index}", "mtu": nic.mtu}
     if nic.address is None:
         return found | {"dhcp4": False, "dhcp6": False, "optional": True}
     overrides: dict[str, Any] = {

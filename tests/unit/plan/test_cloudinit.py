@@ -55,6 +55,9 @@ def test_without_user_data_there_is_an_empty_cloud_config() -> None:
 def test_network_is_dhcp_by_mac() -> None:
     found = parse(dataclasses.replace(SPEC, nics=(NIC, L2, NIC)), "network-config")
     assert found["version"] == 2
+    assert [(name, each["set-name"]) for name, each in found["ethernets"].items()] == [
+        (f"eth{i}", f"eth{i}") for i in range(3)
+    ]
     first, second, third = found["ethernets"].values()
     assert first["match"] == {"macaddress": NIC.mac}
     assert first["dhcp4"] is True
