@@ -51,6 +51,8 @@ def set_up(context: Context, job: JobFacts, request_text: str) -> str:
             return f"refused: {err}"
         except BaseException:
             _undo_half(context, ledger, keep_record=False)
+            if not ledger.exists():
+                context.forget_lock(job.job_id)
             raise
 
 

@@ -22,6 +22,7 @@ def tear_down(context: Context, job_id: int) -> str:
     with context.job_lock(job_id):
         ledger = Ledger(context.state_dir, job_id)
         if not ledger.exists():
+            context.forget_lock(job_id)
             return "nothing to undo"
         try:
             undo_recorded(context, ledger)

@@ -191,3 +191,19 @@ def test_the_suite_can_see_what_is_left(tb: Testbed, before: dict[str, Snapshot]
         tb.assert_clean(before, timeout=0)
     tb.root("ip link del dummy99; rm /var/tmp/pvc-left", "n1")
     tb.assert_clean(before)
+
+
+def test_a_fault_of_the_node_drains_it_with_the_reason(tb: Testbed, before: dict[str, Snapshot], small: str) -> None:
+    tb.root(["mount", "-t", "tmpfs", "none", "/dev/net"], "n1")
+    try:
+        done = tb.run(["pvc", "alloc", "-w", "n1", small, "true"], check=False, timeout=90)
+        assert done.code != 0
+        reasons = tb.run(["sinfo", "-h", "-R", "-o", "%N %E"]).out
+        assert "n1 pvc: cannot open /dev/net/tun" in reasons
+        assert len(reasons.splitlines()) == 1
+        tb.wait_no_jobs()
+    finally:
+        tb.root("umount /dev/net; rm -rf /run/mount", "n1")
+        tb.root(["scontrol", "update", "NodeName=n1", "State=RESUME"], "login")
+    wait_until(lambda: tb.node_states()["n1"] == "idle", 20, "n1 did not come back")
+    assert_over(tb, before)
