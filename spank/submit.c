@@ -14,6 +14,7 @@
 #define TEXT_SIZE 4096
 #define DEFINITION_VARIABLE "PVC_DEFINITION"
 #define REQUEST_VARIABLE "PVC_REQUEST"
+#define RESOLVED_VARIABLE "PVC_RESOLVED"
 
 /* One line and nothing else; the newline at its end is cut. */
 static int check_request(char *text)
@@ -24,6 +25,24 @@ static int check_request(char *text)
 		return -1;
 	text[length - 1] = '\0';
 	return pvc_common_is_line(text, PVC_LINE_SIZE) ? 0 : -1;
+}
+
+/*
+ * "DEFINITION REQUEST": pvc alloc and pvc batch have resolved it a moment ago, which saves the start of a Python. The
+ * environment is the caller's, as pvc is that would be asked; root parses the request either way.
+ */
+static int take_resolved(const char *definition, char *request, size_t size)
+{
+	const char *text = getenv(RESOLVED_VARIABLE);
+	const char *blank = text == NULL ? NULL : strrchr(text, ' ');
+	size_t length = strlen(definition);
+
+	if (blank == NULL || (size_t)(blank - text) != length || strncmp(text, definition, length) != 0)
+		return -1;
+	if (!pvc_common_is_line(blank + 1, PVC_LINE_SIZE))
+		return -1;
+	(void)snprintf(request, size, "%s", blank + 1);
+	return 0;
 }
 
 /* Run `pvc resolve -- DEFINITION` as the caller, in the caller's environment; its line goes to request. */
@@ -109,8 +128,13 @@ int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[])
 		}
 		return 0;
 	}
-	if (pvc_config_parse(&config, ac, av) < 0 || resolve(&config, definition, request, sizeof(request)) < 0)
+	if (pvc_config_parse(&config, ac, av) < 0)
 		return -1;
+	if (take_resolved(definition, request, sizeof(request)) < 0 &&
+	    resolve(&config, definition, request, sizeof(request)) < 0)
+		return -1;
+	/* A job that is submitted from inside this one is another matter. */
+	(void)unsetenv(RESOLVED_VARIABLE);
 	err = spank_job_control_setenv(sp, REQUEST_VARIABLE, request, 1);
 	if (err == ESPANK_SUCCESS) /* for the steps, see stepd.c */
 		err = spank_job_control_setenv(sp, DEFINITION_VARIABLE, definition, 1);

@@ -82,15 +82,12 @@ def batch(ctx: click.Context, /, script: str | None, arguments: tuple[str, ...],
 @click.argument("definition")
 def resolve(definition: str) -> None:
     """Print the request of DEFINITION: the SPANK plug-in calls this where a job is submitted."""
+    from pvc.config.load import load_user_config
     from pvc.ops import handover
+    from pvc.ops.definition import resolve_request
 
-    known, _, request = os.environ.get(handover.RESOLVED_VARIABLE, "").rpartition(" ")
-    if known != definition:
-        from pvc.config.load import load_user_config
-        from pvc.ops.definition import resolve_request
-
-        cpus = os.environ.get(handover.CPUS_VARIABLE, "")
-        request = resolve_request(definition, load_user_config(), int(cpus) if cpus.isdecimal() else None).encode()
+    cpus = os.environ.get(handover.CPUS_VARIABLE, "")
+    request = resolve_request(definition, load_user_config(), int(cpus) if cpus.isdecimal() else None).encode()
     click.echo(request)
 
 

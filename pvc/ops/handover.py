@@ -17,7 +17,7 @@ from pvc.ops.definition import LaunchOrder
 
 VARIABLE = "PVC_LAUNCH"
 CPUS_VARIABLE = "PVC_CPUS_PER_VM"
-# "DEFINITION REQUEST": the request as pvc alloc resolved it, with its --resource-set
+# "DEFINITION REQUEST": the request as pvc alloc resolved it, with its --resource-set; the shim takes it (submit.c)
 RESOLVED_VARIABLE = "PVC_RESOLVED"
 DEFINITION_VARIABLE = "PVC_DEFINITION"
 # execve(2): one string of the environment has at most 128 KiB (MAX_ARG_STRLEN)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pvc.errors import UsageError
 from pvc.files import write_atomic
-from pvc.ops.handover import VARIABLE
+from pvc.ops.handover import CPUS_VARIABLE, RESOLVED_VARIABLE, VARIABLE
 
 
 def find_script(words: Sequence[str]) -> list[str]:
@@ -32,7 +32,9 @@ def find_script(words: Sequence[str]) -> list[str]:
 
 def child_environment(environ: Mapping[str, str], job_id: int, jobdir: Path) -> dict[str, str]:
     """What the shell or script gets: the caller's own, and how to find the cluster."""
-    kept = {name: value for name, value in environ.items() if name != VARIABLE}
+    # Handed from pvc alloc to the launcher, and not meant for a job that is submitted from inside
+    private = (VARIABLE, RESOLVED_VARIABLE, CPUS_VARIABLE)
+    kept = {name: value for name, value in environ.items() if name not in private}
     return {**kept, "SLURM_JOB_ID": str(job_id), "PVC_JOB_DIR": os.fspath(jobdir)}
 
 

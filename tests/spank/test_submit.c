@@ -35,6 +35,27 @@ static void request_and_definition_are_handed_on(void)
 	CHECK_IS(fake.log, "");
 }
 
+static void what_pvc_alloc_has_resolved_is_not_asked_again(void)
+{
+	CHECK(setenv("PVC_RESOLVED", "debian:4 1;cpus=2;lan:4", 1) == 0);
+	CHECK(submit(S_CTX_ALLOCATOR, "debian:4", "touch ran; exit 2") == 0);
+	CHECK_IS(fake_get(fake.control, "PVC_REQUEST"), "1;cpus=2;lan:4");
+	CHECK_IS(environment("PVC_RESOLVED"), "");
+	CHECK_IS(fake.log, "");
+}
+
+static void what_was_resolved_for_another_definition_does_not_count(void)
+{
+	static const char *const texts[] = {"debian:3 1;nat:3", "debian:44 1;nat:4", "debian:4",
+					    "debian:4 ",	"debian:4 1\n2",     " 1;nat:1"};
+
+	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+		CHECK(setenv("PVC_RESOLVED", texts[i], 1) == 0);
+		CHECK(submit(S_CTX_ALLOCATOR, "debian:4", "echo '1;nat:4'") == 0);
+		CHECK_IS(fake_get(fake.control, "PVC_REQUEST"), "1;nat:4");
+	}
+}
+
 static void srun_outside_a_job_submits_too(void)
 {
 	CHECK(submit(S_CTX_LOCAL, "debian:4", "echo '1;nat:4'") == 0);
@@ -167,6 +188,8 @@ static void request_that_slurm_refuses_refuses_the_job(void)
 
 const struct test submit_tests[] = {
 	TEST(request_and_definition_are_handed_on),
+	TEST(what_pvc_alloc_has_resolved_is_not_asked_again),
+	TEST(what_was_resolved_for_another_definition_does_not_count),
 	TEST(srun_outside_a_job_submits_too),
 	TEST(definitions_are_one_word_to_pvc),
 	TEST(refused_with_the_words_of_pvc),

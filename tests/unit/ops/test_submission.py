@@ -100,7 +100,10 @@ def test_bad_input(line: str, code: int, text: str, capsys: pytest.CaptureFixtur
     assert said.out == ""
 
 
-def test_resolve_prints_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PVC_RESOLVED", "plain:2 1;cpus=2;lan:2")
-    assert main.run(["resolve", "--", "plain:2"]) == 0
-    assert capsys.readouterr().out == "1;cpus=2;lan:2\n"
+def test_resolve_prints_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PVC_CPUS_PER_VM", "2")
+    monkeypatch.setattr("pvc.config.load.load_user_config", lambda: make_config(tmp_path))
+    assert main.run(["resolve", "--", "plain:2,db"]) == 0
+    assert capsys.readouterr().out == "1;cpus=2;nat:2,lan:1\n"
