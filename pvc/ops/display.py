@@ -32,7 +32,7 @@ def render(progress: Progress, now: float, *, width: int = 80, colours: bool = T
         name_width = max(len(vm.name) for vm in progress.vms)
         node_width = max(len(vm.node) for vm in progress.vms)
         lines += [_row(vm, elapsed, name_width, node_width, width, colours) for vm in progress.vms]
-    else:
+    elif progress.counts[Phase.FAILED]:
         lines += [
             _cut(f"  {vm.name} on {vm.node}: {vm.detail}", width) for vm in progress.vms if vm.phase is Phase.FAILED
         ][:5]
@@ -40,7 +40,7 @@ def render(progress: Progress, now: float, *, width: int = 80, colours: bool = T
 
 
 def _headline(progress: Progress, elapsed: float, colours: bool) -> str:
-    counts = progress.counts()
+    counts = progress.counts
     parts = [_paint(f"{counts[phase]} {phase.value}", phase, colours) for phase in Phase if counts[phase]]
     mark = "✓" if progress.is_settled else _SPINNER[int(elapsed * 10) % len(_SPINNER)]
     size = f"{plural(len(progress.vms), 'VM')} on {plural(len(progress.nodes), 'node')}"

@@ -54,6 +54,7 @@ class Progress:
     vms: list[VmView]
     nodes: dict[str, NodeView]
     notices: dict[str, list[str]] = field(default_factory=dict)  # text with {node} -> nodes that said it
+    counts: Counter[Phase] = field(default_factory=Counter)  # kept up to date: ten thousand VMs are not counted anew
 
     @classmethod
     def of(cls, placement: Placement, templates: Sequence[str], start: float) -> Progress:
@@ -64,7 +65,7 @@ class Progress:
             for share in placement.shares
             for rank in range(share.first_rank, share.first_rank + share.count)
         ]
-        return cls(start, vms, nodes)
+        return cls(start, vms, nodes, counts=Counter({Phase.WAITING: len(vms)}))
 
     def apply(self, event: Event) -> list[str]:
         """Take an event in; returns what is worth telling a reader of plain lines.
@@ -108,8 +109,13 @@ class Progress:
         vm.detail = event.detail
         if vm.phase is phase:
             return []
-        vm.phase, vm.since = phase, max(0.0, event.time - self.start)
+        self._set_phase(vm, phase, event.time)
         return self._news(vm, before)
+
+    def _set_phase(self, vm: VmView, phase: Phase, now: float) -> None:
+        self.counts[vm.phase] -= 1
+        self.counts[phase] += 1
+        vm.phase, vm.since = phase, max(0.0, now - self.start)
 
     def _news(self, vm: VmView, before: Phase | None) -> list[str]:
         """Lines for a log: each VM of a small cluster, steps of a large one, and every failure."""
@@ -121,7 +127,7 @@ class Progress:
         if after is not before and after is not None and after not in (Phase.WAITING, Phase.STOPPED):
             many = len(self.vms) > TABLE_ROWS
             if after is not Phase.REACHABLE or many:
-                return [f"{plural(self.counts()[after], 'VM')}: {after.value} after {vm.since:.1f} s"]
+                return [f"{plural(self.counts[after], 'VM')}: {after.value} after {vm.since:.1f} s"]
         return []
 
     def lose_node(self, name: str, why: str, now: float) -> list[str]:
@@ -137,19 +143,14 @@ class Progress:
         """Mark the VMs of a node that its supervisor can no longer speak for; returns those that changed."""
         changed = [vm for vm in self.vms if vm.node == name and vm.phase not in _ENDED]
         for vm in changed:
-            vm.phase, vm.since, vm.detail = Phase.FAILED, max(0.0, now - self.start), why
+            self._set_phase(vm, Phase.FAILED, now)
+            vm.detail = why
         return changed
 
     @property
     def lowest_phase(self) -> Phase | None:
         """The phase that every VM still alive has reached; None: none is alive."""
-        order = list(Phase)
-        alive = [order.index(vm.phase) for vm in self.vms if vm.phase not in _ENDED]
-        return order[min(alive)] if alive else None
-
-    def counts(self) -> Counter[Phase]:
-        """VMs in each phase."""
-        return Counter(vm.phase for vm in self.vms)
+        return next((phase for phase in Phase if self.counts[phase] and phase not in _ENDED), None)
 
     @property
     def endpoints(self) -> tuple[NodeEndpoint, ...]:
@@ -159,19 +160,19 @@ class Progress:
     @property
     def is_running(self) -> bool:
         """Every node listens and every VM has been started, or has failed."""
-        started = (Phase.BOOTING, Phase.REACHABLE, *_ENDED)
-        listening = all(node.endpoint is not None or node.lost is not None for node in self.nodes.values())
-        return listening and all(vm.phase in started for vm in self.vms)
+        if self.counts[Phase.WAITING] or self.counts[Phase.NETWORK]:
+            return False
+        return all(node.endpoint is not None or node.lost is not None for node in self.nodes.values())
 
     @property
     def is_settled(self) -> bool:
         """Every VM answers, or never will."""
-        return all(vm.phase is Phase.REACHABLE or vm.phase in _ENDED for vm in self.vms)
+        return not (self.counts[Phase.WAITING] or self.counts[Phase.NETWORK] or self.counts[Phase.BOOTING])
 
     @property
     def is_dead(self) -> bool:
         """No VM is left."""
-        return all(vm.phase in _ENDED for vm in self.vms)
+        return self.lowest_phase is None
 
     @property
     def was_stopped(self) -> bool:

@@ -157,3 +157,15 @@ def test_colours_do_not_change_the_text() -> None:
     painted = render(progress, 101.0, colours=True)
     assert [re.sub(r"\033\[\d+m", "", line) for line in painted] == plain
     assert painted != plain
+
+
+def test_ten_thousand_vms_are_no_matter() -> None:
+    """Each event costs the same, however many VMs there are: 20,000 events would take minutes otherwise."""
+    placement = Placement(1, tuple(NodeShare(f"n{node}", node * 10, 10) for node in range(1000)))
+    progress = Progress.of(placement, ["web"] * 10_000, 0.0)
+    news = []
+    for phase in (Phase.NETWORK, Phase.BOOTING):
+        for rank in range(10_000):
+            news += progress.apply(Event(EventKind.VM, f"n{rank // 10}", 1.0, rank=rank, phase=phase))
+    assert news == ["10000 VMs: network after 1.0 s", "10000 VMs: booting after 1.0 s"]
+    assert progress.counts[Phase.BOOTING] == 10_000
