@@ -1,0 +1,177 @@
+"""Images on a real (emulated) machine: the one that pvc builds, and some that nobody here made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pvc.host.seed import write_seed
+from pvc.images import build
+from pvc.images.image import Image
+from pvc.images.recipe import find_recipe, load_recipe
+from pvc.images.repository import Repositories
+from pvc.images.resolve import resolve_template
+from pvc.images.transfer import Incoming
+from pvc.model.node import Nic
+from pvc.model.site import Template
+from pvc.model.vm import VmTemplate
+from pvc.plan.cloudinit import SeedSpec, plan_seed
+from tests.guests import DEFAULT_CACHE, alpine_image, foreign_debian
+from tests.unit.images.disks import quiet, repositories
+
+pytestmark = pytest.mark.vm
+
+NIC = Nic("nat", "52:54:00:00:00:07", 1400, "10.0.2.15/24", "10.0.2.2", 0)
+# Emulation on a busy machine: what matters is that it comes up, how soon is for the benchmarks.
+BOOT_S = 600.0
+
+
+class Guest:
+    """One VM with a NoCloud seed, a network of QEMU's own, and its console in a file."""
+
+    def __init__(
+        self, template: VmTemplate, base: Path, *, user_data: str | None = None, memory_mib: int = 512
+    ) -> None:
+        self.console = base / "console.log"
+        self._key, self._port = base / "key", free_port()
+        for name in ("key", "host"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", base / name], check=True)
+        public, host, host_pub = (base / name for name in ("key.pub", "host", "host.pub"))
+        (base / "known_hosts").write_text(f"[127.0.0.1]:{self._port} {host_pub.read_text()}")
+        spec = SeedSpec(
+            "i-1", "vm7", (NIC,), (public.read_text().strip(),), host.read_text(), host_pub.read_text(), user_data
+        )
+        write_seed(base / "seed.iso", plan_seed(spec))
+        argv = ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-nodefaults"]
+        argv += ["-no-user-config", "-display", "none", "-m", str(memory_mib), "-serial", f"file:{self.console}"]
+        assert template.disk is not None
+        disk = f"if=none,id=d0,file={template.disk.path},format={template.disk.format},snapshot=on"
+        argv += ["-drive", disk, "-device", "virtio-blk-pci,drive=d0"]
+        argv += ["-drive", f"if=none,id=d1,file={base}/seed.iso,format=raw,readonly=on"]
+        argv += ["-device", "virtio-blk-pci,drive=d1", "-device", "virtio-rng-pci"]
+        argv += ["-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{self._port}-:22"]
+        argv += ["-device", f"virtio-net-pci,netdev=n0,mac={NIC.mac},romfile="]
+        if template.boot is not None:
+            argv += ["-kernel", template.boot.kernel, "-append", template.boot.append]
+            argv += ["-initrd", template.boot.initrd] if template.boot.initrd else []
+        self._base = base
+        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+
+    def ssh(self, command: str, user: str = "root") -> str:
+        """Run a command, waiting for the guest to answer first; its host key must be the seed's."""
+        options = ["-o", f"UserKnownHostsFile={self._base}/known_hosts", "-o", "StrictHostKeyChecking=yes"]
+        options += ["-o", "BatchMode=yes", "-o", "ConnectTimeout=30", "-o", "IdentitiesOnly=yes"]
+        argv = ["ssh", "-i", os.fspath(self._key), "-p", str(self._port), *options, f"{user}@127.0.0.1", command]
+        deadline = time.monotonic() + BOOT_S
+        while True:
+            done = subprocess.run(argv, capture_output=True, text=True)
+            # 255 is ssh's own.
+            if done.returncode != 255:
+                assert done.returncode == 0, done.stderr
+                return done.stdout
+            assert time.monotonic() < deadline, f"no answer: {done.stderr}\n{self.console.read_text()[-2000:]}"
+            assert self.process.poll() is None
+            time.sleep(1)
+
+    def wait_console(self, text: str) -> None:
+        """Wait until the console has shown ``text``."""
+        deadline = time.monotonic() + BOOT_S
+        while text not in (self.console.read_text(errors="replace") if self.console.exists() else ""):
+            assert self.process.poll() is None, self.console.read_text(errors="replace")[-2000:]
+            assert time.monotonic() < deadline, self.console.read_text(errors="replace")[-2000:]
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Power it off."""
+        self.process.terminate()
+        self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def booted(template: VmTemplate, base: Path, *, user_data: str | None = None, memory_mib: int = 512) -> Iterator[Guest]:
+    guest = Guest(template, base, user_data=user_data, memory_mib=memory_mib)
+    try:
+        yield guest
+    finally:
+        guest.stop()
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory: pytest.TempPathFactory) -> Repositories:
+    return repositories(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="module")
+def debian(where: Repositories) -> Image:
+    recipe = load_recipe(find_recipe("debian"))
+    with build.built(recipe, print, cache=DEFAULT_CACHE.parent / "images") as made:
+        incoming = Incoming(made.disk, "debian", None, made.kernel, made.initrd, recipe.append)
+        return where.import_file(incoming, quiet).image
+
+
+USER_DATA = """#cloud-config
+users:
+  - default
+  - name: alice
+    ssh_authorized_keys: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA x]
+write_files:
+  - {path: /root/written, content: hello}
+runcmd:
+  - hostname > /root/ran
+"""
+
+
+def test_the_debian_guest_has_what_pvc_promises(debian: Image, where: Repositories, tmp_path: Path) -> None:
+    template = resolve_template(Template("t", "debian", "nat"), where)
+    with booted(template, tmp_path) as guest:
+        assert guest.ssh("hostname; whoami").split() == ["vm7", "root"]
+        assert guest.ssh("sudo -n whoami", user="debian").split() == ["root"]
+        assert guest.ssh("cat /sys/class/net/eth0/mtu").strip() == "1400"
+        assert "nameserver 10.0.2.3" in guest.ssh("cat /etc/resolv.conf")
+        assert "10.0.2.15/24" in guest.ssh("ip -4 -o address show dev eth0")
+        guest.ssh("ping -c 1 10.0.2.2 && getent hosts vm7")
+        # Nothing to do for cloud-init, and it says so.
+        assert "disabled" in guest.ssh("cloud-init status || true")
+        # 9p and InfiniBand are there for later, nothing failed, the machine id is its own.
+        guest.ssh("modprobe 9pnet_virtio && modprobe mlx5_ib && modprobe overlay")
+        assert guest.ssh("systemctl --failed --no-legend").strip() == ""
+        assert len(guest.ssh("cat /etc/machine-id").strip()) == 32
+        guest.wait_console("automatic login")
+        guest.ssh("systemctl poweroff")
+        guest.process.wait(timeout=BOOT_S)
+
+
+def test_user_data_is_cloud_inits(debian: Image, where: Repositories, tmp_path: Path) -> None:
+    template = resolve_template(Template("t", "debian", "nat"), where)
+    with booted(template, tmp_path, user_data=USER_DATA) as guest:
+        assert "done" in guest.ssh("cloud-init status --wait")
+        assert guest.ssh("cat /root/ran /root/written").split() == ["vm7", "hello"]
+        guest.ssh("id alice && grep -q AAAA /home/alice/.ssh/authorized_keys")
+        # What was there before cloud-init is there after it.
+        assert guest.ssh("whoami", user="debian").strip() == "debian"
+
+
+def test_a_debian_that_somebody_else_made(where: Repositories, tmp_path: Path) -> None:
+    found = foreign_debian().import_into(where)
+    with booted(resolve_template(Template("t", found.uri, "nat"), where), tmp_path, memory_mib=768) as guest:
+        assert guest.ssh("hostname && . /etc/os-release && echo $VERSION_CODENAME").split() == ["vm7", "trixie"]
+
+
+def test_alpine_from_pypi_runs_without_ssh(where: Repositories, tmp_path: Path) -> None:
+    found = alpine_image().import_into(where)
+    with booted(resolve_template(Template("t", found.uri, "nat"), where), tmp_path) as guest:
+        guest.wait_console("OpenRC")
