@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import select
 import time
+from collections import deque
 
 from pvc import codec
 from pvc.errors import PvcError
 from pvc.model.event import Event, EventKind
 from pvc.supervisor.vm import Vm
 
+# A launcher that is suspended (Ctrl-Z) reads nothing; its VMs go on. What it may miss is bounded.
+_MAX_BACKLOG = 20_000
+_LAST_WORDS_S = 2.0
+
 
 class Events:
-    """Writes events to a descriptor; a launcher that is gone hears nothing, and that is no error here."""
+    """Writes events to a descriptor, never waiting for its reader; a launcher that is gone hears nothing."""
 
     def __init__(self, fd: int, node: str) -> None:
         self._fd = fd
         self._node = node
+        self._backlog: deque[bytes] = deque(maxlen=_MAX_BACKLOG)
+        self._watching = False
 
     def listening(self, host: str, port: int) -> None:
         """The control port is open."""
@@ -54,13 +63,37 @@ class Events:
         )
 
     def ended(self) -> None:
-        """Everything is stopped."""
+        """Everything is stopped; the last event."""
         self._write(Event(EventKind.ENDED, self._node, time.time()))
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while self._backlog and (left_s := deadline - time.monotonic()) > 0:
+            self._flush(left_s)
 
     def _write(self, event: Event) -> None:
-        data = codec.dumps(event).encode() + b"\n"
+        self._backlog.append(codec.dumps(event).encode() + b"\n")
+        self._flush(0)
+        if self._backlog and not self._watching:
+            # A regular file is always writable, so it never comes here.
+            self._watching = True
+            asyncio.get_running_loop().add_writer(self._fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        self._flush(0)
+        if not self._backlog:
+            self._watching = False
+            asyncio.get_running_loop().remove_writer(self._fd)
+
+    def _flush(self, wait_s: float) -> None:
+        """Write what goes without waiting longer than ``wait_s`` for the reader."""
+        poller = select.poll()
+        poller.register(self._fd, select.POLLOUT)
         try:
-            while data:
-                data = data[os.write(self._fd, data) :]
+            while self._backlog and poller.poll(wait_s * 1000):
+                # A writable pipe takes PIPE_BUF bytes at once (pipe(7)); a longer line goes in parts.
+                part = self._backlog[0][: select.PIPE_BUF]
+                written = os.write(self._fd, part)
+                rest = self._backlog.popleft()[written:]
+                if rest:
+                    self._backlog.appendleft(rest)
         except OSError:
-            return
+            self._backlog.clear()

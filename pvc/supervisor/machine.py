@@ -24,6 +24,7 @@ LOG = logging.getLogger(__name__)
 # prctl leaves a QEMU that Slurm ends with the step.
 _GUARD = ("setpriv", "--pdeathsig", "KILL", "--")
 _STDERR_BYTES = 8192
+_SHOWN = 800
 _CONNECT_S = 60.0
 _COMMAND_S = 30.0
 _QUIT_S = 3.0
@@ -78,7 +79,7 @@ class Machine:
         """The last that QEMU wrote, in one line."""
         text = b"".join(self._stderr)[-_STDERR_BYTES:].decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return "; ".join(lines[-4:])
+        return "; ".join(lines[-4:])[-_SHOWN:]
 
     async def wait(self) -> int:
         """QEMU's exit code, or minus the number of the signal that killed it."""

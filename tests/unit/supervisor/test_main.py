@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ from pvc.errors import UsageError
 from pvc.model.cluster import ClusterKeys, ClusterSpec, Placement
 from pvc.model.event import Event, EventKind
 from pvc.model.vm import Accel
+from pvc.supervisor import events as events_module
 from pvc.supervisor.events import Events
 from pvc.supervisor.main import find_allocated, node_name, read_spec
 
@@ -75,4 +77,35 @@ def test_a_launcher_that_is_gone_is_no_error() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     Events(write_end, "n1").ended()
+    os.close(write_end)
+
+
+def test_a_launcher_that_does_not_read_delays_nothing_and_misses_nothing() -> None:
+    async def main() -> list[str]:
+        read_end, write_end = os.pipe()
+        events = Events(write_end, "n1")
+        for i in range(2000):
+            events.notice(f"{i} {'x' * 500}")
+        found = b""
+        while found.count(b"\n") < 2000:
+            found += await asyncio.to_thread(os.read, read_end, 65536)
+        os.close(write_end)
+        os.close(read_end)
+        return [codec.loads(Event, line).detail.partition(" ")[0] for line in found.splitlines()]
+
+    assert asyncio.run(main()) == [str(i) for i in range(2000)]
+
+
+def test_last_words_wait_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "_LAST_WORDS_S", 0.05)
+    read_end, write_end = os.pipe()
+
+    async def main() -> None:
+        events = Events(write_end, "n1")
+        for _ in range(2000):
+            events.notice("x" * 500)
+        events.ended()
+
+    asyncio.run(main())
+    os.close(read_end)
     os.close(write_end)
