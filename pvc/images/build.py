@@ -188,20 +188,16 @@ def _watch(argv: list[str], work: Path, step: Step) -> None:
     :raise CommandError: it failed; the error has its last words.
     """
     process = run.spawn(argv, env=_environment(work), stdout=run.DEVNULL, stderr=run.PIPE)
+    assert process.stderr is not None
     last: list[str] = []
     try:
-        assert process.stderr is not None
-        for raw in process.stderr:
-            line = raw.decode(errors="replace").rstrip()
-            LOG.debug("%s", line)
-            last = [*last[-30:], line] if line else last
-            match = re.match(r"^I: (downloading|extracting|installing essential|installing remaining)", line)
-            if match:
-                step(f"{match[1]} packages")
-            elif line.startswith("I: running --customize-hook directly: tar-in"):
-                step("adding the recipe's files")
-            elif line.startswith("I: running --customize-hook in shell") and "pvc-build" in line:
-                step("running the recipe's commands")
+        with process.stderr:
+            for raw in process.stderr:
+                line = raw.decode(errors="replace").rstrip()
+                LOG.debug("%s", line)
+                last = [*last[-30:], line] if line else last
+                if text := _find_step(line):
+                    step(text)
         code = process.wait()
     except BaseException:
         process.terminate()
@@ -213,6 +209,18 @@ def _watch(argv: list[str], work: Path, step: Step) -> None:
         raise CommandError(
             ["mmdebstrap", argv[-1]], code, "\n".join(reversed(errors[:1])) or "no message", hint="pvc -vv image build"
         )
+
+
+def _find_step(line: str) -> str | None:
+    """What mmdebstrap begins with, as far as people want to know."""
+    match = re.match(r"^I: (downloading|extracting|installing essential|installing remaining)", line)
+    if match:
+        return f"{match[1]} packages"
+    if line.startswith("I: running --customize-hook directly: tar-in"):
+        return "adding the recipe's files"
+    if line.startswith("I: running --customize-hook in shell") and "pvc-build" in line:
+        return "running the recipe's commands"
+    return None
 
 
 def _pack_files(recipe: Recipe) -> bytes:
