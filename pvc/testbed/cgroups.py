@@ -9,12 +9,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from pvc import files
 from pvc.errors import HostError
 from pvc.testbed import syscalls
 from pvc.testbed.layout import cgroup_path
 from pvc.testbed.model import CgroupMount
 
-_V2_CONTROLLERS = ("cpuset", "cpu", "memory", "pids", "io")
+# What Slurm uses in the unified hierarchy, and "pids": slurmstepd (22.05) does not know the last one of the kernel's
+# list, "cpuset cpu io memory hugetlb pids rdma misc", because of the newline behind it.
+_V2_CONTROLLERS = ("cpuset", "cpu", "memory", "pids")
+# What was switched on at the top of the host's hierarchy, to be switched off with the last testbed.
+_SWITCHED_ON = Path("/run/pvc-testbed.controllers")
 # In the unified hierarchy a cgroup that hands controllers to its children may have no processes itself: those of
 # the node that Slurm does not manage live here. slurmd (22.05) takes the cgroup of PID 1 less this very name, which
 # is systemd's, for the top of the node's hierarchy.
@@ -36,21 +41,32 @@ def ensure_cgroup(mounts: Iterable[CgroupMount], testbed: str, node: str) -> Non
                 for name in (LEAF, SLICE):
                     (path / name).mkdir(exist_ok=True)
                 for parent in [each for each in reversed(path.parents) if each.is_relative_to(mount.path)]:
-                    _delegate(parent)
+                    added = _delegate(parent)
+                    if added and parent == Path(mount.path):
+                        _SWITCHED_ON.write_text(" ".join({*files.read_text(_SWITCHED_ON, "").split(), *added}))
             elif (path / "cpuset.cpus").exists():
                 _fill_cpuset(mount, path)
         except OSError as err:
             raise HostError(f"cannot make cgroup {path}") from err
 
 
-def _delegate(directory: Path) -> None:
-    """Hand every controller that a directory of the unified hierarchy has to the directories below it."""
-    available = (directory / "cgroup.controllers").read_text().split()
-    for controller in _V2_CONTROLLERS:
+def _delegate(directory: Path) -> set[str]:
+    """Hand the controllers that a directory of the unified hierarchy has to those below it; the ones that are new."""
+    switch = directory / "cgroup.subtree_control"
+    before = set(switch.read_text().split())
+    for controller in sorted({*_V2_CONTROLLERS} & {*(directory / "cgroup.controllers").read_text().split()} - before):
         # One that the host refuses (realtime processes forbid "cpu") is one that Slurm does without.
-        if controller in available:
-            with suppress(OSError):
-                (directory / "cgroup.subtree_control").write_text(f"+{controller}")
+        with suppress(OSError):
+            switch.write_text(f"+{controller}")
+    return set(switch.read_text().split()) - before
+
+
+def _restore_controllers(top: Path) -> None:
+    """Switch off what the first testbed switched on; a controller that others use by now stays."""
+    for controller in files.read_text(_SWITCHED_ON, "").split():
+        with suppress(OSError):
+            (top / "cgroup.subtree_control").write_text(f"-{controller}")
+    _SWITCHED_ON.unlink(missing_ok=True)
 
 
 def _fill_cpuset(mount: CgroupMount, path: Path) -> None:
@@ -151,6 +167,8 @@ def remove_cgroups(mounts: Iterable[CgroupMount], testbed: str, node: str = "", 
         with suppress(OSError):
             if not node:
                 top.parent.rmdir()
+                if mount.version == 2:
+                    _restore_controllers(Path(mount.path))
 
 
 def remove_empty_jobs(mounts: Iterable[CgroupMount], *, older_than_s: float = 2.0) -> bool:
