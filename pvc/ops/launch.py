@@ -30,7 +30,7 @@ from pvc.ops.progress import Progress, plural
 from pvc.ops.registry import sweep
 from pvc.ops.supervisors import Supervisors
 from pvc.plan.placement import place
-from pvc.slurm.job import JobInfo, cancel_job, read_job, read_job_fields, read_queue
+from pvc.slurm.job import JobInfo, cancel_job, read_job, read_job_fields, read_queue, read_reasons
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEFAULT_MEMORY_MIB = 1024  # of a VM where Slurm does not account for memory
@@ -348,12 +348,22 @@ class Launcher:
             return error
         job = f"job {self._job.job_id}"
         if not self._job_runs():
-            return JobError(f"{job} has ended while its VMs were started")
+            return self._explain_lost_job()
         said = self._supervisors.messages if self._supervisors is not None else ()
         last = next((line for line in reversed(said) if line), "no message")
         if not self._progress.endpoints:
             return JobError(f"the step of {job} did not start: {last}")
         return GuestError(f"all supervisors of {job} have ended: {last}")
+
+    def _explain_lost_job(self) -> PvcError:
+        """Why the job ended before its VMs ran: a node's fault, which a failed prolog leaves as its reason."""
+        job = f"job {self._job.job_id}"
+        with suppress(JobError):
+            for node, reason in read_reasons(list(self._progress.nodes)).items():
+                return HostError(
+                    f"{node} is out of service, so {job} has ended: {reason}", hint="tell the administrator: sinfo -R"
+                )
+        return JobError(f"{job} has ended while its VMs were started")
 
     def _job_runs(self) -> bool:
         try:

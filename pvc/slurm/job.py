@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pvc import run
@@ -127,6 +127,21 @@ def parse_queue(text: str) -> tuple[QueuedJob, ...]:
         if len(parts) == len(_COLUMNS) and parts[0].strip().isdigit() and parts[2] in LIVE_STATES:
             jobs.append(QueuedJob(int(parts[0]), *parts[1:]))
     return tuple(jobs)
+
+
+def read_reasons(nodes: Sequence[str]) -> dict[str, str]:
+    """Why nodes are out of service, by node, as ``sinfo -R`` tells it; nodes in service are left out.
+
+    :raise JobError: Slurm does not answer.
+    """
+    argv = ["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "--format", _SEPARATOR.join(("%N", "%E"))]
+    return parse_reasons(_ask(argv, "ask Slurm for the state of nodes"))
+
+
+def parse_reasons(text: str) -> dict[str, str]:
+    """Lines of sinfo as ``read_reasons`` asks for them; "none" is sinfo's word for no reason."""
+    pairs = (line.split(_SEPARATOR, 1) for line in text.splitlines() if _SEPARATOR in line)
+    return {node.strip(): reason.strip() for node, reason in pairs if reason.strip() not in ("", "none")}
 
 
 def cancel_job(job_id: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,16 +121,31 @@ def test_etcd_is_down(tb: Testbed, small: str) -> None:
     assert "hint:" in said
 
 
+@contextlib.contextmanager
+def full_run_directory(tb: Testbed, options: str) -> Iterator[None]:
+    """On n1, job directories are made on a file system of this size."""
+    tb.root(f"mkdir -p /var/tmp/pvc && mount -t tmpfs -o mode=755,{options} full /var/tmp/pvc", "n1")
+    try:
+        yield
+    finally:
+        wait_until(lambda: not tb.jobs(), 30, "the job is still there")
+        tb.root("umount /var/tmp/pvc; rm -rf /run/mount", "n1")
+        tb.root("scontrol update nodename=n1 state=resume || true", "login")
+
+
 @pytest.mark.usefixtures("quiet")
 def test_a_full_disk_in_the_run_directory(tb: Testbed, small: str) -> None:
-    tb.root("mkdir -p /var/tmp/pvc && mount -t tmpfs -o size=4k,nr_inodes=3 full /var/tmp/pvc", "n1")
-    try:
-        done = tb.run(["pvc", "alloc", "-w", "n1", small, "echo", "STARTED"], check=False)
-        tb.wait_no_jobs()
-    finally:
-        tb.root("umount /var/tmp/pvc", "n1")
-        wait_until(lambda: not tb.jobs(), 20, "the job is still there")
-        tb.root("scontrol update nodename=n1 state=resume || true", "login")
-    assert done.code in (6, 7), done.err
-    assert "No space left" in done.err
-    assert "STARTED" not in done.out
+    with full_run_directory(tb, "size=64k"):
+        said = alloc(tb, "-w", "n1", small, code=7)
+    assert "No space left" in said
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_run_directory_without_room_for_a_directory(tb: Testbed, small: str) -> None:
+    """Nobody's job can run there: the node is taken out of service, and the user is told why."""
+    with full_run_directory(tb, "size=4k,nr_inodes=1"):
+        said = alloc(tb, "-w", "n1", small, code=6)
+        reasons = tb.run(["sinfo", "-h", "-R", "-o", "%E"]).out
+    assert "n1 is out of service" in said
+    assert "No space left" in said
+    assert "No space left" in reasons

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pvc.errors import JobError
-from pvc.slurm.job import JobInfo, parse_fields, parse_queue, read_job
+from pvc.slurm.job import JobInfo, parse_fields, parse_queue, parse_reasons, read_job
 
 ENVIRON = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "x", "SLURM_JOB_NODELIST": "n[1-3]"}
 FULL = ENVIRON | {"SLURM_JOB_CPUS_PER_NODE": "2,1(x2)", "SLURM_MEM_PER_CPU": "512"}
@@ -53,3 +53,7 @@ def test_queue() -> None:
     ]
     jobs = parse_queue("\n".join(row.replace("|", "\x1f") for row in rows) + "\ngarbage\n")
     assert [(job.job_id, job.state, job.comment) for job in jobs] == [(7, "RUNNING", "pvc web:2"), (9, "PENDING", "")]
+
+
+def test_reasons_of_nodes() -> None:
+    assert parse_reasons("n1\x1fnone\nn2\x1fpvc: no space, left\nn3\x1f\n") == {"n2": "pvc: no space, left"}
