@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import secrets
@@ -23,6 +24,8 @@ from pvc.testbed.place import Place
 START_TIMEOUT_S = 180.0
 IDLE_TIMEOUT_S = 120.0
 _CTLD_LOG = "nodes/login/log/slurm/slurmctld.log"
+
+LOG = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]
 
@@ -234,6 +237,7 @@ def _read_report(wait: Starting, tell: Tell) -> None:
     wait.text += data.decode(errors="replace")
     *lines, wait.text = wait.text.split("\n")
     for line in lines:
+        LOG.info("%s: %s", wait.node.name, line)
         if line.startswith("failed "):
             raise _start_error(wait.node, f"{wait.node.name}: {line[7:]}")
         if line.startswith("warning "):

@@ -108,6 +108,19 @@ def test_two_side_by_side(shared: Testbed, name: str) -> None:
     assert shared.run(["srun", "-N2", "hostname"]).out.split() != []
 
 
+def test_same_name_in_two_directories(shared: Testbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PVC_TESTBED_DIR", str(tmp_path))
+    place = find_place(shared.name)
+    assert place.key != shared.place.key
+    try:
+        assert start_testbed(shared.name, nodes=1).run(["srun", "hostname"]).out == "n1\n"
+    finally:
+        assert lifecycle.down(place)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.delenv("PVC_TESTBED_DIR")
+    assert shared.node_states() == {"n1": "idle", "n2": "idle"}
+
+
 @pytest.mark.parametrize("delay_s", [0.05, 0.2, 0.4, 0.8])
 def test_up_after_a_killed_up(name: str, delay_s: float) -> None:
     with subprocess.Popen(
