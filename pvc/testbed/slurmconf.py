@@ -103,7 +103,9 @@ def cgroup_conf(cgroups: Sequence[CgroupMount], controllers: Sequence[str]) -> s
     if not unified:
         lines += ["CgroupMountpoint=/sys/fs/cgroup", "CgroupAutomount=no"]
     for setting, possible in (
-        ("ConstrainCores", tracking and "cpuset" in controllers),
+        # The nodes' cores are invented and start from the machine's first CPU on every node: confining jobs
+        # to them would crowd all nodes onto that CPU (twice as slow on two).
+        ("ConstrainCores", False),
         ("ConstrainRAMSpace", tracking and "memory" in controllers),
         ("ConstrainDevices", unified or (tracking and "devices" in controllers)),
     ):

@@ -177,7 +177,7 @@ def test_cgroup_conf_pins_the_version() -> None:
     assert slurmconf.cgroup_conf(V2, ("cpuset", "memory")).splitlines() == [
         "CgroupPlugin=cgroup/v2",
         "IgnoreSystemd=yes",
-        "ConstrainCores=yes",
+        "ConstrainCores=no",
         "ConstrainRAMSpace=yes",
         "ConstrainDevices=yes",
     ]
