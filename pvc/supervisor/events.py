@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import select
 import time
@@ -16,6 +17,8 @@ from pvc.supervisor.vm import Vm
 # A launcher that is suspended (Ctrl-Z) reads nothing; its VMs go on. What it may miss is bounded.
 _MAX_BACKLOG = 20_000
 _LAST_WORDS_S = 2.0
+# slurmstepd forwards at most 1024 bytes at a time: a longer line could be torn by another node's.
+MAX_LINE = 1000
 
 
 class Events:
@@ -70,7 +73,7 @@ class Events:
             self._flush(left_s)
 
     def _write(self, event: Event) -> None:
-        self._backlog.append(codec.dumps(event).encode() + b"\n")
+        self._backlog.append(event_line(event))
         self._flush(0)
         if self._backlog and not self._watching:
             # A regular file is always writable, so it never comes here.
@@ -97,3 +100,17 @@ class Events:
                     self._backlog.appendleft(rest)
         except OSError:
             self._backlog.clear()
+
+
+def event_line(event: Event) -> bytes:
+    """The event as one line of at most MAX_LINE bytes; a detail that is too long loses its middle, then its hint."""
+    line = codec.dumps(event).encode() + b"\n"
+    keep = len(event.detail)
+    while len(line) > MAX_LINE:
+        keep = keep * 3 // 4
+        if keep < 100 and event.hint is not None:
+            event = dataclasses.replace(event, hint=None)
+            keep = len(event.detail)
+        shown = f"{event.detail[: keep // 2]} … {event.detail[len(event.detail) - keep // 2 :]}"
+        line = codec.dumps(dataclasses.replace(event, detail=shown)).encode() + b"\n"
+    return line

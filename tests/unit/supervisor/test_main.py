@@ -5,14 +5,16 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pvc import codec
 from pvc.errors import UsageError
 from pvc.model.cluster import ClusterKeys, ClusterSpec, Placement
 from pvc.model.event import Event, EventKind
-from pvc.model.vm import Accel
+from pvc.model.vm import Accel, Phase
 from pvc.supervisor import events as events_module
-from pvc.supervisor.events import Events
+from pvc.supervisor.events import MAX_LINE, Events, event_line
 from pvc.supervisor.main import find_allocated, node_name, read_spec
 
 SPEC = ClusterSpec(
@@ -71,6 +73,23 @@ def test_events_are_lines(pipe: tuple[int, int]) -> None:
     assert (found[0].host, found[0].port) == ("10.0.0.1", 4711)
     assert (found[2].detail, found[2].hint, found[2].exit_code) == ("bad", "better", 2)
     assert {event.node for event in found} == {"n1"}
+
+
+@given(st.text(max_size=3000), st.one_of(st.none(), st.text(max_size=3000)))
+def test_a_line_fits_into_a_message_of_slurmstepd(detail: str, hint: str | None) -> None:
+    event = Event(EventKind.VM, "n" * 60, 1795334330.3385794, rank=65535, phase=Phase.FAILED, detail=detail, hint=hint)
+    line = event_line(event)
+    found = codec.loads(Event, line)
+    assert len(line) <= MAX_LINE
+    assert (found.rank, found.phase) == (event.rank, event.phase)
+    assert found == event or " … " in found.detail
+
+
+def test_a_long_detail_keeps_both_ends() -> None:
+    detail = f"QEMU did not start: {'x' * 5000} No such file or directory"
+    found = codec.loads(Event, event_line(Event(EventKind.VM, "n1", 0.0, detail=detail)))
+    assert found.detail.startswith("QEMU did not start")
+    assert found.detail.endswith("No such file or directory")
 
 
 def test_a_launcher_that_is_gone_is_no_error() -> None:
