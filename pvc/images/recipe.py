@@ -44,12 +44,13 @@ class Initrd:
 
 @dataclass(frozen=True)
 class Variant:
-    """What is different for one release: packages and files to add, packages to leave out."""
+    """What is different for one release: what to add, and packages to leave out."""
 
     packages: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     files: tuple[RecipeFile, ...] = ()
     commands: tuple[str, ...] = ()
+    append: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def _for_suite(recipe: Recipe, suite: str) -> Recipe:
         packages=(*packages, *variant.packages),
         files=recipe.files + variant.files,
         commands=recipe.commands + variant.commands,
+        append=f"{recipe.append} {variant.append}".strip(),
         variants={},
     )
 
