@@ -78,7 +78,7 @@ class Guest:
 
     kernel: Path
     initrd: Path
-    append: str = "console=ttyS0 quiet panic=0 mitigations=off tsc=unstable"
+    append: str = "console=ttyS0 quiet panic=0 mitigations=off tsc=unstable no_timer_check"
 
 
 def build_guest() -> Guest:
