@@ -166,7 +166,7 @@ class Launched:
                 self.events.append(codec.loads(Event, line))
                 self._arrived.notify_all()
 
-    def wait_event(self, kind: EventKind, *, timeout_s: float = 60, **wanted: Any) -> Event:
+    def wait_event(self, kind: EventKind, *, timeout_s: float = 150, **wanted: Any) -> Event:
         """The first event of a kind with these values, come or to come."""
 
         def find() -> Event | None:
@@ -181,7 +181,7 @@ class Launched:
             assert found is not None
             return found
 
-    def wait_phase(self, rank: int, phase: Phase, *, timeout_s: float = 60) -> Event:
+    def wait_phase(self, rank: int, phase: Phase, *, timeout_s: float = 150) -> Event:
         """The event that tells of a VM's phase."""
         return self.wait_event(EventKind.VM, rank=rank, phase=phase, timeout_s=timeout_s)
 
@@ -263,7 +263,7 @@ class Console:
 
     def wait_prompt(self) -> None:
         """Return when a shell reads; what was typed before it would be lost."""
-        self.wait(b"/ # ", 60)
+        self.wait(b"/ # ", 150)
 
     def send(self, text: bytes) -> None:
         """Type something."""

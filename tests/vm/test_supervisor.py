@@ -121,7 +121,7 @@ def test_a_guest_boots_and_everything_answers(start: Start, guest: Guest, disk: 
         console.wait(b"Restarting system")
         console.data = b""
         cluster.wait_event(EventKind.VM, phase=Phase.BOOTING, detail="runs, no ssh answer yet")
-        wait_until(lambda: [e.phase for e in cluster.events if e.kind is EventKind.VM][-1] is Phase.REACHABLE, 60)
+        wait_until(lambda: [e.phase for e in cluster.events if e.kind is EventKind.VM][-1] is Phase.REACHABLE, 150)
         console.wait_prompt()
         console.send(b"poweroff -f\n")
         assert cluster.wait_phase(0, Phase.STOPPED).detail == "the guest powered itself off"
