@@ -195,7 +195,7 @@ def _boot(spec: QemuSpec) -> list[str]:
     if spec.accel is Accel.TCG and "no_timer_check" not in append.split():
         # An emulated guest of a busy host misses the ticks that this check counts, and panics: "IO-APIC + timer
         # doesn't work" (kernel: Documentation/admin-guide/kernel-parameters.txt).
-        append = f"{append} no_timer_check"
+        append = f"{append} no_timer_check".lstrip()
     return [*argv, "-append", append]
 
 
