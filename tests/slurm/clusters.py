@@ -7,7 +7,7 @@ import subprocess
 
 from tests.slurm.testbed import Testbed, wait_until
 
-SCRIPT = "#!/bin/sh\ntouch started\nexec sleep 300\n"
+SCRIPT = "#!/bin/sh\ntouch started\nexec sleep 1800\n"
 
 
 class Cluster:
