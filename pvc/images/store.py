@@ -62,6 +62,9 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             if self._is_vacant():
                 return False
+            # Its maker may have ended it between the two looks.
+            if (self.path / ".config").is_file():
+                return self.exists()
             raise HostError(f"{self.path} is not an image repository (it has no .config)") from None
         except OSError as err:
             raise HostError(f"cannot read the image repository {self.name!r}") from err
