@@ -77,9 +77,9 @@ class Store:
         return True
 
     def _is_vacant(self) -> bool:
-        """Whether nothing is there, or a repository that somebody is just making (.config comes last)."""
+        """Whether nothing is there, or a repository that somebody is just making (.config comes last, by files.write_atomic)."""
         try:
-            return all(name in _PARTS or name.startswith(".config.") for name in os.listdir(self.path))
+            return all(name in _PARTS or name.startswith("..config.") for name in os.listdir(self.path))
         except FileNotFoundError:
             return True
         except OSError:
