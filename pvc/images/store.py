@@ -77,7 +77,8 @@ class Store:
         return True
 
     def _is_vacant(self) -> bool:
-        """Whether nothing is there, or a repository that somebody is just making (.config comes last, by files.write_atomic)."""
+        """Whether nothing is there, or a repository that somebody is just making (.config comes last)."""
+        # files.write_atomic puts a dot before the name of what it writes.
         try:
             return all(name in _PARTS or name.startswith("..config.") for name in os.listdir(self.path))
         except FileNotFoundError:
