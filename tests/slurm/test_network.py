@@ -55,16 +55,15 @@ def test_two_users_on_the_same_nodes(tb: Testbed, pair: tuple[Cluster, Cluster])
 
 def check_names_and_addresses(tb: Testbed, cluster: Cluster) -> None:
     with Console(tb, cluster.job_id, "vm0", cluster.user) as vm:
-        for name in ("vm0", "vm1", "vm2"):
-            code, out = vm.run(f"ping -c 1 -w 10 {name}")
+        # Its statically linked ping looks no names up; a Debian guest's does, in the demonstration.
+        for rank in range(3):
+            code, out = vm.run(f"ping -c 1 -w 10 10.200.0.{rank + 1}")
             assert code == 0, out
-        code, out = vm.run("nslookup vm2")
-        assert code == 0, out
-        assert "10.200.0.3" in out
+            assert f"10.200.0.{rank + 1}" in vm.run(f"nslookup vm{rank} | sed '1,2d'")[1]
         # The gateway answers on every node, and nothing but what a gateway is for.
         assert vm.run("ping -c 1 -w 10 10.200.255.254")[0] == 0
         # Frames of 1500 bytes fit through the tunnel.
-        code, out = vm.run("ping -c 1 -w 10 -s 1472 vm2")
+        code, out = vm.run("ping -c 1 -w 10 -s 1472 10.200.0.3")
         assert code == 0, out
 
 
