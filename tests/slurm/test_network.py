@@ -59,7 +59,7 @@ def check_names_and_addresses(tb: Testbed, cluster: Cluster) -> None:
         for rank in range(3):
             code, out = vm.run(f"ping -c 1 -w 10 10.200.0.{rank + 1}")
             assert code == 0, out
-            assert f"10.200.0.{rank + 1}" in vm.run(f"nslookup vm{rank} | sed '1,2d'")[1]
+            assert f"10.200.0.{rank + 1}" in vm.run(f"nslookup vm{rank} 10.200.255.254 | sed '1,2d'")[1]
         # The gateway answers on every node, and nothing but what a gateway is for.
         assert vm.run("ping -c 1 -w 10 10.200.255.254")[0] == 0
         # Frames of 1500 bytes fit through the tunnel.
