@@ -23,7 +23,7 @@ from pvc.model.node import Nic
 from pvc.model.site import Template
 from pvc.model.vm import VmTemplate
 from pvc.plan.cloudinit import SeedSpec, plan_seed
-from tests.guests import DEFAULT_CACHE
+from tests.guests import DEFAULT_CACHE, alpine_image, foreign_debian
 from tests.unit.images.disks import quiet, repositories
 
 pytestmark = pytest.mark.vm
@@ -172,3 +172,15 @@ def test_user_data_is_cloud_inits(debian: Image, where: Repositories, tmp_path: 
         guest.ssh("id alice && grep -q AAAA /home/alice/.ssh/authorized_keys")
         # What was there before cloud-init is there after it.
         assert guest.ssh("whoami", user="debian").strip() == "debian"
+
+
+def test_a_debian_that_somebody_else_made(where: Repositories, tmp_path: Path) -> None:
+    found = foreign_debian().import_into(where)
+    with booted(resolve_template(Template("t", found.uri, "nat"), where), tmp_path, memory_mib=768) as guest:
+        assert guest.ssh("hostname && . /etc/os-release && echo $VERSION_CODENAME").split() == ["vm7", "trixie"]
+
+
+def test_alpine_from_pypi_runs_without_ssh(where: Repositories, tmp_path: Path) -> None:
+    found = alpine_image().import_into(where)
+    with booted(resolve_template(Template("t", found.uri, "nat"), where), tmp_path) as guest:
+        guest.wait_console("OpenRC")
