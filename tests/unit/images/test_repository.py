@@ -211,7 +211,7 @@ def test_other_directories_and_later_versions_are_left_alone(tmp_path: Path) -> 
 def test_a_repository_being_made_counts_as_absent(tmp_path: Path) -> None:
     store = Store(Repository("user", str(tmp_path / "user")))
     (tmp_path / "user" / "data").mkdir(parents=True)
-    (tmp_path / "user" / ".config.abc").touch()
+    (tmp_path / "user" / "..config.abc").touch()
     assert not store.exists()
     store.ensure(private=True)
     assert store.exists()
