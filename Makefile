@@ -30,7 +30,7 @@ venv:  ## Make .venv with pvc (editable) and the development tools.
 spank:  ## Build the SPANK plug-in.
 	@$(MAKE) --no-print-directory -C spank
 
-bench: need-venv  ## Print measurements, one JSON object a line; BENCH=NAME runs one.
+bench: need-venv  ## Print measurements, one JSON object a line; BENCH=NAME runs one (setup, throughput, plan …).
 	@$(BIN)/python -m tests.bench $(BENCH)
 
 fmt: need-venv  ## Format the code and mend what ruff can mend.

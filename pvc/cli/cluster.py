@@ -24,9 +24,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def _wishes_options(function: Function) -> Function:
     """Add the options that ``alloc`` and ``batch`` share."""
     decorators = [
-        click.option("-c", "--cpus", "--cpus-per-task", default=1, show_default=True, type=click.IntRange(min=1),
-                     help="Cores of each VM."),
-        click.option("-m", "--memory", metavar="SIZE", help="Memory of each guest, as 2G; QEMU's own is added."),
+        click.option("-c", "--cpus", "--cpus-per-task", metavar="N", type=click.IntRange(min=1),
+                     help="Cores of each VM. Default: the template's, or 1."),
+        click.option("-m", "--memory", metavar="SIZE",
+                     help="Memory of each guest, as 2G; QEMU's own is added. Default: the template's, or Slurm's."),
         click.option("-N", "--nodes", metavar="N", help="Number of nodes, as for Slurm: 3 or 2-4."),
         click.option("-J", "--name", "--job-name", "name", default="pvc", show_default=True, metavar="NAME",
                      help="Name of the job."),
@@ -35,6 +36,8 @@ def _wishes_options(function: Function) -> Function:
         click.option("--image", "images", multiple=True, metavar="[TEMPLATE=]IMAGE",
                      help="Boot this image instead of the template's."),
         click.option("--user-data", metavar="FILE", help="Give the guests this cloud-config."),
+        click.option("--mount", "mounts", multiple=True, metavar="HOSTDIR:GUESTDIR[:ro]",
+                     help="Give the guests a directory of their nodes."),
         click.option("--resource-set", metavar="NAME", help="Use these networks instead of the templates'."),
         click.option("-Q", "--quiet", is_flag=True, help="Say nothing but errors."),
         click.argument("definition", required=False),
@@ -114,17 +117,61 @@ def launch(ctx: click.Context, script: bool, watch_parent: bool, words: tuple[st
 
 
 @click.command()
-@click.argument("definition", required=False)
+@click.argument("words", nargs=-1, metavar="[DEFINITION | VM...]")
 @click.option("--image", "images", multiple=True, metavar="[TEMPLATE=]IMAGE", help="Boot this image instead.")
 @click.option("--user-data", metavar="FILE", help="Give the guests this cloud-config.")
+@click.option("--mount", "mounts", multiple=True, metavar="HOSTDIR:GUESTDIR[:ro]",
+              help="Give the guests a directory of their nodes.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Return when all VMs answer, not when they boot.")
 @click.option("-Q", "--quiet", is_flag=True, help="Say nothing but errors.")
-def start(definition: str | None, images: tuple[str, ...], user_data: str | None, wait: bool, quiet: bool) -> None:
-    """Boot the VMs of the job around this command, and return when they run.
+@cluster_options
+@json_option
+def start(
+    words: tuple[str, ...],
+    images: tuple[str, ...],
+    user_data: str | None,
+    mounts: tuple[str, ...],
+    wait: bool,
+    quiet: bool,
+    job_id: int | None,
+    job_name: str | None,
+    as_json: bool,
+) -> None:
+    """Boot the VMs of the job around this command, and return when they run; or start stopped VMs of a cluster again.
 
     For jobs made with salloc --pvc=DEFINITION or sbatch --pvc=DEFINITION; that definition is the default. The
     VMs end with the job, or by pvc stop.
+
+    With names or sets of VMs, such as vm0 or vm[2-5]: those of a running cluster that have stopped or failed
+    boot again, on the disks, addresses and ports that they had. A template that is called as a VM is written vm0:1.
     """
+    from pvc.errors import UsageError
+    from pvc.ops.orders import is_vm_set
+
+    if words and all(is_vm_set(word) for word in words):
+        if images or user_data or mounts:
+            raise UsageError(
+                "--image, --user-data and --mount are for a whole cluster: a VM that is started again keeps its own"
+            )
+        _start_vms(words, job_id, job_name, wait=wait, quiet=quiet, as_json=as_json)
+        return
+    if len(words) > 1:
+        raise UsageError(f"one definition or names of VMs, not {' '.join(words)!r}")
+    if job_id is not None or job_name is not None or as_json:
+        raise UsageError("--job, --name and --json are for VMs of a running cluster; a cluster starts in its own job")
+    _start_cluster(words[0] if words else None, images, user_data, mounts, wait=wait, quiet=quiet)
+
+
+def _start_cluster(
+    definition: str | None,
+    images: tuple[str, ...],
+    user_data: str | None,
+    mounts: tuple[str, ...],
+    *,
+    wait: bool,
+    quiet: bool,
+) -> None:
+    from pvc.config.mounts import parse_mount
     from pvc.ops.definition import Overrides, parse_image_overrides
     from pvc.ops.handover import DEFINITION_VARIABLE
     from pvc.ops.start import start_cluster
@@ -134,8 +181,22 @@ def start(definition: str | None, images: tuple[str, ...], user_data: str | None
     overrides = Overrides(
         images=parse_image_overrides(images, meant) if images else {},
         user_data=read_user_data(user_data) if user_data else None,
+        mounts=tuple(parse_mount(each, os.getcwd()) for each in mounts),
     )
     start_cluster(definition, overrides, os.environ, wait=wait, quiet=quiet)
+
+
+def _start_vms(
+    words: tuple[str, ...], job_id: int | None, job_name: str | None, *, wait: bool, quiet: bool, as_json: bool
+) -> None:
+    from pvc.cli.vm import START_WAIT_S, give_order
+    from pvc.model.vm import Order
+    from pvc.ops.status import parse_vms, wait_reachable
+
+    control = _find_control(job_id, job_name)
+    give_order(control, Order.START, words, quiet=quiet or wait, as_json=as_json)
+    if wait:
+        wait_reachable(control, parse_vms(words, control.record.placement.count), START_WAIT_S)
 
 
 @click.command()
@@ -205,11 +266,20 @@ def wait(vms: tuple[str, ...], timeout: str, job_id: int | None, job_name: str |
 
 
 @click.command()
+@click.argument("vms", nargs=-1)
 @click.option("--grace", metavar="TIME", default="10s", show_default=True, help="Time for the guests to shut down.")
 @cluster_options
-def stop(grace: str, job_id: int | None, job_name: str | None) -> None:
-    """Shut a cluster's VMs down; the job of pvc alloc and pvc batch ends with them."""
+@json_option
+def stop(vms: tuple[str, ...], grace: str, job_id: int | None, job_name: str | None, as_json: bool) -> None:
+    """Shut a cluster's VMs down; the job of pvc alloc and pvc batch ends with them.
+
+    With VMS, names or sets such as vm0 or vm[2-5], only these, and the cluster goes on even without a running VM: they
+    keep their disks, addresses and ports, and pvc start boots them again. A guest that does not power down in time is
+    switched off.
+    """
+    from pvc.cli.vm import give_order
     from pvc.errors import UsageError
+    from pvc.model.vm import Order
     from pvc.ops.registry import find_cluster
     from pvc.ops.stop import stop_cluster
     from pvc.parse import parse_duration
@@ -218,7 +288,12 @@ def stop(grace: str, job_id: int | None, job_name: str | None) -> None:
         grace_s = parse_duration(grace)
     except ValueError as err:
         raise UsageError(f"--grace: {err}") from None
-    stop_cluster(find_cluster(job_id, job_name), grace_s=grace_s)
+    if vms:
+        give_order(_find_control(job_id, job_name), Order.STOP, vms, grace_s=grace_s, as_json=as_json)
+    elif as_json:
+        raise UsageError("--json is for single VMs: a cluster that is stopped has nothing to show")
+    else:
+        stop_cluster(find_cluster(job_id, job_name), grace_s=grace_s)
 
 
 def _find_control(job_id: int | None, job_name: str | None) -> Control:
@@ -242,6 +317,10 @@ def _print_status(vms: Sequence[VmStatus]) -> None:
         for vm in vms
     ]
     output.print_table(header, rows)
+    for vm in vms:
+        if vm.last_words:
+            print(f"\nThe last words of {vm.name}:")
+            print("\n".join(f"    {line}" for line in vm.last_words))
 
 
 def _since(vm: VmStatus, now: float) -> str | None:

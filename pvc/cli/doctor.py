@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pvc.cli import output
-from pvc.cli.options import json_option
+from pvc.cli.options import json_option, narrowing_options
 from pvc.errors import HostError
 
 if TYPE_CHECKING:
@@ -21,16 +21,28 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.command()
 @click.option("--node", is_flag=True, help="Examine this machine as a compute node; as root, more is seen.")
 @click.option("--nodes", metavar="NODES", help="Examine these nodes, each in a small job of yours, as n[1-3].")
+@narrowing_options("Examine the networks of")
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, /, node: bool, nodes: str | None, as_json: bool) -> None:
-    """Say what this machine, your set-up or a node lacks, and how to fix it.
+def doctor(
+    ctx: click.Context, /, node: bool, nodes: str | None, job_id: int | None, job_name: str | None, as_json: bool
+) -> None:
+    """Say what this machine, your set-up, a node or a running cluster lacks, and how to fix it.
+
+    With --job or --name, the networks of that running cluster are examined: each of its nodes compares devices,
+    forwarding entries, rules and name server with what was set up, and all nodes send each other small and full-size
+    frames for two seconds, so that a path that is blocked or too narrow is named.
 
     Exit code 6 when something is missing without which clusters do not work.
     """
     from pvc.ops.checkup import has_failure
 
-    if node:
+    if job_id is not None or job_name is not None:
+        from pvc.ops.netdoctor import examine_cluster
+        from pvc.ops.registry import find_cluster
+
+        findings = list(examine_cluster(find_cluster(job_id, job_name)))
+    elif node:
         from pvc.ops.nodecheck import examine_node
 
         findings = list(examine_node())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,10 +11,14 @@ import click
 
 from pvc.cli import output
 from pvc.cli.options import json_option
+from pvc.cli.progress import CopyProgress, StepProgress, format_size
+from pvc.cli.repo import find_user, open_repositories, print_collected, print_verdicts
 from pvc.errors import UsageError
+from pvc.parse import parse_size
 
 if TYPE_CHECKING:
     from pvc.images.repository import FoundImage, Repositories
+    from pvc.images.transfer import Incoming
 
 _repository_option = click.option(
     "-R", "--repository", metavar="NAME", help="The repository (see repos.yaml). Default: the first, usually your own."
@@ -34,46 +37,94 @@ def image() -> None:
 
 @image.command("import", epilog="Example: pvc image import debian-12-genericcloud-amd64.qcow2 debian12")
 @click.argument("source", type=_path)
-@click.argument("name")
-@click.option("-t", "--format", "kind", type=click.Choice(["raw", "qcow2"]), help="What SOURCE is. Default: detected.")
+@click.argument("name", required=False)
+@click.option(
+    "-t",
+    "--format",
+    "kind",
+    type=click.Choice(["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]),
+    help="What SOURCE is. Default: detected.",
+)
 @click.option("--kernel", type=_path, help="A kernel to boot directly; the disk then needs no boot loader.")
 @click.option("--initrd", type=_path, help="The initial file system of the kernel.")
 @click.option("--append", default="", metavar="TEXT", help="The kernel's command line, e.g. 'root=/dev/vda1 rw'.")
 @click.option("--description", default="", metavar="TEXT", help="One line for lists.")
 @click.option("--user", metavar="TEXT", help="Whom to log in as: told by pvc image show.")
 @_repository_option
-def import_(
+def import_(source: Path, name: str | None, repository: str | None, **options: Any) -> None:
+    """Copy the disk image SOURCE into a repository as NAME.
+
+    SOURCE is raw or qcow2, or a VMDK, VDI, VHDX or VHD (vpc), which becomes qcow2; zstd, xz or gzip around it is taken
+    off. The format is read from the file's header. An image that needs other files (a backing file, an external data
+    file, a parent) or is encrypted is refused. If the name exists already, the image becomes its next revision.
+
+    SOURCE may also be an archive of pvc image export; without NAME its images keep their names.
+    """
+    from pvc.images.archive import is_archive
+
+    repositories = open_repositories()
+    if is_archive(source):
+        if any(options.values()):
+            raise UsageError(f"{source} is an archive of pvc image export: it says all but NAME and -R itself")
+        found = repositories.import_archive(source, name, find_user(), CopyProgress(), repository=repository)
+    elif name is None:
+        raise UsageError(f"{source} is no archive of pvc image export: how shall the image be called (NAME)?")
+    else:
+        incoming = _plan_import(source, name, **options)
+        found = (repositories.import_file(incoming, CopyProgress(), repository=repository),)
+    for each in found:
+        click.echo(f"imported {each.uri}: {_describe(each)}")
+
+
+def _plan_import(
     source: Path,
     name: str,
+    *,
     kind: str | None,
     kernel: Path | None,
     initrd: Path | None,
     append: str,
     description: str,
     user: str | None,
-    repository: str | None,
-) -> None:
-    """Copy the disk image SOURCE (raw or qcow2) into a repository as NAME.
-
-    The format is read from the file's header. An image that needs other files (a backing file, an external data
-    file) or is encrypted is refused. If the name exists already, the image becomes its next revision.
-    """
+) -> Incoming:
     from pvc.images.image import Format
     from pvc.images.transfer import Incoming
 
-    incoming = Incoming(
+    ours = kind in ("raw", "qcow2")
+    return Incoming(
         source=source,
         name=name,
-        format=Format(kind) if kind else None,
+        format=Format(kind) if kind and ours else None,
         kernel=kernel,
         initrd=initrd,
         append=append,
         description=_one_line(description, "--description"),
-        owner=_find_user(),
+        owner=find_user(),
         hints={"user": _one_line(user, "--user")} if user else {},
+        foreign=None if ours else kind,
     )
-    found = _open_repositories().import_file(incoming, CopyProgress(), repository=repository)
-    click.echo(f"imported {found.uri}: {_describe(found)}")
+
+
+@image.command(epilog="Example: pvc image export debian debian.pvc.zst")
+@click.argument("names", metavar="[IMAGE]...", nargs=-1)
+@click.argument("target", metavar="FILE", type=_path)
+@click.option("-a", "--all", "every", is_flag=True, help="All revisions of all images of the repository.")
+@_repository_option
+def export(names: tuple[str, ...], target: Path, every: bool, repository: str | None) -> None:
+    """Write images, with kernel, initrd and what is known of them, to the new FILE, for pvc image import elsewhere.
+
+    IMAGE is [REPOSITORY:]NAME[@REVISION]; without a revision the newest is meant. FILE is a tar archive; it is
+    compressed if its name ends in .zst. Data that images share is in it once. It appears when it is complete.
+    """
+    repositories = open_repositories()
+    if every == bool(names):
+        raise UsageError("name images, or say --all (for one repository: -R)")
+    store = repositories.store(repository).name
+    found = repositories.list_all(store) if every else tuple(map(repositories.locate, dict.fromkeys(names)))
+    if not found:
+        raise UsageError(f"repository {store!r} has no image")
+    repositories.export(found, target, CopyProgress("exporting"))
+    click.echo(f"exported {', '.join(each.uri for each in found)}: {format_size(target.stat().st_size)}")
 
 
 @image.command("list")
@@ -82,7 +133,7 @@ def import_(
 @json_option
 def list_(every: bool, repository: str | None, as_json: bool) -> None:
     """List images by repository; where a name is in several, the first one is used."""
-    repositories = _open_repositories()
+    repositories = open_repositories()
     images = repositories.list_all(repository) if every else repositories.list(repository)
     if as_json:
         output.print_json([_to_data(found) for found in images])
@@ -114,7 +165,7 @@ def show(name: str, as_json: bool) -> None:
 
     IMAGE is [REPOSITORY:]NAME[@REVISION]; without a revision the newest is meant.
     """
-    repositories = _open_repositories()
+    repositories = open_repositories()
     found = repositories.locate(name)
     if as_json:
         output.print_json(_to_data(found) | {"files": _list_files(repositories, found)})
@@ -130,13 +181,94 @@ def show(name: str, as_json: bool) -> None:
 def delete(name: str, every: bool, yes: bool) -> None:
     """Remove IMAGE from its repository, and the files that no other image has.
 
-    IMAGE is [REPOSITORY:]NAME[@REVISION]; without a revision the newest is meant.
+    IMAGE is [REPOSITORY:]NAME[@REVISION]; without a revision the newest is meant. VMs that run go on: they have the
+    files open. (On NFS that holds for VMs of the node where the image is deleted; others get errors.) VMs that are
+    still to start fail.
     """
     if not yes and sys.stdin.isatty():
         what = "all revisions of" if every else "the image"
         click.confirm(f"Remove {what} {name}? Clusters that still have to start VMs of it will fail.", abort=True)
-    removed, freed = _open_repositories().delete(name, every=every)
+    removed, freed = open_repositories().delete(name, every=every)
     click.echo(f"removed {', '.join(removed)}: {format_size(freed)} freed")
+
+
+@image.command()
+@click.argument("names", metavar="[IMAGE]...", nargs=-1)
+@json_option
+def verify(names: tuple[str, ...], as_json: bool) -> None:
+    """Read every file of IMAGE (by default: of all images) and compare it with its checksum.
+
+    IMAGE is [REPOSITORY:]NAME[@REVISION]; without a revision the newest is meant. The exit code is 7 if one is
+    damaged. Size and header of a disk are also checked whenever a VM is to start of it.
+    """
+    from pvc.images.verify import verify_store
+
+    repositories = open_repositories()
+    progress = CopyProgress("verifying")
+    if names:
+        wanted = [repositories.choose(name) for name in names]
+        print_verdicts([each for store, key in wanted for each in verify_store(store, progress, [key])], as_json)
+    else:
+        print_verdicts([each for store in repositories.stores for each in verify_store(store, progress)], as_json)
+
+
+@image.command()
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")
+@_repository_option
+@json_option
+def gc(dry_run: bool, repository: str | None, as_json: bool) -> None:
+    """Remove files that no image has, and what killed commands have left. The same as pvc repo gc."""
+    store = open_repositories().store(repository)
+    collected = [(store.name, store.collect(dry_run=dry_run))] if store.exists() else []
+    print_collected(collected, dry_run, as_json)
+
+
+@image.command(epilog="Example: pvc image tag debian@3 stable")
+@click.argument("source", metavar="IMAGE")
+@click.argument("name")
+def tag(source: str, name: str) -> None:
+    """Give IMAGE the further name NAME in its repository, as its next revision; no data is copied.
+
+    IMAGE is [REPOSITORY:]NAME[@REVISION]; without a revision the newest is meant.
+    """
+    repositories = open_repositories()
+    found = repositories.locate(source)
+    made = repositories.copy(found, f"{found.repository}:{name}", find_user(), CopyProgress())
+    click.echo(f"tagged {found.uri} as {made.uri}")
+
+
+@image.command(epilog="Example: pvc image copy site:debian user:debian")
+@click.argument("source", metavar="IMAGE")
+@click.argument("target", metavar="DEST")
+def copy(source: str, target: str) -> None:
+    """Copy IMAGE to another repository, as the next revision of DEST.
+
+    IMAGE is [REPOSITORY:]NAME[@REVISION], DEST [REPOSITORY:]NAME; by default your first repository is meant. Files
+    that it has already are not copied; what is copied is compared with its checksum.
+    """
+    repositories = open_repositories()
+    found = repositories.locate(source)
+    made = repositories.copy(found, target, find_user(), CopyProgress())
+    click.echo(f"copied {found.uri} to {made.uri}: {_describe(made)}")
+
+
+@image.command(epilog="Example: pvc image resize debian 20G")
+@click.argument("name", metavar="IMAGE")
+@click.argument("size")
+def resize(name: str, size: str) -> None:
+    """Make IMAGE with a disk of SIZE its next revision. SIZE is 20G, or +10G for so much more.
+
+    Disks can only grow: a smaller one would cut off the end of its file systems. The new space is behind the last
+    partition; most cloud images take it at their next boot.
+    """
+    repositories = open_repositories()
+    found = repositories.locate(name)
+    try:
+        wanted = parse_size(size.removeprefix("+")) + (found.image.size if size.startswith("+") else 0)
+    except ValueError as err:
+        raise UsageError(str(err)) from None
+    made = repositories.resize(found, wanted, find_user(), CopyProgress())
+    click.echo(f"resized {found.uri} to {made.uri}: {_describe(made)}")
 
 
 @image.command(epilog="Example: pvc image build debian")
@@ -158,7 +290,7 @@ def build(recipe: str, suite: str | None, name: str | None, cache: Path | None, 
 
     path = find_recipe(recipe)
     wanted = load_recipe(path, suite=suite)
-    repositories = _open_repositories()
+    repositories = open_repositories()
     repositories.store(repository)
     steps = StepProgress()
     with builder.built(wanted, steps.begin, cache=cache) as made:
@@ -170,94 +302,12 @@ def build(recipe: str, suite: str | None, name: str | None, cache: Path | None, 
             initrd=made.initrd,
             append=wanted.append,
             description=wanted.description,
-            owner=_find_user(),
+            owner=find_user(),
             hints=wanted.hints,
         )
         found = repositories.import_file(incoming, CopyProgress(), repository=repository, reuse=True)
         origin = "from the cache" if made.cached else f"built in {steps.elapsed_s:.0f} s"
     click.echo(f"{origin}: {found.uri}: {_describe(found)}")
-
-
-class CopyProgress:
-    """How far a copy is: a bar with its rate on a terminal, one line a file elsewhere; on standard error."""
-
-    _WIDTH = 28
-
-    def __init__(self) -> None:
-        self._tty = sys.stderr.isatty()
-        self._start = self._shown = 0.0
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        """Tell that ``done`` of ``total`` bytes of ``name`` are copied; 0 begins, ``total`` ends."""
-        now = time.monotonic()
-        if done == 0:
-            self._start, self._shown = now, 0.0
-            if not self._tty:
-                output.print_note(f"copying {name} ({format_size(total)})")
-        if not self._tty or (done < total and now - self._shown < 0.1):
-            return
-        self._shown = now
-        rate = done / max(now - self._start, 1e-3)
-        filled = self._WIDTH * done // max(total, 1)
-        bar = "#" * filled + "." * (self._WIDTH - filled)
-        percent = 100 * done // max(total, 1)
-        text = f"\r{name[:24]:24} [{bar}] {percent:3d} % of {format_size(total)}, {format_size(int(rate))}/s"
-        print(f"{text:<78}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
-
-
-class StepProgress:
-    """What a long job is doing: each step with the time it took; on standard error."""
-
-    def __init__(self) -> None:
-        self._tty = sys.stderr.isatty()
-        self._text = ""
-        self._start = self._first = time.monotonic()
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the first step."""
-        return time.monotonic() - self._first
-
-    def begin(self, text: str) -> None:
-        """The step before is over, ``text`` begins."""
-        self.finish()
-        self._text, self._start = text, time.monotonic()
-        if self._tty:
-            print(f"{text} ...", end="", file=sys.stderr, flush=True)
-
-    def finish(self) -> None:
-        """The last step is over."""
-        if self._text:
-            took = time.monotonic() - self._start
-            line = f"{self._text} ({took:.1f} s)"
-            print(f"\r\033[K{line}" if self._tty else f"pvc: {line}", file=sys.stderr, flush=True)
-        self._text = ""
-
-
-def format_size(count: int) -> str:
-    """Bytes for people: "391M", "8.0G"."""
-    value = float(count)
-    for unit in ("B", "K", "M", "G"):
-        if value < 1000:
-            return f"{value:.0f}{unit}" if value >= 10 or unit == "B" else f"{value:.1f}{unit}"
-        value /= 1024
-    return f"{value:.1f}T"
-
-
-def _open_repositories() -> Repositories:
-    from pvc.config.load import find_site_dir, find_user_dir, load_repositories
-    from pvc.images.repository import Repositories
-
-    return Repositories(load_repositories(find_site_dir(), find_user_dir()))
-
-
-def _find_user() -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
 
 
 def _one_line(text: str, option: str) -> str:

@@ -15,7 +15,7 @@ import click
 
 from pvc.cli import main
 from pvc.cli.main import COMMANDS
-from pvc.config import batch, networks, repos, resources, templates
+from pvc.config import batch, hostnetworks, mounts, networks, repos, resources, templates
 from pvc.config.setting import Table
 
 # file -> (heading, table) in order; the headings are those of sections of the page.
@@ -25,9 +25,16 @@ FILES: dict[str, list[tuple[str, Table]]] = {
         ("Keys of a network", networks.ENTRY),
         ("Keys of settings: ethernet", networks.ETHERNET),
         ("Keys of reverse-nat", networks.REVERSE_NAT),
+        ("Keys of settings: bridged", hostnetworks.BRIDGED),
+        ("Keys of vlans", hostnetworks.VLAN),
+        ("Keys of settings: genericpci", hostnetworks.GENERIC_PCI),
     ],
     "resources": [("Keys of a resource set", resources.ENTRY)],
-    "templates": [("Keys of a template", templates.ENTRY)],
+    "templates": [
+        ("Keys of a template", templates.ENTRY),
+        ("Keys of disks", templates.DISK),
+        ("Keys of mount-points", mounts.ENTRY),
+    ],
     "repos": [("Keys of the file", repos.FILE), ("Keys of a repository", repos.ENTRY)],
 }
 NOTE = ".. Written by `pvc mandoc`: change the code instead.\n"
@@ -157,8 +164,9 @@ def _paragraphs(text: str) -> Iterator[str]:
 def _keys(table: Table) -> Iterator[str]:
     for setting in table.settings:
         default = setting.default_text
-        if not default and setting.default not in (None, []):
-            value = {True: "yes", False: "no"}.get(setting.default, str(setting.default))
+        if not default and setting.default not in (None, [], {}):
+            # 0 and 1 are equal to no and yes, but not the same.
+            value = ("no", "yes")[setting.default] if isinstance(setting.default, bool) else setting.default
             default = f"``{value}``"
         facts = "required" if setting.required else f"default: {default}" if default else ""
         after = f" ({facts})" if facts else ""

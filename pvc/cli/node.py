@@ -111,7 +111,9 @@ def plan(
     planned = plan_dry(context, facts, request_text)
     if as_json:
         steps = [{"action": type(step).__name__, **to_data(step)} for step in planned.actions]
-        click.echo(json.dumps({"grant": to_data(planned.grant), "taps": planned.taps, "actions": steps}, indent=2))
+        click.echo(
+            json.dumps({"grant": to_data(planned.grant), "taps": to_data(planned.taps), "actions": steps}, indent=2)
+        )
         return
     for step in planned.actions:
         click.echo(type(step).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -43,6 +44,34 @@ def print_json(value: Any) -> None:
     from pvc.codec import to_data
 
     print(json.dumps(to_data(value), indent=2, ensure_ascii=False))
+
+
+class Bar:
+    """How far something long has come: a bar with its rate on standard error where that is a terminal."""
+
+    _WIDTH = 28
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._start = time.monotonic()
+        self._drawn = False
+
+    def show(self, done: int, total: int) -> None:
+        """``done`` of ``total`` bytes."""
+        if not sys.stderr.isatty() or total <= 0:
+            return
+        rate = done / max(time.monotonic() - self._start, 1e-3)
+        filled = self._WIDTH * done // total
+        bar = "#" * filled + "." * (self._WIDTH - filled)
+        text = f"{self._what} [{bar}] {100 * done // total:3d} % of {total >> 20} MiB, {rate / (1 << 20):.0f} MiB/s"
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        self._drawn = True
+
+    def end(self) -> None:
+        """Nothing more will be shown."""
+        if self._drawn:
+            print(file=sys.stderr)
+            self._drawn = False
 
 
 def print_error(message: str, hint: str | None = None) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pvc.cli import output
-from pvc.cli.options import cluster_options
+from pvc.cli.options import cluster_options, json_option
+from pvc.model.vm import DUMP_FORMATS
 
 if TYPE_CHECKING:
-    from pvc.model.vm import VmStatus
+    from pvc.model.cluster import NodeEndpoint
+    from pvc.model.vm import Order, VmStatus
     from pvc.ops.control import Control
 
 _FOREIGN = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 _WAIT_S = 180.0
+START_WAIT_S = 600.0
 
 
 @click.command(context_settings=_FOREIGN)
@@ -34,7 +39,7 @@ def ssh(words: tuple[str, ...], job_id: int | None, job_name: str | None) -> Non
     line = openssh.parse_ssh_line(words)
     control = _find_control(job_id, job_name)
     (vm,) = _wait_for(control, [line.vm])
-    openssh.become(openssh.ssh_argv(line, openssh.find_target(vm), JobDir.of(control.record.job_id)))
+    openssh.become(openssh.ssh_argv(line, openssh.find_target(vm, _carrier(control)), JobDir.of(control.record.job_id)))
 
 
 @click.command(context_settings=_FOREIGN)
@@ -52,8 +57,28 @@ def scp(words: tuple[str, ...], job_id: int | None, job_name: str | None) -> Non
         raise UsageError("no place is in a VM", hint="write it as vm0:/path")
     control = _find_control(job_id, job_name)
     names = list(dict.fromkeys(names))
-    targets = {vm.name: openssh.find_target(vm) for vm in _wait_for(control, names)}
+    targets = {vm.name: openssh.find_target(vm, _carrier(control)) for vm in _wait_for(control, names)}
     openssh.become(openssh.scp_argv(options, places, targets, JobDir.of(control.record.job_id)))
+
+
+@click.command(hidden=True)
+@click.argument("job", type=int)
+@click.argument("host")
+@click.argument("port", type=int)
+def carry(job: int, host: str, port: int) -> None:
+    """Be ssh's connection to a VM, through the supervisor at HOST."""
+    from pvc.ops import relay
+
+    relay.carry(_find_control(job, None), host, port)
+
+
+def _carrier(control: Control) -> Callable[[], Sequence[str]]:
+    def command() -> Sequence[str]:
+        from pvc.ops.launch import find_pvc
+
+        return (find_pvc(), "carry", str(control.record.job_id))
+
+    return command
 
 
 @click.command()
@@ -79,6 +104,188 @@ def console(vm: str, log: bool, job_id: int | None, job_name: str | None) -> Non
     attach(control, endpoint, rank)
     if sys.stdin.isatty():
         output.print_note(f"left the console of {vm}")
+
+
+@click.command()
+@click.argument("vms", nargs=-1, required=True)
+@cluster_options
+@json_option
+def reset(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_json: bool) -> None:
+    """Press the reset button of VMs: their guests boot again at once, whatever they were doing.
+
+    VMS are names or sets of VMs, such as vm0 or vm[2-5].
+    """
+    from pvc.model.vm import Order
+
+    give_order(_find_control(job_id, job_name), Order.RESET, vms, as_json=as_json)
+
+
+@click.command()
+@click.argument("vms", nargs=-1, required=True)
+@cluster_options
+@json_option
+def pause(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_json: bool) -> None:
+    """Let the processors of VMs stand still until pvc resume; memory and connections stay as they are.
+
+    VMS are names or sets of VMs, such as vm0 or vm[2-5].
+    """
+    from pvc.model.vm import Order
+
+    give_order(_find_control(job_id, job_name), Order.PAUSE, vms, as_json=as_json)
+
+
+@click.command()
+@click.argument("vms", nargs=-1, required=True)
+@cluster_options
+@json_option
+def resume(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_json: bool) -> None:
+    """Let paused VMs go on.
+
+    VMS are names or sets of VMs, such as vm0 or vm[2-5].
+    """
+    from pvc.model.vm import Order
+
+    give_order(_find_control(job_id, job_name), Order.RESUME, vms, as_json=as_json)
+
+
+@click.command(context_settings=_FOREIGN)
+@cluster_options
+@click.argument("vm")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND]...")
+@click.pass_context
+def monitor(ctx: click.Context, vm: str, words: tuple[str, ...], job_id: int | None, job_name: str | None) -> None:
+    """Give QEMU's monitor of VM a command, and print what it answers.
+
+    A command that begins with { is QMP, such as '{"execute": "query-status"}'; anything else is for the human monitor,
+    such as info block. Without a command, lines are read from standard input, one command each.
+    """
+    from pvc.ops.monitor import parse_command
+    from pvc.ops.status import find_endpoint, parse_vms
+
+    control = _find_control(job_id, job_name)
+    (rank,) = _only_one(parse_vms([vm], control.record.placement.count), vm)
+    endpoint = find_endpoint(control.record, rank)
+    if words:
+        ctx.exit(_ask_monitor(control, endpoint, rank, parse_command(words)))
+    prompt = f"({vm}) " if sys.stdin.isatty() else ""
+    code = 0
+    while line := _read_line(prompt):
+        if line.strip():
+            code = _ask_monitor(control, endpoint, rank, parse_command([line]))
+            if code and not prompt:
+                break
+    ctx.exit(0 if prompt else code)
+
+
+def _read_line(prompt: str) -> str:
+    print(prompt, end="", flush=True)
+    return sys.stdin.readline()
+
+
+def _ask_monitor(control: Control, endpoint: NodeEndpoint, rank: int, request: dict[str, Any]) -> int:
+    """Print the answer; returns the exit code."""
+    from pvc.errors import GuestError
+    from pvc.ops import monitor
+
+    found = monitor.run_command(control, endpoint, rank, request)
+    if "qmp" in request:
+        output.print_json(found)
+        return 0
+    text = str(found).replace("\r\n", "\n")
+    print(text, end="" if text.endswith("\n") or not text else "\n", flush=True)
+    return GuestError.exit_code if monitor.is_complaint(text) else 0
+
+
+@click.command()
+@click.argument("vm")
+@click.argument("file", type=click.Path())
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(DUMP_FORMATS),
+    default=DUMP_FORMATS[0],
+    show_default=True,
+    help="ELF, or a format of makedumpfile that leaves out empty pages and compresses.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace FILE if it exists.")
+@cluster_options
+def dump(vm: str, file: str, form: str, force: bool, job_id: int | None, job_name: str | None) -> None:
+    """Write the memory of VM's guest to FILE, for crash(8) or gdb(1); the guest stands still meanwhile.
+
+    The VM's node writes the file, so it should be in a directory that the nodes share, such as your home.
+    """
+    from pvc.ops.monitor import dump_memory
+    from pvc.ops.status import find_endpoint, parse_vms
+
+    control = _find_control(job_id, job_name)
+    (rank,) = _only_one(parse_vms([vm], control.record.placement.count), vm)
+    endpoint = find_endpoint(control.record, rank)
+    bar = output.Bar(f"memory of {vm}")
+    request = {"vm": rank, "path": os.path.abspath(file), "format": form, "force": force}
+    try:
+        size = dump_memory(control, endpoint, request, bar.show)
+    finally:
+        bar.end()
+    output.print_note(f"the memory of {vm} is in {file} ({size >> 20} MiB)")
+
+
+@click.command()
+@click.argument("vm", default="vm0")
+@click.option("--print", "show", is_flag=True, help="Print where the screen is served: protocol, node and socket.")
+@click.option(
+    "--screenshot", "picture", metavar="FILE", type=click.Path(), help="Write what it shows now to FILE (PNG)."
+)
+@cluster_options
+@json_option
+def display(vm: str, show: bool, picture: str | None, job_id: int | None, job_name: str | None, as_json: bool) -> None:
+    """Show the screen of VM (default: vm0), which has one if its template says remote-display.
+
+    It is served at a Unix socket of its node, which only the job's owner reaches.
+    """
+    from pvc.errors import UsageError
+    from pvc.ops import monitor
+    from pvc.ops.status import find_endpoint, parse_vms
+
+    if not show and not as_json and picture is None:
+        raise UsageError("say --print to see where a viewer finds the screen, or --screenshot FILE")
+    control = _find_control(job_id, job_name)
+    (rank,) = _only_one(parse_vms([vm], control.record.placement.count), vm)
+    endpoint = find_endpoint(control.record, rank)
+    if picture is not None:
+        monitor.save_screenshot(control, endpoint, rank, Path(picture))
+    if show or as_json:
+        found = control.ask(endpoint, {"op": "display", "vm": rank}, 30.0)
+        place = {key: found.get(key) for key in ("protocol", "node", "socket")}
+        if as_json:
+            output.print_json(place)
+        else:
+            print("{protocol} {node} {socket}".format(**place))
+
+
+def give_order(
+    control: Control,
+    order: Order,
+    vms: Sequence[str],
+    *,
+    grace_s: float = 0.0,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Give an order to VMs, and print how each is afterwards.
+
+    :raise GuestError: some could not carry it out; those that could have.
+    """
+    from pvc.ops import orders
+    from pvc.ops.status import parse_vms
+
+    ranks = parse_vms(vms, control.record.placement.count)
+    results = orders.give_order(control, order, ranks, grace_s=grace_s)
+    if as_json:
+        output.print_json(results)
+    elif not quiet:
+        rows = [[each.name, each.node, each.phase.value if each.phase else None, each.detail] for each in results]
+        output.print_table(["VM", "NODE", "PHASE", "DETAIL"], rows)
+    orders.check_results(results)
 
 
 def _only_one(ranks: Sequence[int], text: str) -> Sequence[int]:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pvc.config.batch import read_batch
+from pvc.config.inheritance import merge_files, resolve_templates
 from pvc.config.networks import read_networks
 from pvc.config.repos import read_repos
 from pvc.config.resources import read_resources
 from pvc.config.setting import Expansion
-from pvc.config.templates import Declared, merge_files, read_templates, resolve_templates
+from pvc.config.templates import Declared, read_templates
 from pvc.config.yamlmarks import Document, read_document
 from pvc.errors import ConfigError, Problem
-from pvc.model.network import EthernetNetwork, ResourceSet
+from pvc.model.network import Network, ResourceSet
 from pvc.model.site import BatchSettings, Repository, SiteConfig
 
 SITE_DIR = Path("/etc/pvc")
@@ -62,8 +63,10 @@ def find_expansion() -> Expansion:
     return Expansion(user, os.environ.get("HOME") or home, os.environ)
 
 
-def load_config(site_dir: Path, user_dir: Path | None, *, expansion: Expansion | None = None) -> SiteConfig:
-    """The site's configuration with a user's templates and repositories.
+def load_config(
+    site_dir: Path, user_dir: Path | None, *, expansion: Expansion | None = None, extra: Path | None = None
+) -> SiteConfig:
+    """The site's configuration with a user's templates and repositories; ``extra`` is one more file of templates.
 
     :raise ConfigError: with all problems of all files.
     """
@@ -76,6 +79,8 @@ def load_config(site_dir: Path, user_dir: Path | None, *, expansion: Expansion |
     if user_dir is not None:
         # A user's template hides the site's of the same name.
         declared |= merge_files([read_templates(each, expansion) for each in _user_templates(reading, user_dir)])
+    if extra is not None:
+        declared |= read_templates(reading.read(extra, optional=False), expansion)
     templates = resolve_templates(declared, sets)
     reading.finish()
     assert batch is not None
@@ -127,7 +132,7 @@ def list_files(site_dir: Path, user_dir: Path | None) -> list[Path]:
 
 def _read_site(
     reading: _Reading, site_dir: Path
-) -> tuple[BatchSettings | None, dict[str, EthernetNetwork], dict[str, ResourceSet] | None]:
+) -> tuple[BatchSettings | None, dict[str, Network], dict[str, ResourceSet] | None]:
     if not site_dir.is_dir():
         hint = "copy the samples of pvc's conf/ there and adapt them"
         raise ConfigError([Problem(str(site_dir), 0, "", "there is no such directory")], hint=hint)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pvc.config import setting
 from pvc.config.setting import Scope, Setting, Table
 from pvc.config.yamlmarks import Document
-from pvc.model.network import EthernetNetwork, Layer, ResourceSet
+from pvc.model.network import EthernetNetwork, Layer, Network, ResourceSet
 
 ENTRY = Table(
     settings=(
@@ -27,7 +27,7 @@ ENTRY = Table(
 )
 
 
-def read_resources(document: Document, networks: Mapping[str, EthernetNetwork] | None) -> dict[str, ResourceSet]:
+def read_resources(document: Document, networks: Mapping[str, Network] | None) -> dict[str, ResourceSet]:
     """The resource sets of a document; ``networks`` None: networks.yaml has problems of its own."""
     found: dict[str, ResourceSet] = {}
     for name, value, scope in setting.named_entries(document):
@@ -49,8 +49,8 @@ def find_default(sets: Mapping[str, ResourceSet]) -> ResourceSet | None:
     return next((each for each in sets.values() if each.default), None)
 
 
-def _check_networks(resource_set: ResourceSet, networks: Mapping[str, EthernetNetwork], scope: Scope) -> None:
-    seen: list[EthernetNetwork] = []
+def _check_networks(resource_set: ResourceSet, networks: Mapping[str, Network], scope: Scope) -> None:
+    seen: list[Network] = []
     for index, name in enumerate(resource_set.networks):
         network = networks.get(name)
         if network is None:
@@ -60,6 +60,8 @@ def _check_networks(resource_set: ResourceSet, networks: Mapping[str, EthernetNe
         for other in seen:
             if other is network:
                 scope.at(index).add(f"{name!r} is named twice")
+            elif not isinstance(network, EthernetNetwork) or not isinstance(other, EthernetNetwork):
+                continue
             elif Layer.L2 not in (network.layer, other.layer) and network.int_network.overlaps(other.int_network):
                 scope.at(index).add(
                     f"int-network {network.int_network} of {name!r} overlaps that of {other.name!r} "

@@ -17,28 +17,38 @@ from pvc.config.yamlmarks import Document, KeyPath
 from pvc.parse import parse_name
 
 _EXPANSION = re.compile(r"%\{([^}]*)\}")
+START_NAMES = ("vm_rank", "job_id")
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """What %{env:NAME}, %{homedir} and %{user} stand for."""
+    """What %{env:NAME}, %{homedir}, %{user} (or %{clusteruser}) and %{clusterdir} stand for.
+
+    ``at_start``: %{vm_rank} and %{job_id} stay, for they are known when a VM starts.
+    """
 
     user: str
     homedir: str
     environment: Mapping[str, str]
 
-    def expand(self, text: str) -> str:
+    def expand(self, text: str, *, at_start: bool = False) -> str:
         """Replace every %{...} in ``text``.
 
         :raise ValueError: one of them is unknown, or names a variable that is not set.
         """
-        return _EXPANSION.sub(lambda match: self._value(match[1]), text)
+        return _EXPANSION.sub(lambda match: self._value(match[1], at_start), text)
 
-    def _value(self, name: str) -> str:
-        if name == "user":
+    def _value(self, name: str, at_start: bool) -> str:
+        if name in {"user", "clusteruser"}:
             return self.user
         if name == "homedir":
             return self.homedir
+        if at_start and name in START_NAMES:
+            return f"%{{{name}}}"
+        if at_start and name == "clusterdir":
+            return f"{self.homedir}/.pvc/jobs/%{{job_id}}"
+        if name == "clusterdir" or name in START_NAMES:
+            raise ValueError(f"%{{{name}}} is not known before a VM starts, and this is looked up before")
         kind, _, variable = name.partition(":")
         if kind == "env" and variable:
             if variable not in self.environment:
@@ -185,11 +195,13 @@ def text(parse: Callable[[str], Any] = str, *, name: str = "text", expected: str
     return Kind(name, expected, {"type": "string"}, lambda value, _scope: parse(value))
 
 
-def expanded(parse: Callable[[str], Any] = str, *, name: str = "text", expected: str = "text") -> Kind:
-    """The same after %{env:NAME}, %{homedir} and %{user} have been replaced."""
+def expanded(
+    parse: Callable[[str], Any] = str, *, name: str = "text", expected: str = "text", at_start: bool = False
+) -> Kind:
+    """The same after %{...} has been replaced; ``at_start``: as far as it is known before a VM starts."""
 
     def meaning(value: str, scope: Scope) -> Any:
-        return parse(scope.expansion.expand(value) if scope.expansion else value)
+        return parse(scope.expansion.expand(value, at_start=at_start) if scope.expansion else value)
 
     return Kind(name, expected, {"type": "string"}, meaning)
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pvc.config import setting
-from pvc.config.resources import find_default
+from pvc.config.mounts import mount_points
 from pvc.config.setting import Expansion, Kind, Scope, Setting, Table
 from pvc.config.yamlmarks import Document
-from pvc.model.network import ResourceSet
-from pvc.model.site import Template
+from pvc.model.request import MAX_CPUS
+from pvc.model.site import DiskWish
+from pvc.parse import parse_size
 
 MAX_USER_DATA = 1 << 20
+MAX_MEMORY_MIB = 64 << 20
+MIN_GUEST_MIB = 64
+MIN_DISK, MAX_DISK = 1 << 20, 1 << 50
+SIZE_OPTIONS = frozenset({"--ntasks", "--cpus-per-task", "--mem", "--mem-per-cpu", "--pvc"})
+_GRES = r"[A-Za-z0-9_.:=/()-]+"
 _NO_SPACE = r"[^\s]+"
 
 
@@ -39,7 +44,63 @@ def _read_user_data(value: Any, scope: Scope) -> str:
         raise ValueError(f"{path} is not UTF-8 text") from None
 
 
+def _parse_memory(text: str) -> int:
+    mib = parse_size(text, default_unit="m") >> 20
+    if not MIN_GUEST_MIB <= mib <= MAX_MEMORY_MIB:
+        raise ValueError(f"{text!r} is not from {MIN_GUEST_MIB}M to {MAX_MEMORY_MIB >> 20}T")
+    return mib
+
+
+def _parse_disk_size(text: str) -> int:
+    size = parse_size(text, default_unit="g")
+    if not MIN_DISK <= size <= MAX_DISK:
+        raise ValueError(f"{text!r} is not from {MIN_DISK >> 20}M to {MAX_DISK >> 40}T")
+    return size
+
+
+def _parse_slurm_arg(text: str) -> str:
+    name = text.partition("=")[0]
+    if name in SIZE_OPTIONS or text[:2] in {"-n", "-c"}:
+        raise ValueError(f"{name}: the definition, cores and memory say this")
+    if (
+        not text.startswith("-")
+        or text.startswith("---")
+        or text in {"-", "--"}
+        or any(each.isspace() for each in text)
+    ):
+        raise ValueError(f"{text!r} is not one word such as --partition=long")
+    return text
+
+
+def _build_disk(values: Mapping[str, Any]) -> DiskWish:
+    if values["image"] is None and values["size"] is None:
+        raise ValueError("neither size nor image is given")
+    if values["iothread"] and values["bus"] != "virtio":
+        raise ValueError("iothread is for disks on virtio; scsi disks share their controller's")
+    return DiskWish(**values)
+
+
 _NAME = setting.text(name="name", expected="a name")
+SIZE = setting.text(_parse_disk_size, name="size", expected="a size such as 20G")
+CACHE = setting.choice("unsafe", "writeback", "none", "writethrough", "directsync")
+_CACHE_HELP = "As *cache=* in qemu(1). ``unsafe`` is the fastest and right for disks that vanish with the job."
+_DISCARD_HELP = "Give blocks that the guest discards back to the node."
+_IOTHREAD_HELP = "Serve the disk in a thread of its own."
+
+DISK = Table(
+    settings=(
+        Setting("size", SIZE, "Size of the disk; without an image it is empty.", default_text="the image's"),
+        Setting(
+            "image",
+            setting.expanded(name="[repo:]image[@revision]", expected="an image's name"),
+            "The image that it starts from.",
+        ),
+        Setting("bus", setting.choice("virtio", "scsi"), "How it is attached.", default="virtio"),
+        Setting("cache", CACHE, _CACHE_HELP, default="unsafe"),
+        Setting("discard", setting.boolean(), _DISCARD_HELP, default=True),
+        Setting("iothread", setting.boolean(), _IOTHREAD_HELP + " For ``virtio`` only.", default=False),
+    )
+)
 
 ENTRY = Table(
     settings=(
@@ -67,6 +128,13 @@ ENTRY = Table(
             "What cloud-init does at the first boot: a file, relative to this one, or the cloud-config itself.",
         ),
         Setting(
+            "mount-points",
+            mount_points(),
+            "Directories of the node for the guest, by a name or by the guest's directory; each is a path or a mapping "
+            "as in *Keys of mount-points*.",
+            default={},
+        ),
+        Setting(
             "machine-type",
             setting.word("text", _NO_SPACE, "a machine type of QEMU"),
             "The machine that QEMU emulates, with its options.",
@@ -84,17 +152,59 @@ ENTRY = Table(
             "The guest's network devices: ``virtio-net``, ``e1000e``, …",
             default="virtio-net",
         ),
+        Setting("cores", setting.integer(1, MAX_CPUS), "Cores of the VM where ``-c`` is not given.", default_text="1"),
+        Setting(
+            "memory",
+            setting.text(_parse_memory, name="size", expected="a size such as 2G"),
+            "Memory of the guest where ``-m`` is not given, as ``2G``.",
+            default_text="what Slurm gives",
+        ),
+        Setting(
+            "slurm-args",
+            setting.list_of(setting.expanded(_parse_slurm_arg, name="text", expected="an option of Slurm")),
+            "Options of salloc and sbatch for jobs with such VMs, as ``--option=value``. They come after the site's "
+            "*batch-args* and before those of the command line.",
+            default=[],
+        ),
+        Setting(
+            "gres",
+            setting.list_of(setting.word("text", _GRES, "a generic resource such as gpu:1"), single=True),
+            "Generic resources of each node of such a job, as for Slurm's ``--gres``.",
+            default=[],
+        ),
+        Setting(
+            "hugepages",
+            Kind("no | 2M | 1G", "no, 2M or 1G", {"enum": [False, "2M", "1G"]}, lambda value, _scope: value or ""),
+            "Take the guest's memory from the node's huge pages of this size.",
+            default=False,
+        ),
+        Setting(
+            "firmware",
+            setting.choice("bios", "uefi", "uefi-secure"),
+            "What starts the guest. ``uefi-secure`` has Secure Boot on, with the usual keys; it needs a ``q35``. The "
+            "firmware is the node's (Debian: *ovmf*), found by QEMU's descriptors; each VM has its own variables.",
+            default="bios",
+        ),
         Setting(
             "disk-model",
             setting.choice("virtio", "virtio-scsi", "ide"),
             "How the disk is attached.",
             default="virtio",
         ),
+        Setting("disk-cache", CACHE, _CACHE_HELP, default="unsafe"),
         Setting(
-            "disk-cache",
-            setting.choice("unsafe", "writeback", "none", "writethrough", "directsync"),
-            "As *cache=* in qemu(1). ``unsafe`` is the fastest and right for disks that vanish with the job.",
-            default="unsafe",
+            "disk-size",
+            SIZE,
+            "Size of the disk where it shall be larger than the image. Growing what is on it is the guest's part.",
+            default_text="the image's",
+        ),
+        Setting("disk-discard", setting.boolean(), _DISCARD_HELP, default=True),
+        Setting("disk-iothread", setting.boolean(), _IOTHREAD_HELP + " Not for ``ide``.", default=True),
+        Setting(
+            "disks",
+            setting.list_of(setting.mapping(DISK, _build_disk, "a mapping with size or image")),
+            "More disks, as mappings; see *Keys of disks*. They begin anew with each VM, and vanish with it.",
+            default=[],
         ),
         Setting(
             "qemu-bin",
@@ -104,15 +214,26 @@ ENTRY = Table(
         ),
         Setting(
             "custom-args",
-            setting.list_of(setting.expanded()),
+            setting.list_of(setting.expanded(at_start=True)),
             "Arguments put at the end of QEMU's command line.",
             default=[],
         ),
+        Setting(
+            "remote-display",
+            setting.choice("none", "vnc", "spice"),
+            "Give the VM a screen, see ``pvc display``: at a socket of its node that only the job's owner reaches.",
+            default="none",
+        ),
+        Setting(
+            "restart",
+            setting.choice("never", "on-failure", "always"),
+            "Whether a VM that ended by itself starts again on its disk: when its guest or QEMU crashed, or also after "
+            "it powered itself off. After 1, 2, 4, … seconds; five times, and anew once it ran for ten minutes.",
+            default="never",
+        ),
     ),
     foreign={
-        "mount-points": "this version mounts no directories into VMs",
         "persistent-drives": "every disk of this version vanishes with the job",
-        "remote-display": "this version has serial consoles only",
         "emulator-cores": "QEMU's own threads share the VM's cores",
         "bind-vcpus": "vCPUs are always pinned when the job's cores are known",
         "full-node": "ask Slurm for it: --exclusive",
@@ -133,7 +254,11 @@ class Declared:
     @property
     def source(self) -> str:
         """file:line."""
-        return f"{self.scope.document.file}:{self.scope.document.line(self.scope.path)}"
+        return self.place_of()
+
+    def place_of(self, *keys: str) -> str:
+        """file:line of one of its keys."""
+        return f"{self.scope.document.file}:{self.scope.document.line((*self.scope.path, *keys))}"
 
 
 def read_templates(document: Document, expansion: Expansion) -> dict[str, Declared]:
@@ -142,72 +267,3 @@ def read_templates(document: Document, expansion: Expansion) -> dict[str, Declar
         name: Declared(name, ENTRY.read_given(value, scope), scope)
         for name, value, scope in setting.named_entries(document, expansion)
     }
-
-
-def merge_files(files: list[dict[str, Declared]]) -> dict[str, Declared]:
-    """Entries of files of one owner, among which a name can be given once only."""
-    found: dict[str, Declared] = {}
-    for entries in files:
-        for name, entry in entries.items():
-            if name in found:
-                entry.scope.add(f"is given twice (first in {found[name].source})")
-            else:
-                found[name] = entry
-    return found
-
-
-def resolve_templates(
-    declared: Mapping[str, Declared], resource_sets: Mapping[str, ResourceSet] | None
-) -> dict[str, Template]:
-    """Templates after inheritance; ``resource_sets`` None: resources.yaml has problems of its own."""
-    defaults = ENTRY.defaults(Scope(Document("")))
-    found: dict[str, Template] = {}
-    for name, entry in declared.items():
-        chain = _find_chain(entry, declared)
-        if chain is None:
-            continue
-        values = dict(defaults)
-        for ancestor in reversed(chain):
-            values |= ancestor.values
-        values["description"] = entry.values.get("description") or ""
-        resource_set = _find_resource_set(entry, values["resource-set"], resource_sets)
-        found[name] = _build(entry, values, resource_set)
-    return found
-
-
-def _build(entry: Declared, values: Mapping[str, Any], resource_set: str) -> Template:
-    template = Template(name=entry.name, image=values["image"], resource_set=resource_set, source=entry.source)
-    names = {each.name for each in dataclasses.fields(Template)} - {"name", "image", "resource_set", "source"}
-    return dataclasses.replace(template, **{name: values[name.replace("_", "-")] for name in names})
-
-
-def _find_chain(entry: Declared, declared: Mapping[str, Declared]) -> list[Declared] | None:
-    """The template and its ancestors; None when one is missing or the chain has no end."""
-    chain = [entry]
-    while (parent := chain[-1].values.get("inherits")) is not None:
-        if parent not in declared:
-            # Told once, where it is written.
-            if chain[-1] is entry:
-                entry.scope.at("inherits").add(f"there is no template {parent!r}")
-            return None
-        if any(each.name == parent for each in chain):
-            if parent == entry.name:
-                ring = " -> ".join([each.name for each in chain] + [parent])
-                entry.scope.at("inherits").add(f"leads back to itself: {ring}")
-            return None
-        chain.append(declared[parent])
-    return chain
-
-
-def _find_resource_set(entry: Declared, name: str | None, sets: Mapping[str, ResourceSet] | None) -> str:
-    if sets is None:
-        return name or ""
-    if name is None:
-        default = find_default(sets)
-        if default is None:
-            entry.scope.add("resource-set is missing, and no set of resources.yaml is the default")
-        return default.name if default else ""
-    if name not in sets and entry.values.get("resource-set") == name:
-        known = ", ".join(sets) or "none"
-        entry.scope.at("resource-set").add(f"there is no resource set {name!r} in resources.yaml (there: {known})")
-    return name

@@ -26,6 +26,19 @@ def start(namespace: str, directory: Path, config: str, hosts: str) -> None:
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     write_atomic(directory / CONFIG, config)
     write_atomic(directory / HOSTS, hosts)
+    _launch(namespace, directory)
+
+
+def start_again(namespace: str, directory: Path) -> None:
+    """Start it with the files that it had.
+
+    :raise HostError: they are gone, or dnsmasq refuses.
+    """
+    (directory / PID).unlink(missing_ok=True)
+    _launch(namespace, directory)
+
+
+def _launch(namespace: str, directory: Path) -> None:
     argv = ["dnsmasq", f"--conf-file={directory / CONFIG}", f"--pid-file={directory / PID}"]
     netns.run_inside(namespace, lambda: run.run(argv))
 
@@ -43,8 +56,13 @@ def stop(directory: Path) -> None:
 
 def is_running(directory: Path) -> bool:
     """Whether the server of that directory is alive."""
+    return find_process(directory) is not None
+
+
+def find_process(directory: Path) -> int | None:
+    """The process id of the server of that directory, if it is alive."""
     text = read_text(directory / PID, default="")
-    return text.isdigit() and _is_ours(int(text), directory)
+    return int(text) if text.isdigit() and _is_ours(int(text), directory) else None
 
 
 def _end(pid: int, directory: Path) -> None:

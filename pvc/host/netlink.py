@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,19 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from pvc.errors import HostError
 from pvc.host import netns
+
+_IFA_F_NODAD = 0x02
+_RT_SCOPE_UNIVERSE = 0
+_DEFAULT_VLAN = 1
+_TBF_LATENCY_MS = 50
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A rate, and what may pass at once."""
+
+    bytes_per_s: int
+    burst_bytes: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,9 @@ class Link:
     mtu: int
     kind: str | None
     up: bool
+    master: int | None = None  # index of the bridge that it is a port of
+    vni: int | None = None
+    carrier: bool = False  # whether somebody is at the other end: of a tap, its VM
 
 
 class Links:
@@ -60,6 +77,12 @@ class Links:
         """Every device of the namespace."""
         return [_link(message) for message in self._route.get_links()]
 
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """IFLA_STATS64 of every device of the namespace, by name."""
+        return {
+            message.get_attr("IFLA_IFNAME"): message.get_attr("IFLA_STATS64") for message in self._route.get_links()
+        }
+
     def add(self, name: str, kind: str, **attributes: Any) -> None:
         """Make a device unless one of that name exists."""
         try:
@@ -85,6 +108,23 @@ class Links:
         if wanted:
             raise HostError(f"there is no network device {min(wanted)}")
 
+    def filters_vlans(self, bridge: str) -> bool:
+        """Whether a bridge tells VLANs from one another; the kernel may be built without."""
+        info = self._route.get_links(self.get(bridge).index)[0].get_attr("IFLA_LINKINFO")
+        return bool(info.get_attr("IFLA_INFO_DATA").get_attr("IFLA_BR_VLAN_FILTERING"))
+
+    def set_vlans(self, names: Sequence[str], vlans: Sequence[tuple[int, Sequence[str]]]) -> None:
+        """VLANs of bridge ports, (number, flags) as in bridge(8) "vlan add"; those that ports had before go."""
+        for name in names:
+            index = self.get(name).index
+            given = {vid for vid, _ in vlans}
+            for vid, flags in vlans:
+                self._route.vlan_filter("add", index=index, vlan_info={"vid": vid, "flags": list(flags)})
+            if _DEFAULT_VLAN not in given:
+                # What every new port is in; a bridge may have been told otherwise (default_pvid).
+                with suppress(NetlinkError):
+                    self._route.vlan_filter("del", index=index, vlan_info={"vid": _DEFAULT_VLAN})
+
     def set_port(self, name: str, **flags: int) -> None:
         """Flags of a bridge port, as in bridge(8) "link set"."""
         self._route.brport("set", index=self.get(name).index, **flags)
@@ -99,17 +139,58 @@ class Links:
                 if err.code != errno.ENODEV:
                     raise
 
-    def ensure_address(self, name: str, address: str, prefix_length: int) -> None:
-        """Give a device an IPv4 address."""
+    def remove_group(self, group: int) -> None:
+        """Delete all devices of a group (ip-link(8)), in one go: one by one costs 20 ms each."""
         try:
-            self._route.addr("add", index=self.get(name).index, address=address, prefixlen=prefix_length)
+            self._route.link("del", group=group)
+        except NetlinkError as err:
+            if err.code != errno.ENODEV:
+                raise
+
+    def ensure_address(self, name: str, address: str, prefix_length: int) -> None:
+        """Give a device an IPv4 or IPv6 address, usable at once."""
+        more: dict[str, Any] = {"family": socket.AF_INET6, "flags": _IFA_F_NODAD} if ":" in address else {}
+        try:
+            self._route.addr("add", index=self.get(name).index, address=address, prefixlen=prefix_length, **more)
         except NetlinkError as err:
             if err.code != errno.EEXIST:
                 raise
 
-    def ensure_default_route(self, gateway: str) -> None:
-        """Send what has no other route to ``gateway``."""
-        self._route.route("replace", dst="0.0.0.0/0", gateway=gateway)
+    def ensure_route(self, destination: str, gateway: str) -> None:
+        """Send what is for ``destination`` (CIDR) to ``gateway``."""
+        self._route.route("replace", dst=destination, gateway=gateway)
+
+    def limit(self, names: Sequence[str], limit: Limit) -> None:
+        """Hold what leaves devices to a rate (tc-tbf(8))."""
+        wanted = set(names)
+        for link in self.all():
+            if link.name in wanted:
+                self._route.tc(
+                    "replace",
+                    "tbf",
+                    index=link.index,
+                    handle=0x10000,
+                    rate=limit.bytes_per_s,
+                    burst=limit.burst_bytes,
+                    latency=f"{_TBF_LATENCY_MS}ms",
+                )
+
+    def exits(self) -> tuple[str, ...]:
+        """The devices that IPv4 default routes lead to."""
+        found = set()
+        for route in self._route.get_default_routes(family=socket.AF_INET):
+            hops = route.get_attr("RTA_MULTIPATH") or ()
+            found |= {route.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)} - {None}
+        return tuple(sorted(link.name for link in self.all() if link.index in found))
+
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses of this namespace with prefix lengths, but for loopback's and IPv6's of single links."""
+        found = []
+        for message in self._route.get_addr():
+            address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            if address is not None and message["scope"] == _RT_SCOPE_UNIVERSE:
+                found.append(f"{address}/{message['prefixlen']}")
+        return tuple(sorted(found))
 
     def device_of(self, address: str) -> Link | None:
         """The device that holds an IPv4 address, if any."""
@@ -144,10 +225,15 @@ def target(name: str) -> Iterator[int]:
 
 def _link(message: Any) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
+    data = info.get_attr("IFLA_INFO_DATA") if kind == "vxlan" else None
     return Link(
         index=message["index"],
         name=message.get_attr("IFLA_IFNAME"),
         mtu=message.get_attr("IFLA_MTU"),
-        kind=info.get_attr("IFLA_INFO_KIND") if info is not None else None,
+        kind=kind,
         up=bool(message["flags"] & 1),
+        master=message.get_attr("IFLA_MASTER"),
+        vni=data.get_attr("IFLA_VXLAN_ID") if data is not None else None,
+        carrier=bool(message.get_attr("IFLA_CARRIER")),
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from pvc.errors import CommandError
 # qemu-img needs this much at most for what we ask; a hostile image must not eat the machine.
 _CHECK_TIMEOUT_S = 600.0
 _CONVERT_TIMEOUT_S = 3600.0
+_PERCENT = re.compile(rb"\((\d{1,3})\.\d\d/100%\)")
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,51 @@ def convert(source: Path, source_kind: str, target: Path, target_kind: str, *, c
     argv = ["qemu-img", "convert", *options, "-f", source_kind, "-O", target_kind]
     argv += [os.fspath(source), os.fspath(target)]
     run.run(argv, timeout_s=_CONVERT_TIMEOUT_S)
+
+
+def resize(path: Path, kind: str, size: int) -> None:
+    """Give a disk another size, in bytes.
+
+    :raise CommandError: qemu-img failed.
+    :raise HostError: there is no qemu-img.
+    """
+    run.run(["qemu-img", "resize", "-q", "-f", kind, path, str(size)], timeout_s=_CHECK_TIMEOUT_S)
+
+
+def convert_foreign(source: Path, kind: str, target: Path, *, most: int, progress: Callable[[int], None]) -> None:
+    """Write a disk of another hypervisor, whose header has been checked, as qcow2; ``progress`` gets percent.
+
+    qemu-img may take an hour of processor time, 4 GiB of addresses and write ``most`` bytes, and opens no parent.
+
+    :raise CommandError: it failed.
+    :raise HostError: there is no qemu-img, or no prlimit.
+    """
+    limits = ["prlimit", "--as=4294967296", "--cpu=3600", f"--fsize={most}", "--core=0", "--"]
+    disk: dict[str, object] = {
+        "driver": kind,
+        "read-only": True,
+        "file": {"driver": "file", "filename": os.fspath(source)},
+    }
+    if kind == "vmdk":
+        disk["backing"] = None
+    argv = [*limits, "qemu-img", "convert", "-p", "-O", "qcow2", f"json:{json.dumps(disk)}", os.fspath(target)]
+    progress(0)
+    with tempfile.TemporaryFile() as errors:
+        process = run.spawn(argv, stdout=run.PIPE, stderr=errors)
+        assert process.stdout is not None
+        try:
+            done = 0
+            while text := os.read(process.stdout.fileno(), 4096):
+                found = _PERCENT.findall(text)
+                if found and done < int(found[-1]) < 100:
+                    done = int(found[-1])
+                    progress(done)
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        errors.seek(0)
+        if code:
+            raise CommandError(argv, code, errors.read(65536).decode(errors="replace"))
+    progress(100)

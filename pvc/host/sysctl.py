@@ -7,6 +7,7 @@ caller holds the node's lock.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from pvc.files import read_text, write_atomic
 ROOT = Path("/proc/sys")
 
 
-def acquire(record: Path, key: str, value: str, job_id: int) -> None:
+def acquire(record: Path, key: str, value: str, job_id: int, *, spread: str | None = None) -> None:
     """Set ``key`` for a job, remembering in ``record`` what it was before any job of ours.
+
+    ``spread`` is a pattern of the settings that the kernel changes together with it; they are put back, too.
 
     :raise HostError: there is no such setting, or the kernel refuses the value.
     """
@@ -27,6 +30,9 @@ def acquire(record: Path, key: str, value: str, job_id: int) -> None:
     if not prior:
         raise HostError(f"there is no kernel setting {key}")
     entry = entries.setdefault(key, {"prior": prior, "jobs": []})
+    if spread is not None and "others" not in entry:
+        paths = sorted(ROOT.glob(spread))
+        entry["others"] = {os.fspath(path.relative_to(ROOT)): read_text(path, default="") for path in paths}
     if job_id not in entry["jobs"]:
         entry["jobs"].append(job_id)
     write_atomic(record, json.dumps(entries), mode=0o600)
@@ -48,11 +54,29 @@ def release(record: Path, key: str, job_id: int) -> None:
         path = _path(key)
         if path.exists() and read_text(path) != entry["prior"]:
             _write(path, key, entry["prior"])
+        for other, before in entry.get("others", {}).items():
+            if _path(other).exists() and read_text(_path(other)) != before:
+                _write(_path(other), other, before)
         del entries[key]
     if entries:
         write_atomic(record, json.dumps(entries), mode=0o600)
     else:
         record.unlink(missing_ok=True)
+
+
+def held(record: Path) -> frozenset[str]:
+    """The settings that jobs hold."""
+    return frozenset(_read(record))
+
+
+def read(key: str) -> str:
+    """A setting's value; empty when there is none."""
+    return read_text(_path(key), default="")
+
+
+def has(key: str) -> bool:
+    """Whether the kernel has such a setting, or such a directory of them."""
+    return _path(key).exists()
 
 
 def set_own(key: str, value: str) -> None:

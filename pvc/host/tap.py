@@ -22,26 +22,28 @@ _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
 
 
-def ensure(name: str) -> None:
+def ensure(name: str, *, vnet_header: bool = True) -> None:
     """Make a persistent tap of that name unless it exists.
 
     :raise HostError: /dev/net/tun is missing or refuses.
     """
-    fd = _attach(name)
+    fd = _attach(name, vnet_header=vnet_header)
     try:
         fcntl.ioctl(fd, _TUNSETPERSIST, 1)
     finally:
         os.close(fd)
 
 
-def open_queue(name: str) -> int:
+def open_queue(name: str, *, vnet_header: bool = True) -> int:
     """A descriptor on an existing tap; whoever holds it sends and receives its frames.
+
+    With ``vnet_header`` each has a virtio-net header in front, and may be larger than the MTU.
 
     :raise HostError: another process holds the tap, or it does not exist.
     """
     if not _exists(name):
         raise HostError(f"there is no tap {name}")
-    return _attach(name)
+    return _attach(name, vnet_header=vnet_header)
 
 
 def _exists(name: str) -> bool:
@@ -52,13 +54,14 @@ def _exists(name: str) -> bool:
         return False
 
 
-def _attach(name: str) -> int:
+def _attach(name: str, *, vnet_header: bool) -> int:
     try:
         fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as err:
         raise HostError(f"cannot open {DEVICE}", hint="load the kernel module tun") from err
     try:
-        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+        flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if vnet_header else 0)
+        request = struct.pack("16sH22x", name.encode(), flags)
         fcntl.ioctl(fd, _TUNSETIFF, request)
     except OSError as err:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""This node on the network that carries the tunnels, and where the job's other nodes are."""
+"""This node on the networks that carry the tunnels, and where the job's other nodes are."""
 
 from __future__ import annotations
 
@@ -10,27 +10,45 @@ from pathlib import Path
 from pvc.errors import HostError
 from pvc.files import read_text
 from pvc.host import netlink
-from pvc.model.host import NodeFacts
+from pvc.model.host import NodeFacts, Underlay
 
 
-def read_facts(node: str, nodes: Sequence[str], device: str | None, *, etc: Path = Path("/etc")) -> NodeFacts:
+def read_facts(
+    node: str,
+    nodes: Sequence[str],
+    device: str | None,
+    *,
+    suffixes: Sequence[str] = (),
+    ovs_datapath: str = "netdev",
+    etc: Path = Path("/etc"),
+) -> NodeFacts:
     """Addresses of all ``nodes`` by hosts(5) and DNS, and the local device that holds this node's.
 
-    ``device`` None: whichever holds the address that the node's own name has.
+    ``device`` None: whichever holds the address that the node's own name has. ``suffixes``: the same for the
+    names with each of these added.
 
     :raise HostError: a name has no IPv4 address, or this node does not hold its own.
     """
     known = _read_hosts(etc / "hosts")
-    peers = {name: known.get(name) or _lookup(name) for name in nodes}
-    address = peers[node] if node in peers else known.get(node) or _lookup(node)
+    own = _read_underlay(node, nodes, device, "", known)
+    tunnels = {suffix: _read_underlay(node, nodes, None, suffix, known) for suffix in suffixes if suffix}
+    resolvers = _read_resolvers(etc / "resolv.conf")
+    with netlink.opened("read the node's addresses") as links:
+        held, exits = links.addresses(), links.exits()
+    return NodeFacts(own.address, own.device, own.device_mtu, own.peers, resolvers, tunnels, ovs_datapath, held, exits)
+
+
+def _read_underlay(node: str, nodes: Sequence[str], device: str | None, suffix: str, known: dict[str, str]) -> Underlay:
+    peers = {name: known.get(name + suffix) or _lookup(name + suffix) for name in nodes}
+    address = peers[node] if node in peers else known.get(node + suffix) or _lookup(node + suffix)
     with netlink.opened("read the node's addresses") as links:
         link = links.get(device) if device else links.device_of(address)
     if link is None:
         raise HostError(
-            f"no device of this node has the address {address} of {node}",
-            hint="the node's name must resolve to its own address on the node network",
+            f"no device of this node has the address {address} of {node}{suffix}",
+            hint="that name must resolve to the node's own address on the network that carries tunnels",
         )
-    return NodeFacts(address, link.name, link.mtu, peers, _read_resolvers(etc / "resolv.conf"))
+    return Underlay(address, link.name, link.mtu, peers)
 
 
 def _read_hosts(path: Path) -> dict[str, str]:

@@ -98,7 +98,7 @@ def parse_header(head: bytes, file_size: int, expected: Format | None = None) ->
                 "say -t raw if it is a raw disk all the same",
             )
     size = -(-file_size // SECTOR) * SECTOR
-    _check_size(size)
+    check_size(size)
     return HeaderFacts(Format.RAW, size)
 
 
@@ -108,7 +108,8 @@ def _refuse_others(head: bytes) -> None:
             raise HeaderError(f"it is {name}", hint)
 
 
-def _check_size(size: int) -> None:
+def check_size(size: int) -> None:
+    """:raise HeaderError: no disk has so many bytes."""
     if not SECTOR <= size <= MAX_DISK:
         raise HeaderError(f"a disk of {size} bytes is absurd (at most {MAX_DISK >> 40} TiB)")
 
@@ -127,7 +128,7 @@ def _parse_qcow2(head: bytes, file_size: int) -> int:
         raise HeaderError("it is encrypted", "decrypt it with qemu-img convert")
     if not 9 <= cluster_bits <= 21:
         raise HeaderError(f"clusters of 2^{cluster_bits} bytes are not qcow2")
-    _check_size(size)
+    check_size(size)
     extended_l2 = _check_version_3(head, cluster_bits) if version == 3 else False
     cluster = 1 << cluster_bits
     covered = cluster * (cluster // (16 if extended_l2 else 8))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pvc.errors import GuestError, PvcError, UsageError
 from pvc.images import header
+from pvc.images.archive import export_images, import_archive
+from pvc.images.derive import copy_image, resize_image
 from pvc.images.image import Image, ImageUri, parse_uri
 from pvc.images.store import Store
-from pvc.images.transfer import Incoming, Progress, import_files
+from pvc.images.streams import Progress
+from pvc.images.transfer import Incoming, import_files
 from pvc.model.site import Repository
 
 LOG = logging.getLogger(__name__)
@@ -74,6 +79,19 @@ class Repositories:
             hint="see pvc image list; make one: pvc image build, pvc image import",
         )
 
+    def choose(self, uri: str | ImageUri) -> tuple[Store, tuple[str, int]]:
+        """As ``locate``, by names alone: repository, name and revision of an image that may be damaged.
+
+        :raise UsageError: the name is malformed, or no repository has it.
+        :raise HostError: a repository cannot be read.
+        """
+        wanted = _parse(uri)
+        for store in (self.store(wanted.repository),) if wanted.repository else self.stores:
+            revisions = store.list_revisions().get(wanted.name, [])
+            if revisions and (wanted.revision or revisions[-1]) in revisions:
+                return store, (wanted.name, wanted.revision or revisions[-1])
+        raise UsageError(f"no image {str(wanted)!r}", hint="see pvc image list --all")
+
     def find(self, uri: str | ImageUri) -> Image:
         """The image that ``[repository:]name[@revision]`` means; see ``locate``."""
         return self.locate(uri).image
@@ -120,9 +138,7 @@ class Repositories:
         for blob in found.image.blobs:
             path = store.blob_path(blob)
             try:
-                size = path.stat().st_size
-                with path.open("rb") as stream:
-                    head = stream.read(header.PROBE_SIZE)
+                size, head = _read_head(path)
             except OSError as err:
                 raise GuestError(f"image {found.uri} cannot be used", hint=hint) from err
             if size != blob.size:
@@ -147,9 +163,42 @@ class Repositories:
         :raise UsageError: the source is not a disk that pvc takes, or there is no such repository.
         :raise HostError: the repository cannot be written, or is full; it is as before then.
         """
-        store = self.store(repository)
-        store.ensure(private=store.path.is_relative_to(self._home or Path.home()))
+        store = self._ensure(repository)
         return FoundImage(store.name, import_files(store, incoming, progress, reuse=reuse))
+
+    def import_archive(
+        self, source: Path, name: str | None, owner: str, progress: Progress, *, repository: str | None = None
+    ) -> tuple[FoundImage, ...]:
+        """Make the images of an archive the next revisions of their names; see ``archive.import_archive``."""
+        store = self._ensure(repository)
+        return tuple(FoundImage(store.name, each) for each in import_archive(store, source, name, owner, progress))
+
+    def export(self, found: Sequence[FoundImage], target: Path, progress: Progress) -> None:
+        """Write images as one archive; see ``archive.export_images``."""
+        export_images([(self.store(each.repository), each.image) for each in found], target, progress)
+
+    def copy(self, found: FoundImage, target: str, owner: str, progress: Progress) -> FoundImage:
+        """Make an image the next revision of ``target`` ("[repository:]name"; by default in the first one).
+
+        :raise UsageError: ``target`` is no name, or there is no such repository.
+        :raise GuestError: the image is damaged.
+        :raise HostError: a repository cannot be read or written; the target is as before then.
+        """
+        wanted = _parse(target)
+        if wanted.revision:
+            raise UsageError(f"{target!r}: revisions are numbered by the repository", hint=f"say {wanted.name!r}")
+        source, store = self.store(found.repository), self._ensure(wanted.repository)
+        return FoundImage(store.name, copy_image(source, found.image, store, wanted.name, owner, progress))
+
+    def resize(self, found: FoundImage, size: int, owner: str, progress: Progress) -> FoundImage:
+        """Make an image with a disk of ``size`` bytes its next revision; see ``resize_image``."""
+        store = self.store(found.repository)
+        return FoundImage(store.name, resize_image(store, found.image, size, owner, progress))
+
+    def _ensure(self, name: str | None) -> Store:
+        store = self.store(name)
+        store.ensure(private=store.path.is_relative_to(self._home or Path.home()))
+        return store
 
     def delete(self, uri: str | ImageUri, *, every: bool = False) -> tuple[tuple[str, ...], int]:
         """Remove one revision (the newest, unless one is named), or ``every`` one, and the files only it had.
@@ -171,6 +220,20 @@ class Repositories:
                 freed = store.delete(wanted.name, revisions)
                 return tuple(f"{store.name}:{wanted.name}@{revision}" for revision in revisions), freed
         raise UsageError(f"no image {str(wanted)!r}", hint="see pvc image list")
+
+
+def _read_head(path: Path) -> tuple[int, bytes]:
+    """Size and first bytes. A collector may have the file in hand for a moment and put it back."""
+    for _ in range(5):
+        with suppress(FileNotFoundError):
+            return path.stat().st_size, _read_start(path)
+        time.sleep(0.05)
+    return path.stat().st_size, _read_start(path)
+
+
+def _read_start(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(header.PROBE_SIZE)
 
 
 def _parse(uri: str | ImageUri) -> ImageUri:

@@ -3,32 +3,39 @@
     .config              {"version": 1}
     data/xx/SHA256       the files of images, named by their content; never written to again
     meta/NAME@REV.json   one revision of an image
-    .tmp/                files being written, each held by flock(2) by its writer
-    .lock                held while names are given or taken away
+    .tmp/                what is unfinished; see pvc.images.scratch
 
-Everybody reads without a lock: a file appears complete under its name, or not at all. A revision's name
-is taken by link(2), so two writers never get the same one, even on a file system without locks.
+Everybody reads without a lock: a file appears complete under its name, or not at all. Nobody writes under a
+lock either, so no dead node can hold one: a revision's name is taken by link(2), and what a writer needs
+is kept from collectors by claims.
+
+    writer     claims each file in .tmp/, links it into data/, links the revision, looks that all files are
+               (still) in data/ and links its own copy again if not, drops the claims
+    collector  takes what no claim and no revision names out of data/ to .tmp/*.gone, and looks again: what
+               is named by now is put back, the rest removed
+
+A writer whose claim was made too late for the second look finds the file gone already and puts its own copy
+there; any other claim was seen. A collector that dies in between leaves *.gone for the next one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import json
 import logging
 import os
 import re
 import secrets
-import stat
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from pvc import codec, files
 from pvc.errors import GuestError, HostError, PvcError
+from pvc.images import scratch
 from pvc.images.image import MAX_REVISION, Blob, Image
 from pvc.model.site import Repository
 
@@ -36,11 +43,19 @@ LOG = logging.getLogger(__name__)
 
 VERSION = 1
 _META = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,62})@([1-9][0-9]{0,8})\.json$")
-_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
-# Where flock(2) does not work, a temporary file this old belongs to nobody any more.
-_ABANDONED_S = 24 * 3600.0
 _MAX_META = 1 << 20
 _PARTS = ("data", "meta", ".tmp")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What was removed: files, and the bytes that they took."""
+
+    files: int = 0
+    size: int = 0
+
+    def __add__(self, other: Collected) -> Collected:
+        return Collected(self.files + other.files, self.size + other.size)
 
 
 class Store:
@@ -131,6 +146,13 @@ class Store:
             ) from None
         return image
 
+    def measure(self) -> int:
+        """Bytes that all files of images take on the disk.
+
+        :raise OSError: the repository cannot be read.
+        """
+        return sum(path.stat().st_blocks * 512 for path in self._walk_data())
+
     def blob_path(self, blob: Blob) -> Path:
         """Where a file of an image is, whether or not it is there."""
         return self.path / "data" / blob.sha256[:2] / blob.sha256
@@ -144,11 +166,11 @@ class Store:
         """
         if self.exists():
             return
-        with self._explained("make"):
+        with self.explained("make"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _make_dir(self.path, 0o700 if private else 0o755)
+            scratch.make_dir(self.path, 0o700 if private else 0o755)
             for name in _PARTS:
-                _make_dir(self.path / name, 0o755)
+                scratch.make_dir(self.path / name, 0o755)
             files.write_atomic(self.path / ".config", json.dumps({"version": VERSION}) + "\n", sync=True)
 
     @contextmanager
@@ -159,29 +181,14 @@ class Store:
 
         :raise HostError: it cannot be made.
         """
-        with self._explained("write to"):
-            fd, path = self._open_temporary()
+        with self.explained("write to"):
+            fd, path = scratch.open_temporary(self.path / ".tmp")
             try:
                 with os.fdopen(fd, "w+b", buffering=0) as stream:
                     yield stream, path
             finally:
                 with suppress(FileNotFoundError):
                     path.unlink()
-
-    def _open_temporary(self) -> tuple[int, Path]:
-        while True:
-            path = self.path / ".tmp" / secrets.token_hex(8)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                _try_lock(fd, wait=True)
-                # A sweep may have taken it between the two calls.
-                if os.fstat(fd).st_nlink:
-                    return fd, path
-            except BaseException:
-                os.close(fd)
-                path.unlink(missing_ok=True)
-                raise
-            os.close(fd)
 
     def publish(self, image: Image, contents: dict[str, Path], *, reuse: bool = False) -> Image:
         """Give ``image`` the next free revision, and its files (checksum -> temporary file) their names.
@@ -191,92 +198,76 @@ class Store:
         :return: the image with its revision.
         :raise HostError: the repository cannot be written; nothing has been named then.
         """
-        with self._explained("write to"), self._writing() as alone:
-            self._sweep()
-            if alone:
-                self._remove_unused()
-            if reuse and (same := self._find_same(image)):
-                return same
+        with self.session() as session:
             for blob in image.blobs:
-                self._publish_blob(blob, contents[blob.sha256])
+                if not session.has(blob):
+                    session.add(blob, contents[blob.sha256])
+            return session.commit(image, reuse=reuse)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """One writer's claims, for as long as the block lasts; then what nobody names is removed.
+
+        :raise HostError: the repository cannot be written.
+        """
+        with self.temporary() as (_, path), self.explained("write to"):
+            session = Session(self, path)
             try:
-                return self._publish_meta(image)
-            except BaseException:
-                if alone:
-                    self._remove_unused()
-                raise
-
-    def _find_same(self, image: Image) -> Image | None:
-        revisions = self.list_revisions().get(image.name, [])
-        newest = self.read(image.name, revisions[-1]) if revisions else None
-        if newest is None:
-            return None
-        wanted = dataclasses.replace(image, revision=newest.revision, created=newest.created, owner=newest.owner)
-        whole = all(_has_size(self.blob_path(blob), blob.size) for blob in newest.blobs)
-        return newest if newest == wanted and whole else None
-
-    def _publish_blob(self, blob: Blob, source: Path) -> None:
-        path = self.blob_path(blob)
-        _make_dir(path.parent, 0o755)
-        # The same content may be there already. A copy of another size is damaged: it is replaced.
-        if _has_size(path, blob.size):
-            return
-        os.rename(source, path)
-        path.chmod(0o444)
-        _sync_dir(path.parent)
-
-    def _publish_meta(self, image: Image) -> Image:
-        taken = self.list_revisions().get(image.name, [0])[-1]
-        with self.temporary() as (stream, path):
-            while taken < MAX_REVISION:
-                taken += 1
-                numbered = dataclasses.replace(image, revision=taken)
-                stream.seek(0)
-                stream.truncate()
-                stream.write((codec.dumps(numbered) + "\n").encode())
-                os.fchmod(stream.fileno(), 0o444)
-                os.fsync(stream.fileno())
-                with suppress(FileExistsError):
-                    os.link(path, self.path / "meta" / f"{numbered}.json")
-                    _sync_dir(self.path / "meta")
-                    return numbered
-        raise HostError(f"image {image.name!r} has no free revision left")
+                yield session
+            finally:
+                session.close()
+                # What stays is found by the next writer.
+                with suppress(OSError, PvcError):
+                    self.collect()
 
     def delete(self, name: str, revisions: list[int]) -> int:
         """Remove revisions of an image, and the files that no other image has; bytes freed.
 
-        Nodes that have a file open go on reading it, as far as the file system allows.
+        Who has a file open goes on reading it, as far as the file system allows.
 
         :raise HostError: the repository cannot be written.
         """
-        with self._explained("write to"), self._writing():
+        with self.explained("write to"):
             for revision in revisions:
                 with suppress(FileNotFoundError):
                     (self.path / "meta" / f"{name}@{revision}.json").unlink()
-            _sync_dir(self.path / "meta")
-            self._sweep()
-            return self._remove_unused()
+            scratch.sync_dir(self.path / "meta")
+            return self.collect().size
 
-    def sweep(self) -> None:
-        """Remove what writers that died have left.
+    def collect(self, *, dry_run: bool = False) -> Collected:
+        """Remove what dead writers have left, and files that no revision and no living writer names.
+
+        A damaged description hides which files it needs: then no file of an image goes.
 
         :raise HostError: the repository cannot be written.
         """
-        with self._explained("write to"), self._writing() as alone:
-            self._sweep()
-            if alone:
-                self._remove_unused()
+        with self.explained("write to"):
+            temporary = self.path / ".tmp"
+            swept = Collected() if dry_run else _total(scratch.sweep(temporary))
+            used = self._find_used()
+            if used is None:
+                self._put_back(None)
+                return swept
+            unused = [path for path in self._walk_data() if path.name not in used]
+            if dry_run:
+                return _total(scratch.stored_size(path) for path in unused)
+            for path in unused:
+                with suppress(FileNotFoundError):
+                    os.rename(path, temporary / f"{path.name}.{secrets.token_hex(8)}.gone")
+            for place in (self.path / "data", self.path / "meta"):
+                scratch.remove_probes(place)
+            if not scratch.find_gone(temporary):
+                return swept
+            scratch.refresh_dir(temporary)
+            scratch.refresh_dir(self.path / "meta")
+            return swept + self._put_back(self._find_used())
 
-    def _sweep(self) -> None:
-        for entry in os.scandir(self.path / ".tmp"):
-            with suppress(FileNotFoundError):
-                if _is_abandoned(Path(entry.path)):
-                    LOG.debug("removing the unfinished %s", entry.path)
-                    os.unlink(entry.path)
+    def _find_used(self) -> set[str] | None:
+        """Checksums that claims and revisions name; None where a damaged description hides some.
 
-    def _remove_unused(self) -> int:
-        """Bytes freed. A damaged description hides which files it needs: then nothing is removed."""
-        used: set[str] = set()
+        Claims are read first: a writer drops them when its revision has its name.
+        """
+        used = scratch.find_claimed(self.path / ".tmp")
         try:
             for name, revisions in self.list_revisions().items():
                 for revision in revisions:
@@ -284,27 +275,35 @@ class Store:
                     used.update(blob.sha256 for blob in image.blobs) if image else None
         except PvcError as err:
             LOG.warning("unused files of repository %s stay: %s", self.name, err)
-            return 0
-        freed = 0
+            return None
+        return used
+
+    def _walk_data(self) -> Iterator[Path]:
         for directory in os.scandir(self.path / "data"):
-            for entry in os.scandir(directory.path):
-                if entry.name not in used:
-                    freed += entry.stat(follow_symlinks=False).st_blocks * 512
-                    os.unlink(entry.path)
-        return freed
+            if directory.is_dir(follow_symlinks=False):
+                for entry in os.scandir(directory.path):
+                    if scratch.is_sha256(entry.name):
+                        yield Path(entry.path)
+
+    def _put_back(self, used: set[str] | None) -> Collected:
+        """End what collectors have begun: files of ``used`` (None: all) go back, the others are removed."""
+        removed: list[int] = []
+        for path in scratch.find_gone(self.path / ".tmp"):
+            sha256 = path.name.partition(".")[0]
+            with suppress(FileNotFoundError):
+                if used is None or sha256 in used:
+                    scratch.link(path, self.path / "data" / sha256[:2] / sha256)
+                else:
+                    removed.append(scratch.stored_size(path))
+                path.unlink()
+        return _total(removed)
 
     @contextmanager
-    def _writing(self) -> Iterator[bool]:
-        """Hold the writers' lock; False where the file system has no locks, so others may write too."""
-        fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            yield _try_lock(fd, wait=True)
-        finally:
-            os.close(fd)
+    def explained(self, verb: str) -> Iterator[None]:
+        """Turn errors of the system into ours, with the reason that people meet most.
 
-    @contextmanager
-    def _explained(self, verb: str) -> Iterator[None]:
-        """Turn errors of the system into ours, with the reason that people meet most."""
+        :raise HostError: in place of an OSError.
+        """
         try:
             yield
         except OSError as err:
@@ -316,45 +315,121 @@ class Store:
             raise HostError(f"cannot {verb} the image repository {self.name!r} ({self.path})", hint=hint) from err
 
 
-def _try_lock(fd: int, *, wait: bool) -> bool:
-    """Whether the lock is ours now; where there are no locks it is nobody's, and the answer is False."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as err:
-        if err.errno not in _NO_LOCKS and not isinstance(err, BlockingIOError):
-            raise
-        return False
-    return True
+class Session:
+    """What one writer is about to name; see the module. Methods raise OSError."""
 
+    def __init__(self, store: Store, path: Path) -> None:
+        self._store = store
+        self._path = path
+        self._claims: dict[Blob, Path] = {}
 
-def _is_abandoned(path: Path) -> bool:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode):
+    def work_path(self, what: str) -> Path:
+        """A name for a file of this session that other programs write; gone with the session."""
+        return self._path.with_name(f"{what}.{self._path.name}.keep")
+
+    def has(self, blob: Blob) -> bool:
+        """Whether ``blob`` was claimed or added."""
+        return blob in self._claims
+
+    def path_of(self, blob: Blob) -> Path:
+        """Where a file that was added is until it has its name."""
+        return self._claims[blob]
+
+    def claim(self, blob: Blob) -> bool:
+        """Keep a file that the repository has from collectors; False when it is not there, or is damaged."""
+        path = self.work_path(blob.sha256)
+        try:
+            os.link(self._store.blob_path(blob), path)
+        except FileNotFoundError:
             return False
-        return _try_lock(fd, wait=False) or time.time() - facts.st_mtime > _ABANDONED_S
-    finally:
-        os.close(fd)
+        except FileExistsError:
+            pass
+        except PermissionError:
+            # Another user's file (fs.protected_hardlinks): the name alone says that it is needed.
+            path.touch(0o444)
+        if not scratch.has_size(self._store.blob_path(blob), blob.size):
+            path.unlink()
+            return False
+        self._claims[blob] = path
+        return True
+
+    def add(self, blob: Blob, path: Path) -> None:
+        """Take a temporary file with this content; it is claimed, too."""
+        path.chmod(0o444)
+        os.rename(path, self.work_path(blob.sha256))
+        self._claims[blob] = self.work_path(blob.sha256)
+
+    def commit(self, image: Image, *, reuse: bool = False) -> Image:
+        """As ``Store.publish``, of files that were all claimed or added.
+
+        :raise HostError: the session lasted so long that it was taken for dead.
+        """
+        if reuse and (same := self._find_same(image)):
+            return same
+        for blob in image.blobs:
+            self._settle(blob)
+        for blob in image.blobs:
+            scratch.sync_dir(self._store.blob_path(blob).parent)
+        named = self._publish_meta(image)
+        try:
+            for blob in image.blobs:
+                self._settle(blob)
+        except BaseException:
+            (self._store.path / "meta" / f"{named}.json").unlink(missing_ok=True)
+            raise
+        return named
+
+    def close(self) -> None:
+        """Drop all claims."""
+        for path in self._path.parent.glob(f"*.{self._path.name}.keep"):
+            path.unlink(missing_ok=True)
+
+    def _settle(self, blob: Blob) -> None:
+        """Have the file in data/, whole."""
+        path, own = self._store.blob_path(blob), self._claims[blob]
+        scratch.make_dir(path.parent, 0o755)
+        # A node's cached view of the directory may be older than what a collector elsewhere has done.
+        scratch.refresh_dir(path.parent)
+        if scratch.has_size(path, blob.size):
+            return
+        if not scratch.has_size(own, blob.size):
+            raise HostError(f"a file of the image has vanished from repository {self._store.name!r} meanwhile")
+        # A copy of another size is damaged.
+        path.unlink(missing_ok=True)
+        scratch.link(own, path, keep=True)
+
+    def _find_same(self, image: Image) -> Image | None:
+        revisions = self._store.list_revisions().get(image.name, [])
+        newest = self._store.read(image.name, revisions[-1]) if revisions else None
+        if newest is None:
+            return None
+        wanted = dataclasses.replace(image, revision=newest.revision, created=newest.created, owner=newest.owner)
+        whole = all(scratch.has_size(self._store.blob_path(blob), blob.size) for blob in newest.blobs)
+        return newest if newest == wanted and whole else None
+
+    def _publish_meta(self, image: Image) -> Image:
+        directory = self._store.path / "meta"
+        taken = self._store.list_revisions().get(image.name, [0])[-1]
+        with self._store.temporary() as (stream, path):
+            while taken < MAX_REVISION:
+                taken += 1
+                numbered = dataclasses.replace(image, revision=taken)
+                stream.seek(0)
+                stream.truncate()
+                stream.write((codec.dumps(numbered) + "\n").encode())
+                os.fchmod(stream.fileno(), 0o444)
+                os.fsync(stream.fileno())
+                try:
+                    os.link(path, directory / f"{numbered}.json")
+                except FileExistsError:
+                    # NFS: the answer to our own success may have been lost, and link(2) sent again.
+                    if os.fstat(stream.fileno()).st_nlink < 2:
+                        continue
+                scratch.sync_dir(directory)
+                return numbered
+        raise HostError(f"image {image.name!r} has no free revision left")
 
 
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except FileNotFoundError:
-        return False
-
-
-def _make_dir(path: Path, mode: int) -> None:
-    """Make a directory unless it is there, with this very mode whatever the umask."""
-    with suppress(FileExistsError):
-        path.mkdir()
-        path.chmod(mode)
-
-
-def _sync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _total(sizes: Iterable[int]) -> Collected:
+    counted = list(sizes)
+    return Collected(len(counted), sum(counted))

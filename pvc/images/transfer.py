@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import logging
 import os
-import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -17,26 +13,23 @@ from typing import IO
 from pvc.errors import CommandError, HostError, UsageError
 from pvc.host import qemuimg
 from pvc.images import header
+from pvc.images.foreign import convert, unpacked
 from pvc.images.image import Blob, Format, Image
-from pvc.images.store import Store
+from pvc.images.store import Session, Store
+from pvc.images.streams import Progress, check_space, copy_stream, hash_file, open_source, read_exactly, sync_file
 from pvc.parse import parse_name
 
 LOG = logging.getLogger(__name__)
 
-_CHUNK = 4 << 20
-_HOLE = 64 << 10
-_ZEROS = bytes(_HOLE)
 _MAX_BOOT_FILE = 1 << 30
 # Kernel command lines: COMMAND_LINE_SIZE is 2048 on x86.
 _MAX_APPEND = 2047
-
-# Called with what is being done, bytes done and bytes in all.
-Progress = Callable[[str, int, int], None]
+_MAX_TEXT = 1000
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """What to import: ``source`` is a disk, read as ``format`` or, when None, as its header says."""
+    """What to import: ``source`` is a disk, read as ``format``, or ``foreign`` (see FORMATS), or as its header says."""
 
     source: Path
     name: str
@@ -47,41 +40,35 @@ class Incoming:
     description: str = ""
     owner: str = ""
     hints: dict[str, str] = field(default_factory=dict)
+    foreign: str | None = None
 
 
 def import_files(store: Store, incoming: Incoming, progress: Progress, *, reuse: bool = False) -> Image:
     """Copy a disk, and a kernel and an initrd if given, into ``store`` as the next revision of an image.
 
-    A raw disk stays raw and gets holes where it is zero: its checksum stays the one its publisher gives.
+    A compressed disk is unpacked, one of another hypervisor becomes qcow2. A raw disk stays raw and gets holes
+    where it is zero: its checksum stays the one its publisher gives.
     ``reuse``: if the newest revision is the same in all that matters, that one is returned.
 
     :raise UsageError: a source cannot be read or is not what it should be.
     :raise HostError: the repository cannot be written, or is full; it is as before then.
     """
     _check_request(incoming)
-    with ExitStack() as opened:
-        disk = opened.enter_context(_open_source(incoming.source))
-        facts = _probe(disk, incoming.source, incoming.format)
+    with store.session() as session, ExitStack() as opened:
         extra = {
-            kind: (path, opened.enter_context(_open_source(path)))
+            kind: (path, opened.enter_context(open_source(path)))
             for kind, path in (("kernel", incoming.kernel), ("initrd", incoming.initrd))
             if path is not None
         }
         for kind, (path, stream) in extra.items():
-            _check_boot_file(kind, path, stream)
-        _check_space(store, [disk, *(stream for _, stream in extra.values())])
-        contents: dict[str, Path] = {}
-        copy, path = opened.enter_context(store.temporary())
-        blob = _copy(disk, incoming.source, copy, facts.format is Format.RAW, progress)
-        contents[blob.sha256] = path
-        if _probe(copy, incoming.source, facts.format) != facts:
-            raise UsageError(f"{incoming.source} changed while it was read")
-        _check_inside(path, incoming.source, facts.format)
+            check_boot_file(kind, path, stream)
+        check_space(store, [stream for _, stream in extra.values()])
+        facts, blob = _bring_disk(store, session, incoming, progress)
         blobs: dict[str, Blob] = {}
         for kind, (source, stream) in extra.items():
-            copy, path = opened.enter_context(store.temporary())
-            blobs[kind] = _copy(stream, source, copy, False, progress)
-            contents[blobs[kind].sha256] = path
+            with store.temporary() as (copy, path):
+                blobs[kind] = copy_stream(stream, source, copy, False, progress)
+                session.add(blobs[kind], path)
         image = Image(
             name=incoming.name,
             revision=1,
@@ -96,7 +83,47 @@ def import_files(store: Store, incoming: Incoming, progress: Progress, *, reuse:
             description=incoming.description,
             hints=incoming.hints,
         )
-        return store.publish(image, contents, reuse=reuse)
+        return session.commit(image, reuse=reuse)
+
+
+def _bring_disk(
+    store: Store, session: Session, incoming: Incoming, progress: Progress
+) -> tuple[header.HeaderFacts, Blob]:
+    """Unpack, convert or copy, whatever is needed, and check the result."""
+    source = incoming.source
+    with unpacked(store, session, source, progress) as plain:
+        expected = incoming.foreign or incoming.format
+        converted = convert(store, session, source, plain, expected, progress)
+        ours = converted or (plain if plain != source else None)
+        kind = Format.QCOW2 if converted else incoming.format
+        with open_source(ours or source) as disk:
+            facts = _probe(disk, source, kind)
+            if ours is None:
+                check_space(store, [disk])
+                with store.temporary() as (copy, path):
+                    blob = copy_stream(disk, source, copy, facts.format is Format.RAW, progress)
+                    check_disk(path, source, facts.format, facts.size)
+                    session.add(blob, path)
+                return facts, blob
+        if facts.format is Format.RAW:
+            # QEMU sees whole sectors.
+            os.truncate(ours, facts.size)
+        blob = hash_file(ours, source.name, progress)
+        check_disk(ours, source, facts.format, facts.size)
+        sync_file(ours)
+        session.add(blob, ours)
+        return facts, blob
+
+
+def check_disk(path: Path, source: Path, kind: Format, size: int) -> None:
+    """Look at the copy of ``source`` that nobody else can change: its header, and the tables of a qcow2.
+
+    :raise UsageError: it is not the disk that it was, or damaged.
+    """
+    with path.open("rb", buffering=0) as stream:
+        if _probe(stream, source, kind) != header.HeaderFacts(kind, size):
+            raise UsageError(f"{source} changed while it was read, or is not what it should be")
+    _check_inside(path, source, kind)
 
 
 def _check_request(incoming: Incoming) -> None:
@@ -106,28 +133,28 @@ def _check_request(incoming: Incoming) -> None:
         raise UsageError(str(err)) from None
     if incoming.kernel is None and (incoming.initrd is not None or incoming.append):
         raise UsageError("an initrd and a kernel command line need a kernel (--kernel)")
-    if len(incoming.append) > _MAX_APPEND or not incoming.append.isprintable():
-        raise UsageError(f"a kernel command line is one printable line of at most {_MAX_APPEND} characters")
-
-
-@contextmanager
-def _open_source(path: Path) -> Iterator[IO[bytes]]:
     try:
-        # A FIFO must not hold us up; O_NONBLOCK does nothing to a file.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as err:
-        raise UsageError(f"cannot read {path}") from err
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise UsageError(f"{path} is not a file")
-    with os.fdopen(fd, "rb", buffering=0) as stream:
-        yield stream
+        check_texts(incoming.append, incoming.description, incoming.hints)
+    except ValueError as err:
+        raise UsageError(str(err)) from None
+
+
+def check_texts(append: str, description: str, hints: dict[str, str]) -> None:
+    """What people and kernels will read.
+
+    :raise ValueError: something is too long, or would do something to a terminal.
+    """
+    if len(append) > _MAX_APPEND or not append.isprintable():
+        raise ValueError(f"a kernel command line is one printable line of at most {_MAX_APPEND} characters")
+    for text in (description, *hints, *hints.values()):
+        if len(text) > _MAX_TEXT or not text.isprintable():
+            raise ValueError(f"a description is one printable line of at most {_MAX_TEXT} characters")
 
 
 def _probe(stream: IO[bytes], path: Path, expected: Format | None) -> header.HeaderFacts:
     try:
         stream.seek(0)
-        head = _read_exactly(stream, header.PROBE_SIZE)
+        head = read_exactly(stream, header.PROBE_SIZE)
         return header.parse_header(head, os.fstat(stream.fileno()).st_size, expected)
     except OSError as err:
         raise UsageError(f"cannot read {path}") from err
@@ -135,102 +162,18 @@ def _probe(stream: IO[bytes], path: Path, expected: Format | None) -> header.Hea
         raise UsageError(f"cannot import {path}: {err}", hint=err.hint) from None
 
 
-def _read_exactly(stream: IO[bytes], size: int) -> bytes:
-    """``size`` bytes, or all up to the end of the file."""
-    parts: list[bytes] = []
-    while size and (part := stream.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+def check_boot_file(kind: str, path: Path, stream: IO[bytes]) -> None:
+    """Look at what shall be a kernel or an initrd.
 
-
-def _check_boot_file(kind: str, path: Path, stream: IO[bytes]) -> None:
+    :raise UsageError: it is something else.
+    """
     size = os.fstat(stream.fileno()).st_size
     if not 0 < size <= _MAX_BOOT_FILE:
         raise UsageError(f"{path}: {size} bytes is no {kind}")
-    head = _read_exactly(stream, 0x206)
+    head = read_exactly(stream, 0x206)
     # bzImage (Documentation/arch/x86/boot.rst), an EFI stub, or an ELF kernel for PVH.
     if kind == "kernel" and not (head[0x202:] == b"HdrS" or head[:2] == b"MZ" or head[:4] == b"\x7fELF"):
         raise UsageError(f"{path} is not a Linux kernel (bzImage, EFI stub or ELF)")
-
-
-def _check_space(store: Store, streams: list[IO[bytes]]) -> None:
-    """Say it before copying for minutes; the copy itself finds it again if others fill the disk meanwhile."""
-    try:
-        facts = os.statvfs(store.path)
-    except OSError as err:
-        raise HostError(f"cannot write to the image repository {store.name!r}") from err
-    needed = sum(min(info.st_size, info.st_blocks * 512) for info in (os.fstat(s.fileno()) for s in streams))
-    free = facts.f_bavail * facts.f_frsize
-    if needed > free:
-        raise HostError(
-            f"{store.path} has {free >> 20} MiB free; the image needs {needed >> 20} MiB",
-            hint=f"free space below {store.path}, or delete images: pvc image delete",
-        )
-
-
-def _copy(source: IO[bytes], path: Path, target: IO[bytes], sparse: bool, progress: Progress) -> Blob:
-    """Copy to the end, hash what is copied, and bring it to the disk; ``sparse`` leaves holes for zeros.
-
-    :raise UsageError: the source cannot be read, or changes its size meanwhile.
-    :raise OSError: the target cannot be written.
-    """
-    digest = hashlib.sha256()
-    total = os.fstat(source.fileno()).st_size
-    done = 0
-    _rewind(source, path)
-    progress(path.name, 0, total)
-    while chunk := _read_source(source, path):
-        digest.update(chunk)
-        _write(target, chunk, sparse)
-        done += len(chunk)
-        progress(path.name, done, total)
-    if done != total:
-        raise UsageError(f"{path} changed while it was read ({total} bytes, then {done})")
-    if sparse and done % header.SECTOR:
-        # QEMU sees whole sectors.
-        padding = bytes(-done % header.SECTOR)
-        digest.update(padding)
-        done += len(padding)
-    target.truncate(done)
-    os.fsync(target.fileno())
-    return Blob(digest.hexdigest(), done)
-
-
-def _rewind(source: IO[bytes], path: Path) -> None:
-    try:
-        source.seek(0)
-        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    except OSError as err:
-        raise UsageError(f"cannot read {path}") from err
-
-
-def _read_source(source: IO[bytes], path: Path) -> bytes:
-    try:
-        return source.read(_CHUNK)
-    except OSError as err:
-        raise UsageError(f"cannot read {path}") from err
-
-
-def _write(target: IO[bytes], chunk: bytes, sparse: bool) -> None:
-    if not sparse:
-        _write_all(target, chunk)
-        return
-    for at in range(0, len(chunk), _HOLE):
-        piece = chunk[at : at + _HOLE]
-        if piece == _ZEROS[: len(piece)]:
-            target.seek(len(piece), os.SEEK_CUR)
-        else:
-            _write_all(target, piece)
-
-
-def _write_all(target: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        written = target.write(view)
-        if not written:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        view = view[written:]
 
 
 def _check_inside(path: Path, source: Path, kind: Format) -> None:

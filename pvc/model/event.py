@@ -32,3 +32,4 @@ class Event:
     detail: str = ""
     hint: str | None = None
     exit_code: int | None = None
+    last_words: tuple[str, ...] = ()  # of a VM that failed: the last lines of its console

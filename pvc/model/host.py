@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 
 @dataclass(frozen=True)
@@ -18,23 +19,78 @@ class JobFacts:
 
 
 @dataclass(frozen=True)
+class Underlay:
+    """A network between nodes: this node's address and device there, and all of the job's nodes' addresses."""
+
+    address: str
+    device: str
+    device_mtu: int
+    peers: dict[str, str]
+
+
+class BridgeKind(StrEnum):
+    """What a bridge of the site's is made of."""
+
+    LINUX = "linux"
+    OVS = "ovs"
+
+
+@dataclass(frozen=True)
+class HostBridge:
+    """A bridge of the site's on this node. ``datapath`` is Open vSwitch's: "system" or "netdev"."""
+
+    kind: BridgeKind
+    mtu: int
+    filters_vlans: bool = False
+    datapath: str = "system"
+
+
+@dataclass(frozen=True)
+class PciDevice:
+    """A PCI device of this node: its driver, its IOMMU group, and the group's other devices with their drivers."""
+
+    driver: str | None
+    group: int | None
+    others: tuple[tuple[str, str | None], ...] = ()
+
+
+@dataclass(frozen=True)
 class NodeFacts:
-    """This node on the underlay, and the addresses of the job's nodes (this one included)."""
+    """This node under its own name, and the addresses of the job's nodes (this one included).
+
+    ``tunnels`` are the networks between nodes under other names, by what is added to a node's name.
+    ``ovs_datapath``: where Open vSwitch forwards, "system" (the kernel) or "netdev" (its own process).
+    """
 
     address: str
     device: str
     device_mtu: int
     peers: dict[str, str]
     dns_servers: tuple[str, ...]
+    tunnels: dict[str, Underlay] = field(default_factory=dict)
+    ovs_datapath: str = "netdev"
+    addresses: tuple[str, ...] = ()  # all of this node, IPv4 and IPv6, with prefix lengths
+    exits: tuple[str, ...] = ()  # devices of default routes: where answers from outside come in
+    bridges: dict[str, HostBridge] = field(default_factory=dict)  # those that the job needs and that are there
+    devices: dict[str, PciDevice] = field(default_factory=dict)  # those of the site's lists that are there
+
+    def underlay(self, suffix: str) -> Underlay:
+        """The network between nodes whose names end with ``suffix``."""
+        own = Underlay(self.address, self.device, self.device_mtu, self.peers)
+        return self.tunnels[suffix] if suffix else own
 
 
 @dataclass(frozen=True)
 class Grants:
     """Numbers that were handed out: VNIs are unique in the site, the rest on this node.
 
-    ``ports`` has one host port for each local VM in rank order, empty without reverse NAT.
+    ``ports`` are this node's forwarded ports in the order of ``plan.forwards``, empty without reverse NAT. ``meters``
+    are two for each local interface whose rate the shared switch limits. ``devices`` are addresses of PCI devices by
+    network, one for each local VM in rank order.
     """
 
     vnis: dict[str, int]
     uplink_slot: int
     ports: tuple[int, ...]
+    meters: tuple[int, ...] = ()
+    devices: dict[str, tuple[str, ...]] = field(default_factory=dict)

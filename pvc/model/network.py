@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
+
+# Between a node and the clusters on it, never outside a node: a site prefix drawn once (RFC 4193).
+UPLINKS6 = IPv6Network("fdb1:7c3e:5a90::/48")
 
 
 class DataPath(StrEnum):
@@ -29,13 +32,37 @@ class Outbound(StrEnum):
     NONE = "none"
 
 
+class Outbound6(StrEnum):
+    """How IPv6 packets of VMs leave their node: with its own address (NAT66, RFC 6296 in spirit), or as they are."""
+
+    NAT = "nat"
+    ROUTED = "routed"
+
+
+class Protocol(StrEnum):
+    """What a forwarded port speaks."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class Access(StrEnum):
+    """Who may use a forwarded port: any host that reaches the node, or the job's owner on the node itself."""
+
+    ANY = "any"
+    OWNER = "owner"
+
+
 @dataclass(frozen=True)
 class ReverseNat:
-    """A port of each VM, reached through a port of its node out of [min_host_port, max_host_port]."""
+    """Ports of each VM, each reached through a port of its node out of [min_host_port, max_host_port]."""
 
-    vm_port: int
+    first_vm_port: int
+    last_vm_port: int
     min_host_port: int
     max_host_port: int
+    protocol: Protocol = Protocol.TCP
+    access: Access = Access.ANY
 
 
 @dataclass(frozen=True)
@@ -55,10 +82,57 @@ class EthernetNetwork:
     dns_search: tuple[str, ...]
     ntp_server: str | None
     allow_outbound: Outbound
-    reverse_nat: ReverseNat | None
+    reverse_nat: tuple[ReverseNat, ...]
     vxlan_port: int
     min_vni: int
     max_vni: int
+    int_network6: IPv6Network | None = None
+    outbound6: Outbound6 = Outbound6.NAT
+    allow_host: bool = False  # whether VMs reach services of their own node
+    allow_networks: tuple[IPv4Network | IPv6Network, ...] = ()  # that VMs reach although their node is part of them
+    manage_forwarding: bool = True
+    mac_offset: int = 0
+    host_suffix: str = ""  # of a node's name, for its address on the network that carries the tunnels
+    bandwidth_mbit: int | None = None  # of each VM's interface, each way
+
+
+class Tagging(StrEnum):
+    """How frames of a VLAN reach a VM: with their tag; without, beside tagged ones; or as the port's only VLAN."""
+
+    TAGGED = "tagged"
+    NATIVE = "native"
+    UNTAGGED = "untagged"
+
+
+@dataclass(frozen=True)
+class Vlan:
+    """A VLAN that VMs take part in (IEEE 802.1Q)."""
+
+    vid: int
+    tagging: Tagging
+
+
+@dataclass(frozen=True)
+class BridgedNetwork:
+    """A network of the site's own: VMs are ports of a bridge that the nodes have; keys as in networks.yaml."""
+
+    name: str
+    host_bridge: str
+    tap_prefix: str
+    mtu: int
+    vlans: tuple[Vlan, ...] = ()
+
+
+@dataclass(frozen=True)
+class PciNetwork:
+    """PCI devices of the nodes, one for each VM: network adapters and whatever else; keys as in networks.yaml."""
+
+    name: str
+    host_devices: tuple[str, ...]
+    host_driver: str
+
+
+Network = EthernetNetwork | BridgedNetwork | PciNetwork
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,19 @@ class Nic:
     address: str | None  # IPv4 with prefix length, "10.200.0.1/16"; None on L2
     gateway: str | None
     tap_index: int
+    address6: str | None = None  # IPv6 with prefix length
+    dhcp: bool = False  # somebody else's DHCP server may know this interface: a bridge of the site's
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A tap of a VM: its name, the namespace that it is in (None: the node's own), and whether frames have a
+    virtio-net header, by which guests leave checksums and segments to others.
+    """
+
+    name: str
+    netns: str | None
+    vnet_header: bool = True
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,9 @@ class VmGrant:
 
     rank: int
     nics: tuple[Nic, ...]
-    ports: dict[str, int]  # VM's TCP port -> port of the node
+    ports: dict[str, int]  # VM's port ("22", "53/udp") -> port of the node
+    devices: tuple[str, ...] = ()  # addresses of the node's PCI devices that are the VM's
+    owner_ports: tuple[str, ...] = ()  # those of ``ports`` that only the job's owner reaches, on the node itself
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from pvc.model.network import EthernetNetwork, ResourceSet
-from pvc.model.vm import Accel
+from pvc.model.network import Network, ResourceSet
+from pvc.model.vm import Accel, Mount
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,28 @@ class Repository:
 
 
 @dataclass(frozen=True)
+class KeyOrigin:
+    """A key of a template: its value, the file:line that gave it ("": the default), the ancestor that it is from."""
+
+    key: str
+    value: Any
+    source: str = ""
+    template: str = ""
+
+
+@dataclass(frozen=True)
+class DiskWish:
+    """One more disk of a VM: a copy of ``image``, or an empty one; ``size`` None: the image's."""
+
+    image: str | None
+    size: int | None
+    bus: str = "virtio"
+    cache: str = "unsafe"
+    discard: bool = True
+    iothread: bool = False
+
+
+@dataclass(frozen=True)
 class Template:
     """templates.yaml after inheritance and expansion, before its image is looked up."""
 
@@ -54,9 +77,23 @@ class Template:
     nic_model: str = "virtio-net"
     disk_model: str = "virtio"
     disk_cache: str = "unsafe"
+    disk_size: int | None = None
+    disk_discard: bool = True
+    disk_iothread: bool = True
+    disks: tuple[DiskWish, ...] = ()
+    firmware: str = "bios"
+    hugepages: str = ""
+    mount_points: tuple[Mount, ...] = ()
+    slurm_args: tuple[str, ...] = ()
+    gres: tuple[str, ...] = ()
+    cores: int | None = None
+    memory: int | None = None  # of the guest, in MiB
     qemu_bin: str = "qemu-system-x86_64"
     custom_args: tuple[str, ...] = ()
-    source: str = ""  # file:line that declared it
+    restart: str = "never"
+    remote_display: str = "none"
+    source: str = ""  # file:line that declared it; "image" for the template that an image is by itself
+    origins: tuple[KeyOrigin, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -64,7 +101,7 @@ class SiteConfig:
     """Everything that was configured, with defaults filled in."""
 
     batch: BatchSettings
-    networks: dict[str, EthernetNetwork]
+    networks: dict[str, Network]
     resource_sets: dict[str, ResourceSet]
     templates: dict[str, Template]
     repositories: tuple[Repository, ...]

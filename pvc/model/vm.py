@@ -15,14 +15,40 @@ class Accel(StrEnum):
 
 
 class Phase(StrEnum):
-    """How far a VM has come, in this order; FAILED and STOPPED end it."""
+    """How far a VM has come, in this order; PAUSED leads back, FAILED and STOPPED to a new start only."""
 
     WAITING = "waiting"  # nothing done yet
     NETWORK = "network"  # the node's share of the network is there, taps are in hand
     BOOTING = "booting"  # QEMU runs
     REACHABLE = "reachable"  # ssh answered with its banner
+    PAUSED = "paused"  # its processors stand still; ``detail`` says why
     STOPPED = "stopped"  # ended on request
     FAILED = "failed"  # ended by itself, or never started; ``detail`` says why
+
+
+ENDED = (Phase.FAILED, Phase.STOPPED)
+
+
+class Order(StrEnum):
+    """What may be asked of single VMs of a running cluster."""
+
+    RESET = "reset"
+    PAUSE = "pause"
+    RESUME = "resume"
+    STOP = "stop"
+    START = "start"
+
+
+# What dump-guest-memory of QEMU writes; makedumpfile's formats leave out pages of zeros.
+DUMP_FORMATS = ("elf", "kdump-zlib", "kdump-lzo", "kdump-snappy")
+
+
+class Restart(StrEnum):
+    """When a VM that ended by itself is started again."""
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"  # also after its guest powered itself off
 
 
 @dataclass(frozen=True)
@@ -32,6 +58,38 @@ class Disk:
     path: str
     format: str
     size: int
+
+
+@dataclass(frozen=True)
+class ExtraDisk:
+    """A disk besides the image's, new for each VM; ``base`` is what it starts from, None: it is empty."""
+
+    base: Disk | None
+    size: int
+    bus: str = "virtio"  # virtio | scsi
+    cache: str = "unsafe"
+    discard: bool = True
+    iothread: bool = False
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """UEFI firmware on a node: its code, and the VM's own copy of its variables; ``smm``: it needs that mode."""
+
+    code: str
+    variables: str
+    format: str = "raw"
+    smm: bool = False
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A directory of the host in a guest, over 9p; ``tag`` is its name there, "": any."""
+
+    source: str
+    target: str
+    read_only: bool = False
+    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,8 +115,16 @@ class VmTemplate:
     nic_model: str = "virtio-net"
     disk_model: str = "virtio"
     disk_cache: str = "unsafe"
+    disk_discard: bool = True
+    disk_iothread: bool = True
+    disks: tuple[ExtraDisk, ...] = ()
+    firmware: str = "bios"  # bios | uefi | uefi-secure
+    hugepages: str = ""  # "": none, 2M, 1G
+    mounts: tuple[Mount, ...] = ()
     qemu_bin: str = "qemu-system-x86_64"
     custom_args: tuple[str, ...] = ()
+    restart: Restart = Restart.NEVER
+    remote_display: str = "none"  # none | vnc | spice
 
 
 @dataclass(frozen=True)
@@ -80,3 +146,19 @@ class VmStatus:
     started: float | None
     reachable: float | None
     detail: str = ""
+    ssh_by_owner: bool = False  # only the job's owner reaches that port, and only on the node itself
+    restarts: int = 0  # how often it was started again because its template says so
+    last_words: tuple[str, ...] = ()  # of a failed VM: the last lines of its console
+
+
+@dataclass(frozen=True)
+class OrderResult:
+    """What became of an order to one VM, and how the VM is now; ``error`` None: it was carried out."""
+
+    rank: int
+    name: str
+    node: str
+    phase: Phase | None  # None: nobody knows
+    detail: str = ""
+    error: str | None = None
+    hint: str | None = None

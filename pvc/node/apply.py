@@ -15,8 +15,21 @@ from typing import Any
 
 from pvc.errors import HostError, PvcError
 from pvc.files import ensure_private_dir, locked, remove_tree
-from pvc.host import dnsmasq, ethernet, netns, nft, sysctl
-from pvc.plan import actions, nftables
+from pvc.host import (
+    arp,
+    dnsmasq,
+    ethernet,
+    forwarding6,
+    hostbridge,
+    netlink,
+    netns,
+    nft,
+    ovs,
+    switchports,
+    sysctl,
+    vfio,
+)
+from pvc.plan import actions, guard, nftables, openflow
 from pvc.state import membership
 from pvc.state.store import Store
 
@@ -28,6 +41,7 @@ class Hands:
     """What effects need besides their action: where this node keeps its shared records, and the store."""
 
     sysctl_record: Path
+    switch_record: Path
     node_lock: Path
     store: Callable[[], Store]
 
@@ -96,11 +110,11 @@ def _remove_netns(step: actions.AddNetns, _: Hands) -> None:
 
 
 def _add_bridge(step: actions.AddBridge, _: Hands) -> None:
-    ethernet.ensure_bridge(step.netns, step.name, step.mac, step.mtu, step.address)
+    ethernet.ensure_bridge(step.netns, step.name, step.mac, step.mtu, step.addresses)
 
 
 def _add_vxlan(step: actions.AddVxlan, _: Hands) -> None:
-    ethernet.ensure_vxlan(step.netns, step.name, step.bridge, step.vni, step.local, step.port, step.mtu)
+    ethernet.ensure_vxlan(step.netns, step.name, step.bridge, step.vni, step.local, step.port, step.mtu, step.flood)
 
 
 def _remove_vxlan(step: actions.AddVxlan, _: Hands) -> None:
@@ -108,17 +122,79 @@ def _remove_vxlan(step: actions.AddVxlan, _: Hands) -> None:
 
 
 def _add_taps(step: actions.AddTaps, _: Hands) -> None:
-    ethernet.ensure_taps(step.netns, step.bridge, step.mtu, step.names)
+    mbit = step.bandwidth_mbit
+    limit = None if mbit is None else netlink.Limit(mbit * 125_000, guard.burst_bytes(mbit))
+    ethernet.ensure_taps(step.netns, step.bridge, step.mtu, step.names, limit)
 
 
 def _add_peers(step: actions.AddPeers, _: Hands) -> None:
-    ethernet.ensure_peers(step.netns, step.bridge, step.vxlan, step.entries)
+    ethernet.ensure_peers(step.netns, step.bridge, step.vxlan, step.entries, step.flood)
+
+
+def _add_switch_taps(step: actions.AddSwitchTaps, _: Hands) -> None:
+    switchports.ensure_taps(step.group, step.mtu, step.names, vnet_header=step.vnet_header)
+
+
+def _add_gateway(step: actions.AddGateway, _: Hands) -> None:
+    switchports.ensure_gateway(
+        step.netns, step.name, step.port, step.group, step.mac, step.mtu, step.addresses, offload=step.offload
+    )
+
+
+def _remove_group(step: actions.AddSwitchTaps | actions.AddGateway, _: Hands) -> None:
+    switchports.remove_group(step.group)
+
+
+def _add_switch_ports(step: actions.AddSwitchPorts, hands: Hands) -> None:
+    with locked(hands.node_lock):
+        ovs.ensure_ports(hands.switch_record, step.job_id, step.bridge, step.datapath, step.tunnels, step.ports)
+
+
+def _remove_switch_ports(step: actions.AddSwitchPorts, hands: Hands) -> None:
+    with locked(hands.node_lock):
+        ovs.remove_ports(hands.switch_record, step.job_id, step.bridge, step.ports)
+
+
+def load_flows(step: actions.LoadFlows, _: Hands) -> None:
+    """Also after the switch has lost them."""
+    ovs.load_flows(step.bridge, step.text, step.meters)
+    for device, own, others in step.peers:
+        arp.ask(device, own, others)
+
+
+def _remove_flows(step: actions.LoadFlows, hands: Hands) -> None:
+    text = openflow.render_removal(step.job_id, step.vnis)
+    with locked(hands.node_lock):
+        ovs.remove_flows(hands.switch_record, step.job_id, step.bridge, text, step.meters)
+
+
+def _join_bridge(step: actions.JoinBridge, _: Hands) -> None:
+    hostbridge.join(step)
+
+
+def _leave_bridge(step: actions.JoinBridge, _: Hands) -> None:
+    hostbridge.leave(step)
+
+
+def _bind_device(step: actions.BindDevice, _: Hands) -> None:
+    vfio.bind(step.address, step.group, step.uid, step.gid)
+
+
+def _release_device(step: actions.BindDevice, _: Hands) -> None:
+    vfio.release(step.address, step.group, step.driver)
 
 
 def _add_uplink(step: actions.AddUplink, _: Hands) -> None:
-    ethernet.ensure_uplink(
-        step.netns, step.host_device, nftables.UPLINK, step.host_address, step.netns_address, step.prefix_length
+    uplink = ethernet.Uplink(
+        device=step.host_device,
+        inner=nftables.UPLINK,
+        host_address=step.host_address,
+        inner_address=step.netns_address,
+        length=step.prefix_length,
+        addresses6=step.addresses6,
+        routes6=step.routes6,
     )
+    ethernet.ensure_uplink(step.netns, uplink)
 
 
 def _remove_uplink(step: actions.AddUplink, _: Hands) -> None:
@@ -126,12 +202,12 @@ def _remove_uplink(step: actions.AddUplink, _: Hands) -> None:
 
 
 def _load_rules(step: actions.LoadRules, _: Hands) -> None:
-    nft.load(step.netns, step.family, step.table, step.text)
+    nft.load(step.netns, step.tables, step.text)
 
 
 def _remove_rules(step: actions.LoadRules, _: Hands) -> None:
     if step.netns is None:  # those inside a namespace go with it
-        nft.remove(None, step.family, step.table)
+        nft.remove(None, step.tables)
 
 
 def _set_sysctl(step: actions.SetSysctl, hands: Hands) -> None:
@@ -142,6 +218,16 @@ def _set_sysctl(step: actions.SetSysctl, hands: Hands) -> None:
 def _release_sysctl(step: actions.SetSysctl, hands: Hands) -> None:
     with locked(hands.node_lock):
         sysctl.release(hands.sysctl_record, step.key, step.job_id)
+
+
+def _forward_ipv6(step: actions.ForwardIpv6, hands: Hands) -> None:
+    with locked(hands.node_lock):
+        forwarding6.acquire(hands.sysctl_record, step.job_id)
+
+
+def _release_ipv6(step: actions.ForwardIpv6, hands: Hands) -> None:
+    with locked(hands.node_lock):
+        forwarding6.release(hands.sysctl_record, step.job_id)
 
 
 def _start_dnsmasq(step: actions.StartDnsmasq, _: Hands) -> None:
@@ -167,9 +253,16 @@ _TABLE: dict[type[Any], tuple[Callable[[Any, Hands], None], Callable[[Any, Hands
     actions.AddVxlan: (_add_vxlan, _remove_vxlan),
     actions.AddTaps: (_add_taps, _nothing),
     actions.AddPeers: (_add_peers, _nothing),
+    actions.AddSwitchTaps: (_add_switch_taps, _remove_group),
+    actions.AddGateway: (_add_gateway, _remove_group),
+    actions.AddSwitchPorts: (_add_switch_ports, _remove_switch_ports),
+    actions.LoadFlows: (load_flows, _remove_flows),
+    actions.JoinBridge: (_join_bridge, _leave_bridge),
+    actions.BindDevice: (_bind_device, _release_device),
     actions.AddUplink: (_add_uplink, _remove_uplink),
     actions.LoadRules: (_load_rules, _remove_rules),
     actions.SetSysctl: (_set_sysctl, _release_sysctl),
+    actions.ForwardIpv6: (_forward_ipv6, _release_ipv6),
     actions.StartDnsmasq: (_start_dnsmasq, _stop_dnsmasq),
     actions.ClaimMembership: (_nothing, _leave),
 }

@@ -12,6 +12,7 @@ from pvc.config.load import load_root_config
 from pvc.errors import HostError
 from pvc.files import locked, read_text
 from pvc.host import netns
+from pvc.model.network import BridgedNetwork, EthernetNetwork, PciNetwork
 from pvc.model.site import SiteConfig
 from pvc.node.apply import Hands
 from pvc.plan.node import Site
@@ -66,7 +67,10 @@ class Context:
         """
         config = self.config()
         services = os.fspath(self.runtime_dir / "net")
-        return Site(config.networks, config.resource_sets, config.batch.run_dir, services)
+        ethernets = {name: each for name, each in config.networks.items() if isinstance(each, EthernetNetwork)}
+        bridged = {name: each for name, each in config.networks.items() if isinstance(each, BridgedNetwork)}
+        devices = {name: each for name, each in config.networks.items() if isinstance(each, PciNetwork)}
+        return Site(ethernets, config.resource_sets, config.batch.run_dir, services, bridged, devices)
 
     def store(self) -> Store:
         """The state store, connected at first use.
@@ -82,7 +86,7 @@ class Context:
 
     def hands(self) -> Hands:
         """For ``apply``."""
-        return Hands(self.state_dir / "host.json", self._lock_path("node"), self.store)
+        return Hands(self.state_dir / "host.json", self.state_dir / "switch.json", self._lock_path("node"), self.store)
 
     @contextmanager
     def job_lock(self, job_id: int) -> Iterator[None]:

@@ -27,11 +27,15 @@ from pvc import log
 from pvc.codec import to_data
 from pvc.errors import HostError, PvcError
 from pvc.host import ethernet
-from pvc.node import requests
+from pvc.model.node import Tap
+from pvc.node import netcheck, netview, probing, requests
 from pvc.node.apply import ensure_run_parent
 from pvc.node.context import Context
 from pvc.node.reclaim import reclaim, reclaim_memberships
-from pvc.state.ledger import Ledger
+from pvc.node.switchwatch import SwitchWatch
+from pvc.node.turnstile import Turnstile
+from pvc.node.watch import Watch, find_servers
+from pvc.state.ledger import Ledger, Ready
 
 LOG = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ _MAX_OF_ALL_USERS = 64
 _FDS_PER_MESSAGE = 200
 _RETRY_S = 15.0
 _LOOK_AGAIN_S = 300.0
+_OPERATIONS = ("attach", "network", "check", "probe")
 
 
 class Daemon:
@@ -58,6 +63,8 @@ class Daemon:
         self._idle = threading.Condition(self._callers_lock)
         self._wake = threading.Event()
         self._ending = threading.Event()
+        self._turnstile = Turnstile()
+        self._watches = (Watch(lambda: find_servers(context)), Watch(SwitchWatch(context).find))
 
     def serve(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -79,6 +86,8 @@ class Daemon:
         _preload()
         reclaimer = threading.Thread(target=self._reclaim_forever, name="reclaim", daemon=True)
         reclaimer.start()
+        for watch in self._watches:
+            watch.start()
         LOG.info("serving at %s", self._path)
         try:
             self._accept(listener, wake_read)
@@ -141,6 +150,8 @@ class Daemon:
                 code, message = requests.handle(self._context, verb, values)
         except ValueError as err:
             return f"2 {err}\n"
+        for watch in self._watches:
+            watch.refresh()
         if verb == "teardown":
             self._wake.set()
         return f"{code} {' '.join(message.split())}\n"
@@ -148,7 +159,7 @@ class Daemon:
     def _answer_user(self, connection: socket.socket, uid: int, text: str) -> None:
         fds: list[int] = []
         try:
-            answer, fds = self._attach(uid, _decode(text))
+            answer, fds = self._obey(uid, _decode(text))
         except PvcError as err:
             answer = {"ok": False, "exit_code": err.exit_code, "error": str(err), "hint": err.find_hint()}
         try:
@@ -159,9 +170,9 @@ class Daemon:
             for fd in fds:
                 os.close(fd)
 
-    def _attach(self, uid: int, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        job_id = message.get("job")
-        if message.get("op") != "attach" or type(job_id) is not int or job_id < 1:
+    def _obey(self, uid: int, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        operation, job_id = message.get("op"), message.get("job")
+        if not isinstance(operation, str) or operation not in _OPERATIONS or type(job_id) is not int or job_id < 1:
             raise HostError("pvc-node does not know this request")
         ledger = Ledger(self._context.state_dir, job_id)
         record = ledger.read_record()
@@ -178,8 +189,24 @@ class Daemon:
         ready = ledger.read_ready()
         if ready is None:
             raise HostError(f"the virtual cluster of job {job_id} is not set up on {self._node}")
-        fds = ethernet.open_taps(ready.netns, ready.taps) if ready.taps else []
+        if operation != "attach":
+            return {"ok": True, "report": to_data(self._examine(operation, ledger, ready, message))}, []
+        fds = ethernet.open_taps(ready.taps if "vm" not in message else find_taps(ready, message["vm"]))
         return {"ok": True, "grant": to_data(ready.grant), "fds": len(fds)}, fds
+
+    def _examine(self, operation: str, ledger: Ledger, ready: Ready, message: dict[str, Any]) -> Any:
+        """How the job's networks are; what takes time or sends anything is done for few at a time."""
+        passing = self._turnstile.passing((operation, ready.grant.job_id))
+        match operation:
+            case "check":
+                with passing:
+                    return netcheck.check(ledger)
+            case "probe":
+                nonce, window_s = probing.parse_request(message)
+                with passing:
+                    return probing.probe(ledger, nonce, window_s)
+            case _:
+                return netview.report(ledger, ready)
 
     def _reclaim_forever(self) -> None:
         with suppress(PvcError, OSError):
@@ -197,6 +224,17 @@ class Daemon:
     def _only_live_jobs(self) -> bool:
         jobs = self._context.state_dir / "jobs"
         return all((entry / "plan.json").exists() for entry in jobs.iterdir()) if jobs.is_dir() else True
+
+
+def find_taps(ready: Ready, rank: object) -> tuple[Tap, ...]:
+    """The taps of one VM, in the order of its nics.
+
+    :raise HostError: the job has no such VM here.
+    """
+    for vm in ready.grant.vms:
+        if type(rank) is int and vm.rank == rank:
+            return tuple(ready.taps[nic.tap_index] for nic in vm.nics)
+    raise HostError(f"job {ready.grant.job_id} has no such VM on this node")
 
 
 def is_serving(runtime_dir: Path) -> bool:

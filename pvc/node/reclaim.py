@@ -37,7 +37,7 @@ def reclaim_memberships(context: Context, node: str) -> None:
     """
     store = context.store()
     # The order matters: a job that starts in between is in Slurm's answer, not in the store's.
-    held = {int(key.split("/")[4]) for key in store.read_prefix(f"{membership.ROOT}/jobs/") if _member(key) == node}
+    held = membership.read_jobs(store, node)
     if held:
         active = control.read_node_jobs(node) | set(read_jobs(context.state_dir))
         for job_id in sorted(held - active):
@@ -74,8 +74,3 @@ def _tear_down_all(context: Context, jobs: list[int], why: str) -> bool:
 def _boot_of(context: Context, job_id: int) -> str | None:
     record = Ledger(context.state_dir, job_id).read_record()
     return record.boot if record is not None else None
-
-
-def _member(key: str) -> str | None:
-    parts = key.split("/")
-    return parts[6] if len(parts) == 7 and parts[5] == "nodes" and parts[4].isdigit() else None

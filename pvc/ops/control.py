@@ -36,6 +36,16 @@ class NodeAnswer:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class NodeReply:
+    """One node's answer to any request, or why there is none."""
+
+    node: str
+    answer: dict[str, Any]
+    error: str | None = None
+    hint: str | None = None
+
+
 class Control:
     """The control ports of one cluster."""
 
@@ -73,13 +83,13 @@ class Control:
             answer, _ = send_request(connection, request, endpoint.node)
             return answer
 
-    def read_log(self, endpoint: NodeEndpoint, rank: int, timeout_s: float) -> bytes:
-        """All that a VM's console has said.
+    def read_data(self, endpoint: NodeEndpoint, request: dict[str, Any], timeout_s: float) -> bytes:
+        """The bytes that follow an answer, such as all that a VM's console has said (``console-log``).
 
-        :raise PvcError: no answer, or no such VM.
+        :raise PvcError: no answer, or a refusal.
         """
         with self.connect(endpoint, timeout_s) as connection:
-            answer, data = send_request(connection, {"op": "console-log", "vm": rank}, endpoint.node)
+            answer, data = send_request(connection, request, endpoint.node)
             size = int(answer.get("size", 0))
             try:
                 while len(data) < size:
@@ -91,25 +101,40 @@ class Control:
                 raise HostError(f"the supervisor on {endpoint.node} stopped answering") from err
         return data[:size]
 
-    def status(self, *, timeout_s: float = 5.0, nodes: Sequence[str] | None = None) -> tuple[NodeAnswer, ...]:
-        """What every node (or those of ``nodes``) says of its VMs; a silent one has its error."""
+    def read_log(self, endpoint: NodeEndpoint, rank: int, timeout_s: float) -> bytes:
+        """All that a VM's console has said.
+
+        :raise PvcError: no answer, or no such VM.
+        """
+        return self.read_data(endpoint, {"op": "console-log", "vm": rank}, timeout_s)
+
+    def ask_nodes(
+        self,
+        request: dict[str, Any],
+        *,
+        timeout_s: float,
+        nodes: Sequence[str] | None = None,
+        at_once: int = _WORKERS,
+    ) -> list[NodeReply]:
+        """The same request to every node with VMs (or those of ``nodes``), ``at_once`` at the same time."""
         known = {endpoint.node: endpoint for endpoint in self.record.endpoints}
         wanted = [share.node for share in self.record.placement.shares if share.count]
         if nodes is not None:
             wanted = [node for node in wanted if node in nodes]
 
-        def ask(node: str) -> NodeAnswer:
+        def ask(node: str) -> NodeReply:
             if node not in known:
-                return NodeAnswer(node, error="it never listened")
+                return NodeReply(node, {}, "it never listened")
             try:
-                answer = self.ask(known[node], {"op": "status"}, timeout_s)
-                return NodeAnswer(node, codec.from_data(tuple[VmStatus, ...], answer["vms"]))
+                return NodeReply(node, self.ask(known[node], request, timeout_s))
             except PvcError as err:
-                return NodeAnswer(node, error=str(err))
-            except (ValueError, KeyError) as err:
-                return NodeAnswer(node, error=f"its answer is not understood: {err}")
+                return NodeReply(node, {}, str(err), err.find_hint())
 
-        return tuple(in_parallel(ask, wanted))
+        return in_parallel(ask, wanted, at_once)
+
+    def status(self, *, timeout_s: float = 5.0, nodes: Sequence[str] | None = None) -> tuple[NodeAnswer, ...]:
+        """What every node (or those of ``nodes``) says of its VMs; a silent one has its error."""
+        return tuple(_read_vms(reply) for reply in self.ask_nodes({"op": "status"}, timeout_s=timeout_s, nodes=nodes))
 
     def stop(self, *, grace_s: float, timeout_s: float) -> dict[str, str]:
         """Shut all VMs down and let the supervisors leave; returns the errors by node."""
@@ -122,6 +147,15 @@ class Control:
             return endpoint.node, None
 
         return {node: error for node, error in in_parallel(ask, self.record.endpoints) if error is not None}
+
+
+def _read_vms(reply: NodeReply) -> NodeAnswer:
+    if reply.error is not None:
+        return NodeAnswer(reply.node, error=reply.error)
+    try:
+        return NodeAnswer(reply.node, codec.from_data(tuple[VmStatus, ...], reply.answer["vms"]))
+    except (ValueError, KeyError) as err:
+        return NodeAnswer(reply.node, error=f"its answer is not understood: {err}")
 
 
 def client_context(jobdir: JobDir) -> ssl.SSLContext:
@@ -159,14 +193,19 @@ def send_request(connection: ssl.SSLSocket, request: dict[str, Any], node: str) 
         raise HostError(f"the supervisor on {node} does not answer") from err
     if not isinstance(answer, dict):
         raise HostError(f"the supervisor on {node} answers nonsense")
-    if not answer.get("ok"):
-        kind = _ERRORS.get(answer.get("exit_code", 6), HostError)
-        raise kind(f"{node}: {answer.get('error', 'refused')}", hint=answer.get("hint"))
+    raise_refusal(answer, node)
     return answer, rest
 
 
-def in_parallel(work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
-    """``work`` of each item, in order, by at most 64 threads."""
+def raise_refusal(answer: dict[str, Any], node: str) -> None:
+    """:raise PvcError: the answer is a refusal; text, hint and exit code are the supervisor's."""
+    if not answer.get("ok"):
+        kind = _ERRORS.get(answer.get("exit_code", 6), HostError)
+        raise kind(f"{node}: {answer.get('error', 'refused')}", hint=answer.get("hint"))
+
+
+def in_parallel(work: Callable[[Any], Result], items: Sequence[Any], at_once: int = _WORKERS) -> list[Result]:
+    """``work`` of each item, in order, by at most ``at_once`` threads."""
     if len(items) == 1:
         return [work(items[0])]
     results: dict[int, Result] = {}
@@ -181,7 +220,7 @@ def in_parallel(work: Callable[[Any], Result], items: Sequence[Any]) -> list[Res
                 index, item = todo.pop()
             results[index] = work(item)
 
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(_WORKERS, len(items)))]
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(at_once, len(items)))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pvc.errors import PvcError, UsageError
+from pvc.config.mounts import join_mounts
+from pvc.errors import Problem, PvcError, UsageError
 from pvc.model.cluster import VmGroup
 from pvc.model.request import MAX_CPUS, DefinitionItem, Request, SetRequest, parse_definition
-from pvc.model.site import SiteConfig, Template
-from pvc.model.vm import Accel, VmTemplate
+from pvc.model.site import KeyOrigin, SiteConfig, Template
+from pvc.model.vm import Accel, Mount, VmTemplate
 
 if TYPE_CHECKING:
     from pvc.images.repository import Repositories
@@ -26,6 +27,7 @@ class Overrides:
     images: dict[str, str] = field(default_factory=dict)
     user_data: str | None = None
     resource_set: str | None = None
+    mounts: tuple[Mount, ...] = ()  # besides the templates'; of two for one directory of a guest, these
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,60 @@ def resolve(definition: str, config: SiteConfig, overrides: Overrides, cpus: int
     )
 
 
+@dataclass(frozen=True)
+class Size:
+    """Cores and memory (of the guest, MiB; None: Slurm's default) of every VM of a cluster."""
+
+    cpus: int
+    memory_mib: int | None
+
+
+def find_size(definition: str, config: SiteConfig, cpus: int | None, memory_given: bool) -> Size:
+    """What the command line or else the templates say; templates that say nothing agree with all.
+
+    :raise UsageError: the templates disagree: all VMs of a job are of one size.
+    """
+    names = dict.fromkeys(item.template for item in _parse(definition))
+    templates = [find_template(name, config) for name in names]
+    if cpus is None:
+        cpus = _agree("cores", {each.name: each.cores for each in templates}, "-c") or 1
+    memory = None if memory_given else _agree("memory", {each.name: each.memory for each in templates}, "-m")
+    return Size(cpus, memory)
+
+
+def find_slurm_args(definition: str, config: SiteConfig) -> tuple[str, ...]:
+    """Slurm's options that the templates ask for, each once.
+
+    :raise UsageError: templates give one option different values.
+    """
+    names = dict.fromkeys(item.template for item in _parse(definition))
+    templates = [find_template(name, config) for name in names]
+    found: dict[str, tuple[str, str]] = {}
+    for template in templates:
+        for word in template.slurm_args:
+            option = word.partition("=")[0] if word.startswith("--") else word[:2]
+            other, said = found.setdefault(option, (template.name, word))
+            if said != word and other != template.name:
+                raise UsageError(
+                    f"template {other!r} wants {said}, template {template.name!r} wants {word}",
+                    hint="start two clusters, or change slurm-args of one of them",
+                )
+            found[option] = (template.name, word)
+    gres = dict.fromkeys(each for template in templates for each in template.gres)
+    return (*(word for _, word in found.values()), *([f"--gres={','.join(gres)}"] if gres else []))
+
+
+def _agree(what: str, wishes: Mapping[str, int | None], option: str) -> int | None:
+    given = {name: value for name, value in wishes.items() if value is not None}
+    if len(set(given.values())) > 1:
+        said = ", ".join(f"{name} {value}{'M' if what == 'memory' else ''}" for name, value in given.items())
+        raise UsageError(
+            f"templates differ in {what} ({said}), and all VMs of a job have the same",
+            hint=f"say with {option} what all shall have, or start two clusters",
+        )
+    return next(iter(given.values()), None)
+
+
 def find_template(name: str, config: SiteConfig) -> Template:
     """A declared template, or the one that every image is by itself where a default resource set exists.
 
@@ -81,13 +137,64 @@ def find_template(name: str, config: SiteConfig) -> Template:
     default = next((item.name for item in config.resource_sets.values() if item.default), None)
     images = _list_images(config)
     if name in images and default is not None:
-        return Template(name=name, image=name, resource_set=default, source="image")
+        return image_template(name, default)
     if name in images:
         raise UsageError(
             f"there is an image {name!r}, but no template, and no resource set is the default",
             hint="declare a template of that image in ~/.pvc/templates.yaml, with a resource-set",
         )
     raise UsageError(f"there is no template {name!r}", hint=_suggest(name, [*config.templates, *images]))
+
+
+def image_template(image: str, resource_set: str) -> Template:
+    """The template that an image is by itself, in the default resource set."""
+    from pvc.config.inheritance import build_template, default_origins
+
+    origins = default_origins()
+    origins |= {
+        "image": KeyOrigin("image", image, "image"),
+        "resource-set": KeyOrigin("resource-set", resource_set),
+    }
+    return build_template(image, "image", origins)
+
+
+def list_templates(config: SiteConfig) -> list[Template]:
+    """Every name that a definition may use, sorted: declared templates, and images that are templates by themselves."""
+    found = dict(config.templates)
+    default = next((item.name for item in config.resource_sets.values() if item.default), None)
+    if default is not None:
+        for image in _list_images(config):
+            found.setdefault(image, image_template(image, default))
+    return [found[name] for name in sorted(found)]
+
+
+def find_image_problems(config: SiteConfig, file: str | None = None) -> list[Problem]:
+    """Images that templates name and that cannot be used, told where the name is written; ``file``: only there."""
+    from pvc.images.repository import Repositories
+
+    repositories = Repositories(list(config.repositories))
+    found: dict[tuple[str, str], Problem] = {}
+    for template in config.templates.values():
+        for origin in template.origins:
+            path, _, line = origin.source.rpartition(":")
+            if not path or (file is not None and path != file):
+                continue
+            for key, image in _named_images(origin):
+                try:
+                    repositories.verify(repositories.locate(image))
+                except PvcError as err:
+                    place = f"{origin.template or template.name}.{key}"
+                    found[path, place] = Problem(path, int(line), place, str(err))
+    return sorted(found.values())
+
+
+def _named_images(origin: KeyOrigin) -> list[tuple[str, str]]:
+    """Images that a key names, with the place within the template."""
+    if origin.key == "image":
+        return [] if origin.value is None else [("image", origin.value)]
+    if origin.key == "disks":
+        return [(f"disks[{i}].image", each.image) for i, each in enumerate(origin.value) if each.image is not None]
+    return []
 
 
 def make_groups(items: tuple[DefinitionItem, ...]) -> tuple[VmGroup, ...]:
@@ -160,6 +267,7 @@ def _override(template: Template, overrides: Overrides) -> Template:
         image=image if image is not None else template.image,
         user_data=overrides.user_data if overrides.user_data is not None else template.user_data,
         resource_set=overrides.resource_set or template.resource_set,
+        mount_points=join_mounts(template.mount_points, overrides.mounts),
     )
 
 

@@ -15,6 +15,7 @@ _COLOURS = {
     Phase.NETWORK: "36",
     Phase.BOOTING: "33",
     Phase.REACHABLE: "32",
+    Phase.PAUSED: "35",
     Phase.STOPPED: "2",
     Phase.FAILED: "31",
 }

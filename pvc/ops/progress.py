@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pvc.errors import GuestError, HostError, JobError, PvcError, StateError, UsageError
 from pvc.model.cluster import NodeEndpoint, NodeShare, Placement
 from pvc.model.event import Event, EventKind
-from pvc.model.vm import Phase
+from pvc.model.vm import ENDED, Phase
 
 TABLE_ROWS = 20  # more VMs than this are shown as counts
 _ERRORS: dict[int, type[PvcError]] = {
     error.exit_code: error for error in (UsageError, JobError, StateError, HostError, GuestError)
 }
-_ENDED = (Phase.FAILED, Phase.STOPPED)
 
 
 @dataclass
@@ -28,6 +27,7 @@ class VmView:
     phase: Phase = Phase.WAITING
     since: float = 0.0
     detail: str = ""
+    last_words: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -106,7 +106,7 @@ class Progress:
         if vm.node != event.node:
             return []
         before = self.lowest_phase
-        vm.detail = event.detail
+        vm.detail, vm.last_words = event.detail, event.last_words
         if vm.phase is phase:
             return []
         self._set_phase(vm, phase, event.time)
@@ -120,11 +120,12 @@ class Progress:
     def _news(self, vm: VmView, before: Phase | None) -> list[str]:
         """Lines for a log: each VM of a small cluster, steps of a large one, and every failure."""
         if vm.phase is Phase.FAILED:
-            return [f"{vm.name} on {vm.node} failed: {vm.detail or 'no reason given'}"]
+            said = "".join(f"\n  {vm.name} said: {line}" for line in vm.last_words)
+            return [f"{vm.name} on {vm.node} failed: {vm.detail or 'no reason given'}{said}"]
         if vm.phase is Phase.REACHABLE and len(self.vms) <= TABLE_ROWS:
             return [f"{vm.name} on {vm.node} is reachable after {vm.since:.1f} s"]
         after = self.lowest_phase
-        if after is not before and after is not None and after not in (Phase.WAITING, Phase.STOPPED):
+        if after is not before and after is not None and after not in (Phase.WAITING, Phase.PAUSED):
             many = len(self.vms) > TABLE_ROWS
             if after is not Phase.REACHABLE or many:
                 return [f"{plural(self.counts[after], 'VM')}: {after.value} after {vm.since:.1f} s"]
@@ -141,7 +142,7 @@ class Progress:
 
     def fail_node(self, name: str, why: str, now: float) -> list[VmView]:
         """Mark the VMs of a node that its supervisor can no longer speak for; returns those that changed."""
-        changed = [vm for vm in self.vms if vm.node == name and vm.phase not in _ENDED]
+        changed = [vm for vm in self.vms if vm.node == name and vm.phase not in ENDED]
         for vm in changed:
             self._set_phase(vm, Phase.FAILED, now)
             vm.detail = why
@@ -150,7 +151,7 @@ class Progress:
     @property
     def lowest_phase(self) -> Phase | None:
         """The phase that every VM still alive has reached; None: none is alive."""
-        return next((phase for phase in Phase if self.counts[phase] and phase not in _ENDED), None)
+        return next((phase for phase in Phase if self.counts[phase] and phase not in ENDED), None)
 
     @property
     def endpoints(self) -> tuple[NodeEndpoint, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -20,11 +21,15 @@ _DEFAULT_USER = "root"
 
 @dataclass(frozen=True)
 class SshTarget:
-    """How a VM is reached from where the command runs."""
+    """How a VM is reached from where the command runs.
+
+    ``through`` is a command that carries the connection, for a port that is not to be reached from here.
+    """
 
     name: str
     host: str
     port: int
+    through: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,14 @@ def split_place(place: str) -> tuple[str | None, str, str] | None:
     return user or None, vm, path
 
 
-def find_target(vm: VmStatus) -> SshTarget:
-    """Where a VM's ssh is.
+def find_target(vm: VmStatus, carrier: Callable[[], Sequence[str]]) -> SshTarget:
+    """Where a VM's ssh is; ``carrier`` gives the command to which address and port are added where it is needed.
 
     :raise GuestError: its network has no such port.
     """
     if vm.ssh_host is None or vm.ssh_port is None:
         raise GuestError(f"no port leads to the ssh of {vm.name}", hint=f"try pvc console {vm.name}")
-    return SshTarget(vm.name, vm.ssh_host, vm.ssh_port)
+    return SshTarget(vm.name, vm.ssh_host, vm.ssh_port, tuple(carrier()) if vm.ssh_by_owner else ())
 
 
 def ssh_argv(line: SshLine, target: SshTarget, jobdir: JobDir) -> list[str]:
@@ -110,7 +115,8 @@ def ssh_argv(line: SshLine, target: SshTarget, jobdir: JobDir) -> list[str]:
 
 def scp_argv(options: Sequence[str], places: Sequence[str], targets: dict[str, SshTarget], jobdir: JobDir) -> list[str]:
     """Each ``vmN:path`` becomes a URI with the port that leads to it; all guests show one host key."""
-    first = next(iter(targets.values()))
+    # One command carries to all of them: what it is told are address and port.
+    first = next((target for target in targets.values() if target.through), next(iter(targets.values())))
     words = ["scp", *options, *_common(first, jobdir), "--"]
     for place in places:
         parts = split_place(place)
@@ -134,6 +140,10 @@ def _common(target: SshTarget, jobdir: JobDir) -> list[str]:
         "IdentityFile": os.fspath(jobdir.identity),
         "ConnectTimeout": "20",
     }
+    if target.through:
+        # ssh_config(5): given to a shell, which is to become the command; %h and %p are its address and port
+        words = [shlex.quote(word.replace("%", "%%")) for word in target.through]
+        options["ProxyCommand"] = " ".join(["exec", *words, "%h", "%p"])
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     # ssh looks for the user's own keys by itself only where no key is named
     own = [Path.home() / ".ssh" / name for name in ("id_ed25519", "id_ecdsa", "id_rsa")]

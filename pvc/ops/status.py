@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 from pvc.errors import GuestError, UsageError
 from pvc.model.cluster import ClusterRecord, NodeEndpoint
-from pvc.model.vm import Phase, VmStatus
+from pvc.model.vm import ENDED, Phase, VmStatus
 from pvc.ops.control import Control, NodeAnswer
 
-_ENDED = (Phase.FAILED, Phase.STOPPED)
+# What does not answer by itself any more.
+_STANDS = (*ENDED, Phase.PAUSED)
 _POLL_S = 0.5
 # A node that boots guests on all its cores may leave its supervisor little time.
 _ANSWER_S = 15.0
@@ -140,7 +141,7 @@ def wait_reachable(
         open_vms = [vm for vm in vms if vm.phase is not Phase.REACHABLE]
         if not open_vms:
             return vms
-        lost = [vm for vm in open_vms if vm.node not in waited_for and (vm.phase in _ENDED or has_no_ssh(vm))]
+        lost = [vm for vm in open_vms if vm.node not in waited_for and (vm.phase in _STANDS or has_no_ssh(vm))]
         if len(lost) == len(open_vms) or time.monotonic() >= deadline:
             raise GuestError(_explain(open_vms, timeout_s))
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
@@ -149,8 +150,9 @@ def wait_reachable(
 def _explain(vms: Sequence[VmStatus], timeout_s: float) -> str:
     parts = []
     for vm in vms[:5]:
-        if vm.phase in _ENDED:
-            parts.append(f"{vm.name} has {vm.phase.value}" + (f" ({vm.detail})" if vm.detail else ""))
+        if vm.phase in _STANDS:
+            verb = "has" if vm.phase is Phase.FAILED else "is"
+            parts.append(f"{vm.name} {verb} {vm.phase.value}" + (f" ({vm.detail})" if vm.detail else ""))
         elif has_no_ssh(vm):
             parts.append(f"{vm.name} runs, but no port leads to its ssh")
         else:

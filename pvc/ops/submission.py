@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from pvc.config.load import load_user_config
+from pvc.config.mounts import parse_mount
 from pvc.errors import HostError, JobError, UsageError
 from pvc.model.vm import Accel
 from pvc.ops import handover, shell
-from pvc.ops.definition import Overrides, parse_image_overrides, resolve
+from pvc.ops.definition import Overrides, find_size, find_slurm_args, parse_image_overrides, resolve
 from pvc.ops.launch import find_pvc
 from pvc.ops.registry import COMMENT_PREFIX
 from pvc.parse import parse_size
@@ -36,12 +37,13 @@ class ClusterWishes:
 
     definition: str | None
     slurm: tuple[str, ...] = ()
-    cpus: int = 1
+    cpus: int | None = None  # None: as the templates say
     memory: str | None = None
     nodes: str | None = None
     name: str = "pvc"
     images: tuple[str, ...] = ()
     user_data: str | None = None
+    mounts: tuple[str, ...] = ()
     resource_set: str | None = None
     wait: bool | None = None
     quiet: bool = False
@@ -100,24 +102,28 @@ def prepare(wishes: ClusterWishes) -> Submission:
         images=parse_image_overrides(wishes.images, wishes.definition),
         user_data=read_user_data(wishes.user_data) if wishes.user_data else None,
         resource_set=wishes.resource_set,
+        mounts=tuple(parse_mount(each, os.getcwd()) for each in wishes.mounts),
     )
-    order = resolve(wishes.definition, config, overrides, wishes.cpus)
+    size = find_size(wishes.definition, config, wishes.cpus, wishes.memory is not None)
+    memory = wishes.memory if size.memory_mib is None else f"{size.memory_mib}M"
+    order = resolve(wishes.definition, config, overrides, size.cpus)
     job = JobWishes(
         definition=wishes.definition,
         count=order.request.count,
-        cpus=wishes.cpus,
+        cpus=size.cpus,
         name=wishes.name,
-        memory_mib=None if wishes.memory is None else allocated_memory_mib(wishes.memory, order.accel),
+        memory_mib=None if memory is None else allocated_memory_mib(memory, order.accel),
         nodes=wishes.nodes,
         quiet=wishes.quiet,
         comment=None if find_slurm_option(wishes.slurm, "--comment") else COMMENT_PREFIX + wishes.definition,
     )
     text = handover.encode(handover.Handover(order, wishes.wait, wishes.quiet))
     variables = {
-        handover.CPUS_VARIABLE: str(wishes.cpus),
+        handover.CPUS_VARIABLE: str(size.cpus),
         handover.RESOLVED_VARIABLE: f"{wishes.definition} {order.request.encode()}",
     }
-    return Submission(allocation_argv(job, config.batch.batch_args, wishes.slurm), text, variables)
+    before = (*config.batch.batch_args, *find_slurm_args(wishes.definition, config))
+    return Submission(allocation_argv(job, before, wishes.slurm), text, variables)
 
 
 def allocated_memory_mib(text: str, accel: Accel) -> int:

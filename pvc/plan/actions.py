@@ -27,20 +27,20 @@ class AddNetns:
 
 @dataclass(frozen=True)
 class AddBridge:
-    """A bridge in a namespace; ``address`` (CIDR) makes it the gateway of its VMs."""
+    """A bridge in a namespace; ``addresses`` (CIDR, IPv4 and IPv6) make it the gateway of its VMs."""
 
     netns: str
     name: str
     mac: str
     mtu: int
-    address: str | None
+    addresses: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class AddVxlan:
     """A VXLAN end whose underlay stays in the node's namespace and whose device is a port of ``bridge``.
 
-    It learns nothing and floods nothing: what it does not know it drops.
+    It learns nothing. What it does not know it drops, or, with ``flood``, sends to all members (AddPeers).
     """
 
     netns: str
@@ -50,46 +50,141 @@ class AddVxlan:
     local: str
     port: int
     mtu: int
+    flood: bool = False
 
 
 @dataclass(frozen=True)
 class AddTaps:
-    """Persistent taps of VMs on this node, as ports of ``bridge``; isolated ports are not used: VMs talk."""
+    """Persistent taps of VMs on this node, as ports of ``bridge``; isolated ports are not used: VMs talk.
+
+    ``bandwidth_mbit`` limits what each VM receives; what it sends is limited by rules (plan.guard).
+    """
 
     netns: str
     bridge: str
     mtu: int
     names: tuple[str, ...]
+    bandwidth_mbit: int | None = None
 
 
 @dataclass(frozen=True)
 class AddPeers:
-    """The VMs of other nodes: (MAC, IPv4 address or None, address of their node), in both FDBs and in ARP."""
+    """The VMs of other nodes: (MAC, IPv4 and IPv6 address or None, address of their node), in both FDBs and in ARP.
+
+    ``flood`` are the nodes that get a copy of what is for nobody known.
+    """
 
     netns: str
     bridge: str
     vxlan: str
-    entries: tuple[tuple[str, str | None, str], ...]
+    entries: tuple[tuple[str, str | None, str | None, str], ...]
+    flood: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AddSwitchTaps:
+    """Persistent taps of VMs in the node's own namespace, for the shared switch; they go as a ``group`` of links."""
+
+    group: int
+    mtu: int
+    names: tuple[str, ...]
+    vnet_header: bool
+
+
+@dataclass(frozen=True)
+class AddGateway:
+    """A pair of devices: the gateway of VMs on the shared switch inside a namespace, and the switch's port for it.
+
+    ``offload``: the switch completes checksums and segments, as the kernel's does and OVS' own process does not.
+    """
+
+    netns: str
+    name: str
+    port: str
+    group: int
+    mac: str
+    mtu: int
+    addresses: tuple[str, ...]
+    offload: bool
+
+
+@dataclass(frozen=True)
+class AddSwitchPorts:
+    """Ports of the shared Open vSwitch bridge, which the first job makes and the last one removes.
+
+    ``tunnels`` are (port, UDP port), one for all peers of all jobs; they go with the bridge.
+    """
+
+    job_id: int
+    bridge: str
+    datapath: str
+    tunnels: tuple[tuple[str, int], ...]
+    ports: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadFlows:
+    """A job's OpenFlow tables and groups on the shared bridge, replaced whole; ``meters`` are (id, kbit/s).
+
+    ``peers`` are (device, own address, other nodes' addresses): where tunnels lead, if the bridge has to learn that.
+    """
+
+    bridge: str
+    job_id: int
+    vnis: tuple[int, ...]
+    text: str
+    meters: tuple[tuple[int, int], ...]
+    peers: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class JoinBridge:
+    """Taps of VMs in the node's own namespace, as ports of a bridge of the site's; ``mtu`` is that bridge's.
+
+    ``kind`` and ``datapath`` are those of ``model.host.HostBridge``; ``vlans`` are (number, how).
+    """
+
+    bridge: str
+    kind: str
+    datapath: str
+    mtu: int
+    names: tuple[str, ...]
+    vlans: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class BindDevice:
+    """A PCI device at vfio-pci, its IOMMU group the job's owner's; ``driver`` is what it goes back to."""
+
+    address: str
+    group: int
+    driver: str
+    uid: int
+    gid: int
 
 
 @dataclass(frozen=True)
 class AddUplink:
-    """A pair of devices between the node and a cluster's namespace, with the default route through it."""
+    """A pair of devices between the node and a cluster's namespace, with the default route through it.
+
+    ``addresses6`` are (node's, cluster's); ``routes6`` are the VMs' own addresses where these are routed.
+    """
 
     netns: str
     host_device: str
     host_address: str
     netns_address: str
     prefix_length: int
+    addresses6: tuple[str, str] | None = None
+    routes6: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class LoadRules:
-    """An nftables table, in the node's namespace when ``netns`` is None; replaced whole, deleted whole."""
+    """nftables tables (family, name), in the node's namespace when ``netns`` is None; replaced and deleted whole."""
 
     netns: str | None
-    family: str
-    table: str
+    tables: tuple[tuple[str, str], ...]
     text: str
 
 
@@ -99,6 +194,13 @@ class SetSysctl:
 
     key: str
     value: str
+    job_id: int
+
+
+@dataclass(frozen=True)
+class ForwardIpv6:
+    """IPv6 forwarding of the node while jobs need it. A host that takes router advertisements goes on doing so."""
+
     job_id: int
 
 
@@ -127,9 +229,16 @@ Action = (
     | AddVxlan
     | AddTaps
     | AddPeers
+    | AddSwitchTaps
+    | AddGateway
+    | AddSwitchPorts
+    | LoadFlows
+    | JoinBridge
+    | BindDevice
     | AddUplink
     | LoadRules
     | SetSysctl
+    | ForwardIpv6
     | StartDnsmasq
     | ClaimMembership
 )

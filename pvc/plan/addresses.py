@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from pvc.errors import UsageError
-from pvc.model.network import EthernetNetwork
+from pvc.model.network import UPLINKS6, EthernetNetwork, Layer, Outbound6
 
 VXLAN_OVERHEAD = 50  # outer Ethernet 14, IPv4 20, UDP 8, VXLAN 8 (RFC 7348)
+MAX_RANK = 0xFFFE  # two bytes of a MAC, one group of an IPv6 address
 _GATEWAY_INDEX = 255  # of the MAC's fourth byte; networks of a cluster count from 0
+
+
+def check_rank(network: EthernetNetwork, rank: int) -> None:
+    """Whether the network has addresses for VM ``rank``.
+
+    :raise UsageError: it has not.
+    """
+    if rank > MAX_RANK:
+        raise UsageError(f"a network has hardware addresses for {MAX_RANK + 1} VMs, not for vm{rank}")
+    if network.layer is Layer.L3:
+        vm_address(network, rank)
 
 
 def vm_mac(network: EthernetNetwork, index: int, rank: int) -> str:
     """The MAC of VM ``rank`` on the cluster's network ``index``."""
-    return f"{network.mac_prefix}:{index:02x}:{rank >> 8 & 0xFF:02x}:{rank & 0xFF:02x}"
+    number = rank + network.mac_offset
+    return f"{network.mac_prefix}:{index:02x}:{number >> 8 & 0xFF:02x}:{number & 0xFF:02x}"
 
 
 def gateway_mac(network: EthernetNetwork, index: int) -> str:
@@ -42,6 +55,48 @@ def gateway_address(network: EthernetNetwork) -> str:
 def capacity(network: IPv4Network) -> int:
     """VMs that fit: all but the network's, the broadcast and the gateway's address."""
     return max(0, network.num_addresses - 3)
+
+
+def vm_address6(network: EthernetNetwork, rank: int, vni: int) -> str | None:
+    """The IPv6 address of VM ``rank``; None where the network has none.
+
+    Clusters may all use the same addresses behind NAT. Routed ones are seen by the site, so the VNI is part of them.
+    """
+    if network.int_network6 is None:
+        return None
+    return str(IPv6Address(_base6(network.int_network6, network, vni) + 1 + rank))
+
+
+def split_address6(network: EthernetNetwork, vni: int) -> tuple[str, int] | None:
+    """What all VMs' IPv6 addresses begin with, and the last group of the first: text for many, without ipaddress."""
+    first = vm_address6(network, 0, vni)
+    if first is None:
+        return None
+    head, _, last = first.rpartition(":")
+    return f"{head}:", int(last, 16)
+
+
+def gateway_address6(network: EthernetNetwork, vni: int) -> str | None:
+    """The gateway's IPv6 address besides its link-local one: DNS of every VM, on its own node."""
+    if network.int_network6 is None:
+        return None
+    return str(IPv6Address(_base6(network.int_network6, network, vni) + 0xFFFFFFFE))
+
+
+def _base6(prefix: IPv6Network, network: EthernetNetwork, vni: int) -> int:
+    return int(prefix.network_address) + ((vni << 32) if network.outbound6 is Outbound6.ROUTED else 0)
+
+
+def link_local(mac: str) -> str:
+    """The link-local address that the kernel makes of a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return str(IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]))
+
+
+def uplink_pair6(slot: int) -> tuple[str, str]:
+    """(node's, cluster's) IPv6 address of uplink ``slot``: a /126."""
+    base = int(UPLINKS6.network_address) + 4 * slot
+    return str(IPv6Address(base + 1)), str(IPv6Address(base + 2))
 
 
 def guest_mtu(network: EthernetNetwork) -> int:

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pvc.model.node import Nic
+from pvc.model.vm import Mount
 
 _ROUTE_METRIC = 100
+_MOUNT = (
+    'grep -q " $2 9p " /proc/mounts && exit; mkdir -p "$2"; modprobe -a 9pnet_virtio 9p; '
+    'mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,$3" "$1" "$2"'
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class SeedSpec:
     host_key: str
     host_key_pub: str
     user_data: str | None
+    mounts: tuple[Mount, ...] = ()
 
 
 def plan_seed(spec: SeedSpec) -> dict[str, str]:
@@ -36,6 +42,9 @@ def plan_seed(spec: SeedSpec) -> dict[str, str]:
         "user-data": spec.user_data if spec.user_data is not None else "#cloud-config\n{}\n",
         "vendor-data": "#cloud-config\n" + _json(_vendor_data(spec)),
     }
+    if spec.mounts:
+        # For pvc's own images, one line each: all three are words.
+        found["mounts"] = "".join(f"{each.tag} {each.target} {_mode(each)}\n" for each in spec.mounts)
     if spec.nics:
         # Without it cloud-init asks DHCP on the first interface: right for one that custom-args added.
         found["network-config"] = _json(_network_config(spec))
@@ -43,16 +52,19 @@ def plan_seed(spec: SeedSpec) -> dict[str, str]:
 
 
 def _meta_data(spec: SeedSpec) -> dict[str, Any]:
-    return {
+    found: dict[str, Any] = {
         "instance-id": spec.instance_id,
         "local-hostname": spec.hostname,
         "public-keys": list(spec.authorized_keys),
     }
+    # For guests without a DHCPv6 client; cloud-init passes over keys that it does not know.
+    six = {nic.mac: nic.address6 for nic in spec.nics if nic.address6 is not None}
+    return found | {"pvc-addresses6": six} if six else found
 
 
 def _vendor_data(spec: SeedSpec) -> dict[str, Any]:
     """Defaults that the user's own cloud-config overrides key by key."""
-    return {
+    found: dict[str, Any] = {
         # Root too gets the user's keys, without the text that tells people to log in as somebody else.
         "disable_root": False,
         # All VMs of a cluster show one host key, so the known_hosts of the cluster has one line.
@@ -64,6 +76,14 @@ def _vendor_data(spec: SeedSpec) -> dict[str, Any]:
         # The overlay is thrown away: no boot loader has to be told about its disk.
         "grub_dpkg": {"enabled": False},
     }
+    if spec.mounts:
+        # Not "mounts": cc_mounts leaves out what is no device below /dev.
+        found["bootcmd"] = [["sh", "-c", _MOUNT, "mount", each.tag, each.target, _mode(each)] for each in spec.mounts]
+    return found
+
+
+def _mode(mount: Mount) -> str:
+    return "ro" if mount.read_only else "rw"
 
 
 def _network_config(spec: SeedSpec) -> dict[str, Any]:
@@ -75,7 +95,7 @@ def _ethernet(spec: SeedSpec, index: int, nic: Nic) -> dict[str, Any]:
     # called like the key here, whatever its address.
     found: dict[str, Any] = {"match": {"macaddress": nic.mac}, "set-name": f"eth{index}", "mtu": nic.mtu}
     if nic.address is None:
-        return found | {"dhcp4": False, "dhcp6": False, "optional": True}
+        return found | {"dhcp4": nic.dhcp, "dhcp6": False, "optional": True}
     overrides: dict[str, Any] = {
         "hostname": spec.hostname,
         "send-hostname": True,
@@ -85,7 +105,11 @@ def _ethernet(spec: SeedSpec, index: int, nic: Nic) -> dict[str, Any]:
     }
     if index > 0:
         overrides["route-metric"] = _ROUTE_METRIC * (index + 1)
-    return found | {"dhcp4": True, "dhcp6": False, "dhcp4-overrides": overrides}
+    found |= {"dhcp4": True, "dhcp6": nic.address6 is not None, "dhcp4-overrides": overrides}
+    if nic.address6 is not None:
+        # The router's advertisements say that there is DHCPv6, and what the way out is.
+        found |= {"accept-ra": True, "dhcp6-overrides": {"use-dns": True, "use-domains": True}}
+    return found
 
 
 def _json(value: Any) -> str:

@@ -46,16 +46,28 @@ def plan_overlay(base_path: str, base_format: str, size: int) -> Overlay:
     name = base_path.encode()
     if not 0 < len(name) <= _MAX_BACKING_NAME:
         raise ValueError(f"the path of a base image has 1 to {_MAX_BACKING_NAME} bytes, not {len(name)}")
+    return _plan(name, _extension(_EXT_BACKING_FORMAT, base_format.encode()), size)
+
+
+def plan_empty(size: int) -> Overlay:
+    """An empty qcow2 image of ``size`` bytes (rounded up to a sector), which reads as zeros.
+
+    :raise ValueError: the size is not in 1..MAX_SIZE.
+    """
+    return _plan(b"", b"", size)
+
+
+def _plan(name: bytes, extensions: bytes, size: int) -> Overlay:
     if not 0 < size <= MAX_SIZE:
         raise ValueError(f"a disk of {size} bytes is not possible")
     size = -(-size // _SECTOR) * _SECTOR
     l1_entries = -(-size // _BYTES_PER_L1_ENTRY)
     l1_clusters = -(-l1_entries * 8 // _CLUSTER)
     clusters = 3 + l1_clusters  # header, refcount table, refcount block, L1 table
-    extensions = _extension(_EXT_BACKING_FORMAT, base_format.encode()) + _extension(0, b"")
+    extensions += _extension(0, b"")
     header = struct.pack(
         ">IIQIIQIIQQIIQQQQII",
-        *(_MAGIC, 3, _HEADER_LENGTH + len(extensions), len(name)),
+        *(_MAGIC, 3, _HEADER_LENGTH + len(extensions) if name else 0, len(name)),
         *(_CLUSTER_BITS, size, 0, l1_entries, 3 * _CLUSTER),
         *(_CLUSTER, 1, 0, 0, 0, 0, 0, _REFCOUNT_ORDER, _HEADER_LENGTH),
     )

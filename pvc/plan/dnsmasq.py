@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pvc.model.network import EthernetNetwork
 from pvc.plan import addresses, names
 
+# Guests ask when they come up; this is for those that missed the answer.
+_RA_INTERVAL_S, _ROUTER_LIFETIME_S = 60, 1800
+
 
 @dataclass(frozen=True)
 class Served:
@@ -17,6 +20,7 @@ class Served:
     bridge: str
     local: tuple[tuple[int, str], ...]
     members: Sequence[range]
+    vni: int
 
 
 def render_config(hosts_path: str, served: Sequence[Served], upstream: Sequence[str]) -> str:
@@ -35,6 +39,8 @@ def render_config(hosts_path: str, served: Sequence[Served], upstream: Sequence[
         "bogus-priv",
         f"addn-hosts={hosts_path}",
     ]
+    if any(item.network.int_network6 is not None for item in served):
+        lines.append("enable-ra")
     for index, item in enumerate(served):
         lines += _network_lines(f"net{index}", item)
     lines += [f"server={address}" for address in upstream]
@@ -57,9 +63,28 @@ def _network_lines(tag: str, item: Served) -> list[str]:
     ]
     if network.ntp_server:
         lines.append(f"dhcp-option=tag:{tag},option:ntp-server,{network.ntp_server}")
+    if network.int_network6 is not None:
+        lines += _network6_lines(tag, item)
     for rank, mac in item.local:
-        lines.append(f"dhcp-host={mac},{addresses.vm_address(network, rank)},{names.vm(rank)},infinite")
+        address6 = addresses.vm_address6(network, rank, item.vni)
+        own = f"{addresses.vm_address(network, rank)}," + (f"[{address6}]," if address6 is not None else "")
+        lines.append(f"dhcp-host={mac},{own}{names.vm(rank)},infinite")
     return lines
+
+
+def _network6_lines(tag: str, item: Served) -> list[str]:
+    """Router advertisements say that addresses come from DHCPv6, where each VM has its own."""
+    network = item.network
+    prefix, gateway = network.int_network6, addresses.gateway_address6(network, item.vni)
+    assert prefix is not None
+    search = (network.domain_name, *network.dns_search)
+    return [
+        f"domain={network.domain_name},{prefix}",
+        f"dhcp-range=set:{tag},{prefix.network_address},static,{prefix.prefixlen},infinite",
+        f"ra-param={item.bridge},mtu:{addresses.guest_mtu(network)},high,{_RA_INTERVAL_S},{_ROUTER_LIFETIME_S}",
+        f"dhcp-option=tag:{tag},option6:dns-server,[{gateway}]",
+        f"dhcp-option=tag:{tag},option6:domain-search,{','.join(search)}",
+    ]
 
 
 def render_hosts(served: Sequence[Served]) -> str:
@@ -69,9 +94,12 @@ def render_hosts(served: Sequence[Served]) -> str:
     for item in served:
         domain = item.network.domain_name
         first = int(item.network.int_network.network_address) + 1
+        six = addresses.split_address6(item.network, item.vni)
         for rank in (rank for ranks in item.members for rank in ranks):
             short = "" if rank in named else f" {names.vm(rank)}"
             lines.append(f"{_dotted(first + rank)} {names.vm(rank)}.{domain}{short}")
+            if six is not None:
+                lines.append(f"{six[0]}{six[1] + rank:x} {names.vm(rank)}.{domain}{short}")
             named.add(rank)
     return "\n".join(lines) + "\n"
 

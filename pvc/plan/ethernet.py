@@ -1,11 +1,12 @@
-"""The kernel data path of L3 networks: bridge, taps, VXLAN end, static peers."""
+"""The kernel data path: bridge, taps, VXLAN end, static peers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
-from pvc.errors import ConfigError, Problem
+from pvc.errors import ConfigError, Problem, UsageError
 from pvc.model.cluster import NodeShare, Placement
 from pvc.model.host import NodeFacts
 from pvc.model.network import EthernetNetwork, Layer
@@ -33,11 +34,27 @@ def check(membership: Membership, facts: NodeFacts) -> None:
     :raise ConfigError: the node network carries smaller frames than the network promises.
     """
     network = membership.network
-    if network.mtu > facts.device_mtu:
-        text = f"{network.mtu} is more than {facts.device} carries ({facts.device_mtu})"
+    underlay = facts.underlay(network.host_suffix)
+    if network.mtu > underlay.device_mtu:
+        text = f"{network.mtu} is more than {underlay.device} carries ({underlay.device_mtu})"
         raise ConfigError([Problem("networks.yaml", 0, f"{network.name}.settings.mtu", text)])
     highest = max(ranks.stop for ranks in membership.members) - 1
-    addresses.vm_address(network, highest)
+    addresses.check_rank(network, highest)
+
+
+def check_together(memberships: Sequence[Membership]) -> None:
+    """Whether one gateway can serve all of a cluster's networks.
+
+    :raise UsageError: addresses of two of them overlap.
+    """
+    layer3 = [each.network for each in memberships if each.network.layer is Layer.L3]
+    for one, other in combinations(layer3, 2):
+        six = (one.int_network6, other.int_network6)
+        if one.int_network.overlaps(other.int_network) or (six[0] and six[1] and six[0].overlaps(six[1])):
+            raise UsageError(
+                f"networks {one.name} and {other.name} have overlapping addresses and cannot be in one cluster",
+                hint="choose resource sets of the same network, or ask the site to change int-network",
+            )
 
 
 def plan_links(
@@ -46,43 +63,73 @@ def plan_links(
     """Bridge, tunnel end and taps of one network."""
     index, network = membership.index, membership.network
     bridge, vxlan, mtu = names.bridge(index), names.vxlan(index), addresses.guest_mtu(network)
-    address = None
-    if network.layer is Layer.L3:
-        address = f"{addresses.gateway_address(network)}/{network.int_network.prefixlen}"
+    flood = network.layer is Layer.L2
     taps = tuple(names.tap(rank, index) for rank in local)
     return (
-        actions.AddBridge(netns, bridge, addresses.gateway_mac(network, index), mtu, address),
-        actions.AddVxlan(netns, vxlan, bridge, vni, facts.address, network.vxlan_port, mtu),
-        actions.AddTaps(netns, bridge, mtu, taps),
+        actions.AddBridge(netns, bridge, addresses.gateway_mac(network, index), mtu, gateway_addresses(network, vni)),
+        actions.AddVxlan(
+            netns, vxlan, bridge, vni, facts.underlay(network.host_suffix).address, network.vxlan_port, mtu, flood
+        ),
+        actions.AddTaps(netns, bridge, mtu, taps, network.bandwidth_mbit),
     )
 
 
+def gateway_addresses(network: EthernetNetwork, vni: int) -> tuple[str, ...]:
+    """What a network's gateway is called, with prefix lengths; nothing on L2."""
+    if network.layer is not Layer.L3:
+        return ()
+    found = [f"{addresses.gateway_address(network)}/{network.int_network.prefixlen}"]
+    if network.int_network6 is not None:
+        found.append(f"{addresses.gateway_address6(network, vni)}/{network.int_network6.prefixlen}")
+    return tuple(found)
+
+
 def plan_peers(
-    netns: str, membership: Membership, placement: Placement, node: str, facts: NodeFacts
+    netns: str, membership: Membership, placement: Placement, node: str, facts: NodeFacts, vni: int
 ) -> actions.AddPeers:
     """Entries for the members that other nodes run."""
     network, index = membership.network, membership.index
+    peers = facts.underlay(network.host_suffix).peers
     first = int(network.int_network.network_address) + 1
     prefix = f"{network.mac_prefix}:{index:02x}:"
+    first_mac = network.mac_offset
     layer3 = network.layer is Layer.L3
-    entries: list[tuple[str, str | None, str]] = []
+    six = addresses.split_address6(network, vni) if layer3 else None
+    entries: list[tuple[str, str | None, str | None, str]] = []
+    flood: list[str] = []
     for share in placement.shares:
         if share.node == node or not share.count:
             continue
-        remote = facts.peers[share.node]
-        for rank in membership.ranks_of(share):
-            number = first + rank
+        remote = peers[share.node]
+        ranks = membership.ranks_of(share)
+        for rank in ranks:
+            number, low = first + rank, first_mac + rank
             address = f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}" if layer3 else None
-            entries.append((f"{prefix}{rank >> 8 & 255:02x}:{rank & 255:02x}", address, remote))
-    return actions.AddPeers(netns, names.bridge(index), names.vxlan(index), tuple(entries))
+            address6 = f"{six[0]}{six[1] + rank:x}" if six is not None else None
+            entries.append((f"{prefix}{low >> 8 & 255:02x}:{low & 255:02x}", address, address6, remote))
+        if ranks and not layer3:
+            flood.append(remote)
+    return actions.AddPeers(netns, names.bridge(index), names.vxlan(index), tuple(entries), tuple(flood))
 
 
-def plan_nic(membership: Membership, rank: int, tap_index: int) -> Nic:
+def peer_addresses(membership: Membership, placement: Placement, node: str, facts: NodeFacts) -> tuple[str, ...]:
+    """The other nodes that run members: who may send through the tunnel."""
+    peers = facts.underlay(membership.network.host_suffix).peers
+    return tuple(
+        peers[share.node]
+        for share in placement.shares
+        if share.node != node and share.count and membership.ranks_of(share)
+    )
+
+
+def plan_nic(membership: Membership, rank: int, tap_index: int, vni: int) -> Nic:
     """What a VM's interface is told, and which tap it gets."""
     network = membership.network
-    address = gateway = None
+    address = gateway = address6 = None
     if network.layer is Layer.L3:
         address = f"{addresses.vm_address(network, rank)}/{network.int_network.prefixlen}"
         gateway = addresses.gateway_address(network)
+        if network.int_network6 is not None:
+            address6 = f"{addresses.vm_address6(network, rank, vni)}/{network.int_network6.prefixlen}"
     mac = addresses.vm_mac(network, membership.index, rank)
-    return Nic(network.name, mac, addresses.guest_mtu(network), address, gateway, tap_index)
+    return Nic(network.name, mac, addresses.guest_mtu(network), address, gateway, tap_index, address6)

@@ -9,6 +9,8 @@ from __future__ import annotations
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 MAX_DEVICE = 15
 MAX_PREFIX = 8
+SWITCH = "pvc-ovs"
+_LINK_GROUPS = 0x70000000  # of ip-link(8), out of the way of those that people use
 
 
 def netns(job_id: int) -> str:
@@ -40,6 +42,21 @@ def vxlan(index: int) -> str:
 def tap(rank: int, index: int) -> str:
     """The tap of VM ``rank`` on network ``index``, inside the cluster's namespace."""
     return f"t{rank}n{index}"
+
+
+def port(prefix: str, job_id: int, number: int) -> str:
+    """A port of a switch in the node's namespace: ``number`` counts the job's ports with this prefix there."""
+    return f"{prefix}.{_base36(job_id)}.{_base36(number)}"
+
+
+def tunnel(udp_port: int) -> str:
+    """The port of the shared switch that leads to all other nodes."""
+    return f"pvc-vx{udp_port}"
+
+
+def link_group(job_id: int) -> int:
+    """The group (ip-link(8)) of a job's devices in the node's namespace, which go together."""
+    return _LINK_GROUPS | job_id & 0x0FFFFFFF
 
 
 def vm(rank: int) -> str:

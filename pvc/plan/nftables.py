@@ -1,73 +1,267 @@
-"""nftables rules of a cluster on a node: one table in its namespace, one in the node's (nft(8))."""
+"""nftables rules of a cluster on a node: tables in its namespace, and one or two in the node's (nft(8)).
+
+Inside the namespace is the gateway: what its VMs may reach is decided there, where the bridge that they come from is
+still known. In the node's namespace are the forwarded ports, NAT, and what keeps everybody else out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from ipaddress import IPv4Network
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
-from pvc.model.network import EthernetNetwork, Outbound
+from pvc.model.network import UPLINKS6, Access, EthernetNetwork, Outbound, Outbound6, Protocol
+from pvc.plan.forwards import Forward
 
 UPLINK = "up0"
+TABLE = "pvc"
+# Servers take a port below 1024 for a sign of trust (exports(5), "secure"); a VM's root is nobody's root.
+_UNPRIVILEGED = "1024-65535"
+_ND = "{ nd-neighbor-solicit, nd-neighbor-advert }"
 
 
-def inner_table(
-    table: str, bridges: Sequence[tuple[str, EthernetNetwork]], forwards: Sequence[tuple[int, str, int]]
-) -> str:
-    """The table inside the cluster's namespace: gateway, NAT, and what the VMs may ask of the gateway.
+@dataclass(frozen=True)
+class Gate:
+    """An L3 network at its gateway: the bridge where its VMs come in."""
 
-    ``bridges`` are (bridge, network) of L3 networks; ``forwards`` (host port, VM address, VM port).
+    bridge: str
+    network: EthernetNetwork
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where VMs do not get to by themselves: the node's own addresses, and networks that it is part of."""
+
+    own: tuple[str, ...]
+    closed: tuple[str, ...]
+
+    def of(self, family: str) -> Surroundings:
+        """Those of one family ("ip", "ip6"), merged so that none overlap."""
+        return Surroundings(_merge(self.own, family), _merge(self.closed, family))
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A VXLAN of the job: who may send with it."""
+
+    port: int
+    vni: int
+    peers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A cluster as the node's namespace sees it. ``device`` leads to it, and its address there is ``inner``.
+
+    ``vxlan_ports`` are those of all networks of the site.
     """
-    out = [name for name, network in bridges if network.allow_outbound is Outbound.ALL]
+
+    uid: int
+    device: str
+    inner: str
+    inner6: str | None
+    allow_host: bool
+    forwards: tuple[Forward, ...]
+    vxlan_ports: tuple[int, ...]
+
+
+def inner_tables(
+    gates: Sequence[Gate], forwards: Sequence[Forward], surroundings: Surroundings, switches: Sequence[str]
+) -> str:
+    """The gateway's tables inside the cluster's namespace; ``switches`` are the bridges of its L2 networks."""
+    text = _inner_table("ip", gates, forwards, surroundings.of("ip"), switches)
+    gates6 = [gate for gate in gates if gate.network.int_network6 is not None]
+    if gates6:
+        text += _inner_table("ip6", gates6, (), surroundings.of("ip6"), switches)
+    return text
+
+
+def deaf_table(table: str, devices: Sequence[str]) -> str:
+    """The table of the netdev family that keeps the node's own stack from what comes out of ``devices``."""
+    names = ", ".join(f'"{device}"' for device in devices)
+    head = f"type filter hook ingress devices = {{ {names} }} priority 0; policy drop;"
+    return "\n".join([f"table netdev {table} {{", *_chain("ingress", head, []), "}", ""])
+
+
+def host_tables(table: str, tunnels: Sequence[Tunnel], outside: Outside | None) -> str:
+    """The job's tables in the node's namespace; clusters without L3 networks have no ``outside``."""
     lines = [f"table ip {table} {{"]
-    lines += _chain("input", "type filter hook input priority filter; policy drop;", _input_rules(bridges))
+    for at, tunnel in enumerate(tunnels):
+        if tunnel.peers:
+            lines += _set(f"peers{at}", "ipv4_addr", tunnel.peers)
+    # A frame in a tunnel comes from a peer of the job, and from its kernel or its root: nobody else's is let in or out.
+    entering = [
+        f"udp dport {tunnel.port} @th,96,24 {tunnel.vni}{f' ip saddr != @peers{at}' if tunnel.peers else ''} drop"
+        for at, tunnel in enumerate(tunnels)
+    ]
+    leaving = [f"udp dport {port} meta skuid != 0 drop" for port in sorted({tunnel.port for tunnel in tunnels})]
+    if outside is None:
+        lines += _chain("input", "type filter hook input priority filter;", entering)
+        lines += _chain("output", "type filter hook output priority filter;", leaving)
+        return "\n".join([*lines, "}", ""])
+    lines += _host_nat(outside)
+    lines += _host_filters("ip", outside, entering, leaving)
+    lines.append("}")
+    if outside.inner6 is not None:
+        lines.append(f"table ip6 {table} {{")
+        lines += _host_masquerade("ip6", outside.inner6, outside.device)
+        lines += _host_filters("ip6", outside, [], [])
+        lines.append("}")
+    return "\n".join([*lines, ""])
+
+
+def _inner_table(
+    family: str,
+    gates: Sequence[Gate],
+    forwards: Sequence[Forward],
+    surroundings: Surroundings,
+    switches: Sequence[str],
+) -> str:
+    lines = [f"table {family} {TABLE} {{"]
+    kind = "ipv4_addr" if family == "ip" else "ipv6_addr"
+    if surroundings.own:
+        lines += _set("own", kind, surroundings.own, interval=True)
+    if surroundings.closed:
+        lines += _set("closed", kind, surroundings.closed, interval=True)
+    lines += _chain("input", "type filter hook input priority filter; policy drop;", _inner_input(family, gates))
     forward = ["ct state established,related accept"]
-    forward += [f'iifname "{name}" oifname "{name}" accept' for name, _ in bridges]
-    forward += [f'iifname "{name}" oifname "{UPLINK}" accept' for name in out]
+    # Bridged frames come by here where br_netfilter is loaded while the cluster runs (host.ethernet.ensure_netns).
+    forward += [f'iifname "{name}" oifname "{name}" accept' for name in switches]
+    for gate in gates:
+        forward += _inner_forward(family, gate, surroundings)
     forward += [f'iifname "{UPLINK}" ct status dnat accept']
     lines += _chain("forward", "type filter hook forward priority filter; policy drop;", forward)
-    if forwards:
-        elements = ", ".join(f"{host} : {address} . {port}" for host, address, port in forwards)
-        lines += _map("ports", "inet_service : ipv4_addr . inet_service", elements)
-        rule = f'iifname "{UPLINK}" dnat ip addr . port to tcp dport map @ports'
-        lines += _chain("prerouting", "type nat hook prerouting priority dstnat;", [rule])
-    lines += _chain("postrouting", "type nat hook postrouting priority srcnat;", [f'oifname "{UPLINK}" masquerade'])
+    rules = []
+    for protocol in Protocol:
+        elements = [f"{each.host_port} : {each.vm_address} . {each.vm_port}" for each in forwards]
+        elements = [text for text, each in zip(elements, forwards, strict=True) if each.protocol is protocol]
+        if elements:
+            lines += _map(f"ports_{protocol.value}", "inet_service : ipv4_addr . inet_service", ", ".join(elements))
+            rules.append(
+                f'iifname "{UPLINK}" dnat ip addr . port to {protocol.value} dport map @ports_{protocol.value}'
+            )
+    if rules:
+        lines += _chain("prerouting", "type nat hook prerouting priority dstnat;", rules)
+    masquerade = [f'oifname "{UPLINK}" masquerade']
+    if family == "ip6":
+        routed = [gate.network.int_network6 for gate in gates if gate.network.outbound6 is Outbound6.ROUTED]
+        masquerade = [f"ip6 saddr {prefix} accept" for prefix in routed] + masquerade
+    lines += _chain("postrouting", "type nat hook postrouting priority srcnat;", masquerade)
     return "\n".join([*lines, "}", ""])
 
 
-def host_table(table: str, device: str, inner: str, external: IPv4Network, ports: Sequence[int]) -> str:
-    """The table in the node's namespace: NAT of one cluster, its forwarded ports, and no way to its neighbours.
-
-    ``device`` leads to the cluster, whose address there is ``inner``. Clusters of other jobs and the node's own
-    services are out of reach from it; answers to connections that others opened pass.
-    """
-    lines = [f"table ip {table} {{"]
-    if ports:
-        wanted = ", ".join(str(port) for port in ports)
-        rule = f"fib daddr type local tcp dport {{ {wanted} }} dnat to {inner}"
-        lines += _chain("prerouting", "type nat hook prerouting priority dstnat;", [rule])
-        lines += _chain("output", "type nat hook output priority -100;", [rule])
-    lines += _chain(
-        "postrouting",
-        "type nat hook postrouting priority srcnat;",
-        [f'ip saddr {inner} oifname != "{device}" masquerade'],
-    )
-    refused = f'iifname "{device}" ct state new'
-    lines += _chain("forward", "type filter hook forward priority filter;", [f"{refused} ip daddr {external} drop"])
-    lines += _chain("input", "type filter hook input priority filter;", [f"{refused} drop"])
-    return "\n".join([*lines, "}", ""])
-
-
-def _input_rules(bridges: Sequence[tuple[str, EthernetNetwork]]) -> list[str]:
+def _inner_input(family: str, gates: Sequence[Gate]) -> list[str]:
     rules = ["ct state established,related accept", 'iifname "lo" accept']
-    for name, _ in bridges:
-        rules.append(f'iifname "{name}" udp dport {{ 53, 67 }} accept')
+    if family == "ip6":
+        rules.append(f"icmpv6 type {_ND} accept")
+    for gate in gates:
+        name = gate.bridge
+        if family == "ip":
+            rules.append(f'iifname "{name}" udp dport {{ 53, 67 }} accept')
+            rules.append(f'iifname "{name}" icmp type echo-request accept')
+        else:
+            rules.append(f'iifname "{name}" udp dport {{ 53, 547 }} accept')
+            rules.append(f'iifname "{name}" icmpv6 type {{ echo-request, nd-router-solicit }} accept')
         rules.append(f'iifname "{name}" tcp dport 53 accept')
-        rules.append(f'iifname "{name}" icmp type echo-request accept')
     return rules
+
+
+def _inner_forward(family: str, gate: Gate, surroundings: Surroundings) -> list[str]:
+    name, network = gate.bridge, gate.network
+    rules = [f'iifname "{name}" oifname "{name}" accept']
+    opened = _merge((str(each) for each in network.allow_networks), family)
+    if opened:
+        rules.append(f'iifname "{name}" oifname "{UPLINK}" {family} daddr {{ {", ".join(opened)} }} accept')
+    if network.allow_host and surroundings.own:
+        rules.append(f'iifname "{name}" oifname "{UPLINK}" {family} daddr @own accept')
+    if network.allow_outbound is Outbound.ALL:
+        if surroundings.closed:
+            rules.append(f'iifname "{name}" {family} daddr @closed drop')
+        rules.append(f'iifname "{name}" oifname "{UPLINK}" accept')
+    return rules
+
+
+def _host_nat(outside: Outside) -> list[str]:
+    anybody: list[str] = []
+    owner: list[str] = []
+    for protocol in Protocol:
+        for access, rules in ((Access.ANY, anybody), (Access.OWNER, owner)):
+            ports = [
+                str(each.host_port) for each in outside.forwards if each.protocol is protocol and each.access is access
+            ]
+            if ports:
+                wanted = f"fib daddr type local {protocol.value} dport {{ {', '.join(ports)} }} dnat to {outside.inner}"
+                rules.append(wanted if access is Access.ANY else f"meta skuid {outside.uid} {wanted}")
+    lines: list[str] = []
+    if anybody:
+        lines += _chain("prerouting", "type nat hook prerouting priority dstnat;", anybody)
+    if anybody or owner:
+        lines += _chain("nat_output", "type nat hook output priority -100;", [*anybody, *owner])
+    return lines + _host_masquerade("ip", outside.inner, outside.device)
+
+
+def _host_masquerade(family: str, inner: str, device: str) -> list[str]:
+    leaving = f'{family} saddr {inner} oifname != "{device}"'
+    rules = [f"{leaving} meta l4proto {{ tcp, udp }} masquerade to :{_UNPRIVILEGED}", f"{leaving} masquerade"]
+    return _chain("postrouting", "type nat hook postrouting priority srcnat;", rules)
+
+
+def _host_filters(family: str, outside: Outside, entering: Sequence[str], leaving: Sequence[str]) -> list[str]:
+    device = outside.device
+    # A VM's datagram would reach a tunnel with the address of its node, which is a peer.
+    tunnels = f'iifname "{device}" udp dport {{ {", ".join(map(str, outside.vxlan_ports))} }} drop'
+    answers = f'iifname "{device}" ct state established,related accept'
+    only_forwarded = [
+        f'oifname "{device}" ct state established,related accept',
+        f'oifname "{device}" ct status dnat accept',
+        *([f'oifname "{device}" icmpv6 type {_ND} accept'] if family == "ip6" else []),
+        f'oifname "{device}" drop',
+    ]
+    receive = [*entering, tunnels, answers]
+    if family == "ip6":
+        receive.append(f'iifname "{device}" icmpv6 type {_ND} accept')
+    receive.append(f'iifname "{device}" {"accept" if outside.allow_host else "drop"}')
+    return [
+        *_chain("forward", "type filter hook forward priority filter;", [tunnels, *only_forwarded]),
+        *_chain("input", "type filter hook input priority filter;", receive),
+        *_chain("output", "type filter hook output priority filter;", [*leaving, *only_forwarded]),
+    ]
+
+
+def surroundings(own: Iterable[str], peers: Iterable[str], external: Iterable[IPv4Network]) -> Surroundings:
+    """From the node's addresses with prefix lengths, its peers' addresses, and the networks towards clusters."""
+    interfaces = list(own)
+    closed = [
+        *interfaces,
+        *peers,
+        *map(str, external),
+        # Clouds answer a node there with its identity; no VM has business at a link's own addresses.
+        "169.254.0.0/16",
+        "fe80::/10",
+        str(UPLINKS6),
+    ]
+    return Surroundings(tuple(each.partition("/")[0] for each in interfaces), tuple(closed))
+
+
+def _merge(networks: Iterable[str], family: str) -> tuple[str, ...]:
+    # One that contains another is an error to nft(8) in a set of intervals.
+    if family == "ip":
+        return tuple(
+            str(each)
+            for each in collapse_addresses(IPv4Network(text, strict=False) for text in networks if ":" not in text)
+        )
+    return tuple(
+        str(each) for each in collapse_addresses(IPv6Network(text, strict=False) for text in networks if ":" in text)
+    )
 
 
 def _chain(name: str, head: str, rules: Sequence[str]) -> list[str]:
     return [f"  chain {name} {{", f"    {head}", *(f"    {rule}" for rule in rules), "  }"]
+
+
+def _set(name: str, kind: str, elements: Sequence[str], *, interval: bool = False) -> list[str]:
+    flags = ["    flags interval"] if interval else []
+    return [f"  set {name} {{", f"    type {kind}", *flags, f"    elements = {{ {', '.join(elements)} }}", "  }"]
 
 
 def _map(name: str, kind: str, elements: str) -> list[str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pvc.errors import UsageError
 from pvc.model.cluster import NodeShare, Placement
 from pvc.model.host import Grants, JobFacts, NodeFacts
-from pvc.model.network import EthernetNetwork, Layer, ResourceSet
-from pvc.model.node import Nic, NodeGrant, VmGrant
+from pvc.model.network import Access, BridgedNetwork, EthernetNetwork, Layer, PciNetwork, ResourceSet
+from pvc.model.node import Nic, NodeGrant, Tap, VmGrant
 from pvc.model.request import Request
-from pvc.plan import actions, addresses, dnsmasq, names, nftables
-from pvc.plan.ethernet import Membership, check, plan_links, plan_nic, plan_peers
+from pvc.plan import actions, names
+from pvc.plan.bridged import Attachment, plan_bridged
+from pvc.plan.ethernet import Membership, check, check_together, plan_links, plan_nic, plan_peers
+from pvc.plan.forwards import Forward, plan_forwards, plan_ports
+from pvc.plan.pci import Passthrough, plan_devices
+from pvc.plan.services import Setting, plan_services
+from pvc.plan.switch import is_switched, plan_switch
 
 
 @dataclass(frozen=True)
@@ -22,20 +27,22 @@ class Site:
     resource_sets: dict[str, ResourceSet]
     run_dir: str
     service_dir: str
+    bridged: dict[str, BridgedNetwork] = field(default_factory=dict)
+    devices: dict[str, PciNetwork] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class NodePlan:
-    """``taps`` are the names behind the grant's tap indexes, in the namespace ``netns``."""
+    """``taps`` are those behind the grant's tap indexes; ``netns`` is the cluster's namespace."""
 
     grant: NodeGrant
     netns: str
-    taps: tuple[str, ...]
+    taps: tuple[Tap, ...]
     actions: tuple[actions.Action, ...]
 
 
-def plan_memberships(request: Request, site: Site) -> tuple[Membership, ...]:
-    """The networks of the cluster, in order of first use, with the ranks on each.
+def plan_ranks(request: Request, site: Site) -> dict[str, tuple[range, ...]]:
+    """The ranks on each network of the cluster, in order of first use.
 
     :raise UsageError: the request names a resource set that is not there.
     """
@@ -49,9 +56,36 @@ def plan_memberships(request: Request, site: Site) -> tuple[Membership, ...]:
         for name in found.networks:
             order.setdefault(name, []).append(range(first, first + item.count))
         first += item.count
-    return tuple(
-        Membership(index, site.networks[name], tuple(members)) for index, (name, members) in enumerate(order.items())
-    )
+    return {name: tuple(members) for name, members in order.items()}
+
+
+def plan_memberships(request: Request, site: Site) -> tuple[Membership, ...]:
+    """The Ethernet networks of the cluster, in order of first use, with the ranks on each.
+
+    :raise UsageError: the request names a resource set that is not there, or networks that exclude each other.
+    """
+    ranks = {name: members for name, members in plan_ranks(request, site).items() if name in site.networks}
+    found = tuple(Membership(at, site.networks[name], members) for at, (name, members) in enumerate(ranks.items()))
+    check_together(found)
+    return found
+
+
+def plan_attachments(request: Request, site: Site) -> tuple[Attachment, ...]:
+    """The same for networks of the site's own.
+
+    :raise UsageError: the request names a resource set that is not there.
+    """
+    ranks = {name: members for name, members in plan_ranks(request, site).items() if name in site.bridged}
+    return tuple(Attachment(index, site.bridged[name], members) for index, (name, members) in enumerate(ranks.items()))
+
+
+def plan_passthroughs(request: Request, site: Site) -> tuple[Passthrough, ...]:
+    """The same for PCI devices of the nodes.
+
+    :raise UsageError: the request names a resource set that is not there.
+    """
+    ranks = {name: members for name, members in plan_ranks(request, site).items() if name in site.devices}
+    return tuple(Passthrough(site.devices[name], members) for name, members in ranks.items())
 
 
 def find_share(placement: Placement, node: str) -> NodeShare:
@@ -77,33 +111,55 @@ def plan_node(
     run_dir = f"{site.run_dir}/{job.job_id}"
     memberships = plan_memberships(request, site)
     steps: list[actions.Action] = [actions.MakeRunDir(run_dir, job.uid, job.gid)]
-    taps: list[str] = []
+    taps: list[Tap] = []
     nics: dict[int, list[Nic]] = {rank: [] for rank in range(share.first_rank, share.first_rank + share.count)}
+    forwards = plan_forwards(memberships, share, grants.ports)
     if share.count and memberships:
         steps.append(actions.AddNetns(netns))
         for membership in memberships:
             check(membership, facts)
+        local_switched = [(each, each.ranks_of(share)) for each in memberships if is_switched(each.network)]
+        switched = plan_switch(job, local_switched, placement, facts, grants)
+        for membership in memberships:
             local = membership.ranks_of(share)
-            steps += plan_links(netns, membership, local, facts, grants.vnis[membership.network.name])
-            steps.append(plan_peers(netns, membership, placement, job.node, facts))
-            for rank in local:
-                nics[rank].append(plan_nic(membership, rank, len(taps)))
-                taps.append(names.tap(rank, membership.index))
-        steps += _services(job, share, site, facts, grants, memberships)
-    ports = _ports(memberships, share, grants)
-    vms = tuple(VmGrant(rank, tuple(nics[rank]), ports.get(rank, {})) for rank in nics)
+            vni = grants.vnis[membership.network.name]
+            own = switched.taps.get(membership.network.name)
+            for at, rank in enumerate(local):
+                nics[rank].append(plan_nic(membership, rank, len(taps), vni))
+                taps.append(own[at] if own is not None else Tap(names.tap(rank, membership.index), netns))
+            if own is None:
+                steps += plan_links(netns, membership, local, facts, vni)
+                steps.append(plan_peers(netns, membership, placement, job.node, facts, vni))
+        steps += switched.actions
+        networks = tuple(site.networks.values())
+        steps += plan_services(
+            Setting(
+                job, share, placement, facts, grants, networks, site.service_dir, memberships, forwards, switched.deaf
+            )
+        )
+    attached = plan_bridged(job.job_id, plan_attachments(request, site), share, facts, len(taps))
+    steps += attached.actions
+    taps += attached.taps
+    for rank, nic in attached.nics:
+        nics[rank].append(nic)
+    _sort_nics(nics, request, site)
+    binding, devices = plan_devices(job, plan_passthroughs(request, site), share, facts, grants.devices)
+    steps += binding
+    ports = plan_ports(forwards)
+    vms = tuple(_grant(rank, tuple(nics[rank]), ports.get(rank, {}), devices.get(rank, ())) for rank in nics)
     grant = NodeGrant(job.job_id, job.node, facts.address, run_dir, vms)
     return NodePlan(grant, netns, tuple(taps), tuple(steps))
 
 
-def count_ports(request: Request, site: Site, share: NodeShare) -> tuple[int, tuple[int, int]]:
-    """(host ports this node's VMs need, the range they come from); (0, (0, -1)) without reverse NAT."""
-    memberships = plan_memberships(request, site)
-    nat = _forwarded(memberships)
-    if nat is None or nat.network.reverse_nat is None:
-        return 0, (0, -1)
-    reverse = nat.network.reverse_nat
-    return len(nat.ranks_of(share)), (reverse.min_host_port, reverse.max_host_port)
+def _sort_nics(nics: dict[int, list[Nic]], request: Request, site: Site) -> None:
+    """Interfaces are in the order of the resource set, whatever kinds of networks these are."""
+    first = 0
+    for item in request.sets:
+        order = site.resource_sets[item.resource_set].networks
+        for rank in range(first, first + item.count):
+            if rank in nics:
+                nics[rank].sort(key=lambda nic: order.index(nic.network))
+        first += item.count
 
 
 def uplink_network(request: Request, site: Site) -> EthernetNetwork | None:
@@ -114,69 +170,6 @@ def uplink_network(request: Request, site: Site) -> EthernetNetwork | None:
     return None
 
 
-def _forwarded(memberships: tuple[Membership, ...]) -> Membership | None:
-    for membership in memberships:
-        if membership.network.layer is Layer.L3 and membership.network.reverse_nat is not None:
-            return membership
-    return None
-
-
-def _ports(memberships: tuple[Membership, ...], share: NodeShare, grants: Grants) -> dict[int, dict[str, int]]:
-    nat = _forwarded(memberships)
-    if nat is None or nat.network.reverse_nat is None:
-        return {}
-    port = str(nat.network.reverse_nat.vm_port)
-    return {rank: {port: host} for rank, host in zip(nat.ranks_of(share), grants.ports, strict=True)}
-
-
-def _services(
-    job: JobFacts,
-    share: NodeShare,
-    site: Site,
-    facts: NodeFacts,
-    grants: Grants,
-    memberships: tuple[Membership, ...],
-) -> list[actions.Action]:
-    layer3 = [membership for membership in memberships if membership.network.layer is Layer.L3]
-    if not layer3:
-        return []
-    netns = names.netns(job.job_id)
-    outer = layer3[0].network
-    host_address, inner_address = addresses.uplink_pair(outer.ext_network, grants.uplink_slot)
-    device = names.uplink(outer.dev_prefix, job.job_id)
-    forwards: list[tuple[int, str, int]] = []
-    nat = _forwarded(memberships)
-    if nat is not None and nat.network.reverse_nat is not None:
-        vm_port = nat.network.reverse_nat.vm_port
-        for rank, port in zip(nat.ranks_of(share), grants.ports, strict=True):
-            forwards.append((port, addresses.vm_address(nat.network, rank), vm_port))
-    served = [
-        dnsmasq.Served(
-            membership.network,
-            names.bridge(membership.index),
-            tuple(
-                (rank, addresses.vm_mac(membership.network, membership.index, rank))
-                for rank in membership.ranks_of(share)
-            ),
-            membership.members,
-        )
-        for membership in layer3
-    ]
-    bridges = [(item.bridge, item.network) for item in served]
-    table = names.host_table(job.job_id)
-    directory = f"{site.service_dir}/{job.job_id}"
-    upstream = outer.dns_servers or facts.dns_servers
-    inner_rules = nftables.inner_table("pvc", bridges, forwards)
-    host_rules = nftables.host_table(table, device, inner_address, outer.ext_network, grants.ports)
-    return [
-        actions.AddUplink(netns, device, host_address, inner_address, 30),
-        actions.LoadRules(netns, "ip", "pvc", inner_rules),
-        actions.LoadRules(None, "ip", table, host_rules),
-        actions.SetSysctl(f"net/ipv4/conf/{facts.device}/forwarding", "1", job.job_id),
-        actions.StartDnsmasq(
-            netns,
-            directory,
-            dnsmasq.render_config(f"{directory}/hosts", served, upstream),
-            dnsmasq.render_hosts(served),
-        ),
-    ]
+def _grant(rank: int, nics: tuple[Nic, ...], ports: dict[str, Forward], devices: tuple[str, ...]) -> VmGrant:
+    owner = tuple(key for key, forward in ports.items() if forward.access is Access.OWNER)
+    return VmGrant(rank, nics, {key: forward.host_port for key, forward in ports.items()}, devices, owner)

@@ -2,6 +2,7 @@
 
     <state>/jobs/<job>/record.json     owner, boot, refusal, grants
     <state>/jobs/<job>/actions         one action a line, written before the effect
+    <state>/jobs/<job>/inputs.json     what the plan follows from, to compare the node with it later
     <state>/jobs/<job>/plan.json       the grant and the taps, once all is applied
 
 The directory is there as long as anything may have to be undone; removing it is the last act of a
@@ -21,8 +22,9 @@ from typing import Any, TypeVar
 from pvc.codec import dumps, from_data, loads, to_data
 from pvc.errors import HostError
 from pvc.files import remove_tree, write_atomic
-from pvc.model.node import NodeGrant
+from pvc.model.node import NodeGrant, Tap
 from pvc.plan import actions
+from pvc.plan.inputs import Inputs
 
 T = TypeVar("T")
 _TYPES: dict[str, Any] = {
@@ -34,9 +36,16 @@ _TYPES: dict[str, Any] = {
         actions.AddVxlan,
         actions.AddTaps,
         actions.AddPeers,
+        actions.AddSwitchTaps,
+        actions.AddGateway,
+        actions.AddSwitchPorts,
+        actions.LoadFlows,
+        actions.JoinBridge,
+        actions.BindDevice,
         actions.AddUplink,
         actions.LoadRules,
         actions.SetSysctl,
+        actions.ForwardIpv6,
         actions.StartDnsmasq,
         actions.ClaimMembership,
     )
@@ -61,6 +70,8 @@ class Record:
     boot: str
     uplink_slot: int | None = None
     ports: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
+    meters: tuple[int, ...] = ()
     refusal: Refusal | None = None
 
 
@@ -70,7 +81,7 @@ class Ready:
 
     grant: NodeGrant
     netns: str
-    taps: tuple[str, ...]
+    taps: tuple[Tap, ...]
 
 
 class Ledger:
@@ -129,6 +140,14 @@ class Ledger:
         """Replace the recorded actions by those that are still to be undone."""
         write_atomic(self.path / "actions", "".join(_encode(step) + "\n" for step in steps), mode=0o600, sync=True)
 
+    def write_inputs(self, inputs: Inputs) -> None:
+        """Record what the plan follows from."""
+        write_atomic(self.path / "inputs.json", dumps(inputs), mode=0o600)
+
+    def read_inputs(self) -> Inputs | None:
+        """What the plan followed from; None when that is not known, as after an update of pvc."""
+        return _load(Inputs, self.path / "inputs.json")
+
     def write_ready(self, ready: Ready) -> None:
         """Record that all is applied."""
         write_atomic(self.path / "plan.json", dumps(ready), mode=0o600)
@@ -169,9 +188,11 @@ def _slim(step: actions.Action) -> actions.Action:
     """What undoing needs: the contents of namespaces go with them, so their size is not on the node's path."""
     match step:
         case actions.AddPeers():
-            return replace(step, entries=())
+            return replace(step, entries=(), flood=())
         case actions.LoadRules():
             return replace(step, text="")
+        case actions.LoadFlows():
+            return replace(step, text="", peers=())
         case actions.StartDnsmasq():
             return replace(step, config="", hosts="")
     return step

@@ -45,22 +45,14 @@ def leave(store: Store, job_id: int, node: str) -> None:
     store.transact([EmptyPrefix(f"{_job(job_id)}nodes/")], [DeletePrefix(_job(job_id)), *frees])
 
 
-def read_jobs(store: Store) -> set[int]:
-    """The jobs that hold anything.
+def read_jobs(store: Store, node: str) -> set[int]:
+    """The jobs that ``node`` is a member of.
 
     :raise StateError: the store does not answer.
     """
-    keys = store.read_prefix(f"{ROOT}/jobs/")
-    return {int(key.split("/")[4]) for key in keys if key.split("/")[4].isdigit()}
-
-
-def purge(store: Store, job_id: int) -> None:
-    """Free all that a job held, members or not: for jobs that no longer exist.
-
-    :raise StateError: the store does not answer.
-    """
-    held = store.read_prefix(f"{_job(job_id)}vni/")
-    store.transact([], [DeletePrefix(_job(job_id)), *(Delete(f"{ROOT}/vni/{vni}") for vni in held.values())])
+    prefix = f"{ROOT}/jobs/"
+    parts = (key.removeprefix(prefix).split("/") for key in store.read_prefix(prefix))
+    return {int(part[0]) for part in parts if part[0].isdigit() and part[1:] == ["nodes", node]}
 
 
 def _take(store: Store, job_id: int, index: int, network: EthernetNetwork, key: str) -> int:

@@ -1,4 +1,6 @@
-"""The supervisor's call to pvc-node: what this node's VMs were given, and the descriptors of their taps."""
+"""The supervisor's calls to pvc-node: what this node's VMs were given, the descriptors of their taps, and how
+their networks are.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,11 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pvc import codec
 from pvc.errors import GuestError, HostError, JobError, PvcError, StateError, UsageError
@@ -23,6 +25,8 @@ RETRY_S = 10.0
 ANSWER_S = 30.0
 _MAX_LINE = 16 << 20
 _MAX_FDS = 253  # SCM_MAX_FD, include/net/scm.h
+_NONSENSE, _ONE_VERSION = "pvc-node's answer is not understood", "do both ends run one version of pvc?"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,32 @@ async def attach(path: Path, job_id: int, *, retry_s: float = RETRY_S) -> Attach
     :raise HostError: nobody listens at ``path`` for ``retry_s`` seconds, or the answer is not one.
     :raise PvcError: pvc-node refused; message, hint and exit code are its own.
     """
+    return await _call(path, lambda exchange: exchange.attach(job_id), retry_s)
+
+
+async def attach_vm(path: Path, job_id: int, rank: int, *, retry_s: float = RETRY_S) -> tuple[int, ...]:
+    """The descriptors of one VM's taps, in the order of its nics, for a QEMU that is started again.
+
+    :raise HostError: nobody listens at ``path``, the answer is not one, or another process has a tap.
+    :raise PvcError: pvc-node refused; message, hint and exit code are its own.
+    """
+    return (await _call(path, lambda exchange: exchange.attach(job_id, rank), retry_s)).taps
+
+
+async def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Send pvc-node a request that is answered by one line.
+
+    :raise HostError: nobody listens at ``path``, or the answer is not one.
+    :raise PvcError: pvc-node refused; message, hint and exit code are its own.
+    """
+    return await _call(path, lambda exchange: exchange.ask(request), 0.0)
+
+
+async def _call(path: Path, talk: Callable[[_Exchange], Awaitable[Result]], retry_s: float) -> Result:
     connection = await _connect(path, retry_s)
     try:
         async with asyncio.timeout(ANSWER_S):
-            return await _Exchange(connection).run(job_id)
+            return await talk(_Exchange(connection))
     except TimeoutError:
         raise HostError(f"pvc-node did not answer within {ANSWER_S:g} s") from None
     except OSError as err:
@@ -85,15 +111,20 @@ class _Exchange:
         self._data = b""
         self._fds: list[int] = []
 
-    async def run(self, job_id: int) -> Attached:
+    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A request and its answer."""
         loop = asyncio.get_running_loop()
-        request = json.dumps({"op": "attach", "job": job_id}) + "\n"
-        await loop.sock_sendall(self._connection, request.encode())
+        await loop.sock_sendall(self._connection, json.dumps(request).encode() + b"\n")
+        while b"\n" not in self._data:
+            await self._receive()
+        line, _, self._data = self._data.partition(b"\n")
+        return _parse_answer(line)
+
+    async def attach(self, job_id: int, rank: int | None = None) -> Attached:
+        """The grant, and as many descriptors as it says; of one VM, or of all."""
+        request = {"op": "attach", "job": job_id} | ({} if rank is None else {"vm": rank})
         try:
-            while b"\n" not in self._data:
-                await self._receive()
-            line, _, self._data = self._data.partition(b"\n")
-            grant, count = _parse_answer(line)
+            grant, count = _parse_grant(await self.ask(request))
             while len(self._fds) < count:
                 await self._receive()
             if len(self._fds) != count:
@@ -136,15 +167,22 @@ async def _wait_readable(connection: socket.socket) -> None:
         loop.remove_reader(connection)
 
 
-def _parse_answer(line: bytes) -> tuple[NodeGrant, int]:
+def _parse_answer(line: bytes) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(line)
         if answer["ok"]:
-            return codec.from_data(NodeGrant, answer["grant"]), int(answer["fds"])
+            return answer
         error = _refusal(answer)
     except (ValueError, KeyError, TypeError) as err:
-        raise HostError("pvc-node's answer is not understood", hint="do both ends run one version of pvc?") from err
+        raise HostError(_NONSENSE, hint=_ONE_VERSION) from err
     raise error
+
+
+def _parse_grant(answer: dict[str, Any]) -> tuple[NodeGrant, int]:
+    try:
+        return codec.from_data(NodeGrant, answer["grant"]), int(answer["fds"])
+    except (ValueError, KeyError, TypeError) as err:
+        raise HostError(_NONSENSE, hint=_ONE_VERSION) from err
 
 
 def _refusal(answer: dict[str, Any]) -> PvcError:

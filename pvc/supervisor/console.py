@@ -71,7 +71,7 @@ class Console:
     def watch(self, watcher: Watcher) -> Iterator[None]:
         """Replay the last bytes to ``watcher``, then send it all that comes, until the block ends."""
         if self._recent:
-            watcher.write(bytes(self._recent[-REPLAY_BYTES:]))
+            watcher.write(self.recent)
         self._watchers.add(watcher)
         try:
             yield
@@ -85,6 +85,11 @@ class Console:
             with suppress(OSError):
                 found += path.read_bytes()
         return found or bytes(self._recent)
+
+    @property
+    def recent(self) -> bytes:
+        """The last that came."""
+        return bytes(self._recent[-REPLAY_BYTES:])
 
     def _take(self, data: bytes) -> None:
         self._recent += data

@@ -19,7 +19,10 @@ from pvc import codec
 from pvc.errors import GuestError, PvcError, UsageError
 from pvc.model.cluster import ClusterKeys
 from pvc.model.vm import VmStatus
+from pvc.supervisor import relay
 from pvc.supervisor.console import Console
+from pvc.supervisor.monitor import dump_memory, find_display, run_command, take_screenshot
+from pvc.supervisor.orders import carry_out, parse_grace
 from pvc.supervisor.vm import Vm
 
 LOG = logging.getLogger(__name__)
@@ -27,8 +30,8 @@ LOG = logging.getLogger(__name__)
 MAX_REQUEST = 64 << 10
 MAX_CONNECTIONS = 128
 REQUEST_S = 10.0
-MAX_GRACE_S = 3600.0
 _CHUNK = 1 << 16
+_FOR_NODE = ("op", "nonce", "window_s")
 # X509_V_FLAG_NO_CHECK_TIME of OpenSSL: a node whose clock is behind must not refuse a pair made just now.
 _NO_CHECK_TIME = 0x200000
 
@@ -56,11 +59,20 @@ def server_context(keys: ClusterKeys) -> ssl.SSLContext:
 
 
 class Control:
-    """Serves the requests of the contract; ``on_stop(grace_s)`` returns when all VMs are down."""
+    """Serves the requests of the contract; ``on_stop(grace_s)`` returns when all VMs are down.
 
-    def __init__(self, vms: Callable[[], Sequence[Vm]], on_stop: Callable[[float], Awaitable[None]]) -> None:
+    ``ask_node`` puts a request about this job to the node's pvc-node, which alone sees the networks.
+    """
+
+    def __init__(
+        self,
+        vms: Callable[[], Sequence[Vm]],
+        on_stop: Callable[[float], Awaitable[None]],
+        ask_node: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]],
+    ) -> None:
         self._vms = vms
         self._on_stop = on_stop
+        self._ask_node = ask_node
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -111,11 +123,29 @@ class Control:
                     await _send(writer, {"ok": True, "vms": codec.to_data(self._statuses())})
                 case "stop":
                     await self._stop(request, writer)
+                case "order":
+                    carried_out = asyncio.ensure_future(carry_out(self._vms(), request))
+                    await _send(writer, {"ok": True, "vms": codec.to_data(await asyncio.shield(carried_out))})
+                case "monitor":
+                    told = await run_command(self._find_vm(request), request)
+                    await _send(writer, {"ok": True, "return": told})
+                case "display":
+                    await _send(writer, {"ok": True, **find_display(self._find_vm(request))})
+                case "screenshot":
+                    picture = await take_screenshot(self._find_vm(request))
+                    await _send(writer, {"ok": True, "size": len(picture)}, picture)
+                case "dump":
+                    await self._dump(request, reader, writer)
                 case "console":
                     await self._console(self._find_console(request), reader, writer)
                 case "console-log":
                     log = self._find_console(request).read_log()
                     await _send(writer, {"ok": True, "size": len(log)}, log)
+                case "ssh":
+                    await self._ssh(request.get("port"), reader, writer)
+                case "network" | "check" | "probe":
+                    asked = {key: request[key] for key in _FOR_NODE if key in request}
+                    await _send(writer, await self._ask_node(asked))
                 case other:
                     raise UsageError(f"the supervisor knows no request {other!r}")
         except PvcError as err:
@@ -126,22 +156,42 @@ class Control:
         return tuple(vm.status() for vm in self._vms())
 
     async def _stop(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        grace_s = request.get("grace_s", 0)
-        if isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not 0 <= grace_s <= MAX_GRACE_S:
-            raise UsageError(f"grace_s must be a number of seconds from 0 to {MAX_GRACE_S:g}")
         # Shielded: who asked may leave before the guests have.
-        stopping = asyncio.ensure_future(self._on_stop(grace_s))
+        stopping = asyncio.ensure_future(self._on_stop(parse_grace(request)))
         await asyncio.shield(stopping)
         await _send(writer, {"ok": True})
 
-    def _find_console(self, request: dict[str, Any]) -> Console:
+    def _find_vm(self, request: dict[str, Any]) -> Vm:
         rank = request.get("vm")
         for vm in self._vms():
-            if vm.share.rank == rank:
-                if vm.console is None:
-                    raise GuestError(f"{vm.share.name} has not started, so it has no console")
-                return vm.console
+            if type(rank) is int and vm.share.rank == rank:
+                return vm
         raise GuestError(f"no VM {rank!r} runs on this node")
+
+    def _find_console(self, request: dict[str, Any]) -> Console:
+        vm = self._find_vm(request)
+        if vm.console is None:
+            raise GuestError(f"{vm.share.name} has not started, so it has no console")
+        return vm.console
+
+    async def _dump(self, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Lines of progress, then the answer; QEMU cannot be stopped, but nothing stays for a caller who has left."""
+
+        async def tell(done: int, total: int) -> None:
+            if reader.at_eof():
+                raise ConnectionAbortedError("the caller of a dump has left")
+            await _send(writer, {"done": done, "total": total})
+
+        await _send(writer, {"ok": True, "size": await dump_memory(self._find_vm(request), request, tell)})
+
+    async def _ssh(self, port: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Ports of this node's own VMs, and nothing else that the job's owner may reach here.
+        share = next((vm.share for vm in self._vms() if vm.share.ssh_port == port and port is not None), None)
+        if share is None or share.ssh_host is None or share.ssh_port is None:
+            raise GuestError(f"port {port!r} leads to no VM of this node")
+        there = await relay.connect(share.ssh_host, share.ssh_port)
+        await _send(writer, {"ok": True})
+        await relay.carry((reader, writer), there)
 
     async def _console(self, console: Console, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _send(writer, {"ok": True})

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass
 
-from pvc.model.vm import Phase
+from pvc.model.vm import Phase, Restart
+
+# What VT100s and their heirs take for commands (ECMA-48): CSI and OSC sequences, and two-character escapes.
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+_LINE = 160
+_REASONS = ("Kernel panic - not syncing", "BUG: ", "Oops: ")  # of Linux
+# A guest that fails again and again is not started for ever; one that ran this long has begun anew.
+_TRIES = 5
+_LONG_S = 600.0
+_LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -17,16 +27,23 @@ class Ending:
     hint: str | None = None
 
 
-def explain_end(status: int, *, requested: bool, reason: str | None, stderr: str, memory_mib: int) -> Ending:
+def explain_end(
+    status: int, *, requested: bool, reason: str | None, stderr: str, memory_mib: int, grace_s: float = 0.0
+) -> Ending:
     """Why a VM ended.
 
     ``status`` is QEMU's exit code or minus a signal; ``reason`` that of its last SHUTDOWN event
-    (qapi/run-state.json, ShutdownCause), None when there was none.
+    (qapi/run-state.json, ShutdownCause), None when there was none; ``grace_s`` is the time that its guest
+    had when the end was requested.
     """
+    if requested and grace_s > 0:
+        if reason == "guest-shutdown":
+            return Ending(Phase.STOPPED, "stopped on request, its guest powered down")
+        return Ending(Phase.STOPPED, f"stopped on request, switched off: no power-down within {grace_s:g} s")
     if requested:
         return Ending(Phase.STOPPED, "stopped on request")
     if reason == "guest-panic":
-        return Ending(Phase.FAILED, "the guest's kernel panicked", "see its last words with 'pvc console --log'")
+        return Ending(Phase.FAILED, "the guest's kernel panicked", "all that it said: pvc console --log")
     if reason in {"guest-shutdown", "guest-reset"}:
         return Ending(Phase.STOPPED, "the guest powered itself off")
     if reason == "host-signal":
@@ -41,3 +58,33 @@ def explain_end(status: int, *, requested: bool, reason: str | None, stderr: str
     if -status == signal.SIGKILL:
         hint = f"perhaps the job's memory limit: its guest has {memory_mib} MiB; ask for more with -m"
     return Ending(Phase.FAILED, f"QEMU was killed by {name}{said}", hint)
+
+
+def read_last_words(console: bytes, count: int = 5) -> tuple[str, ...]:
+    """The last lines of a console that say something, fit to be printed on anybody's terminal.
+
+    A kernel says why before it prints its registers: that line comes first, however far up it is.
+    """
+    lines: list[str] = []
+    for line in _ESCAPE.sub("", console.decode(errors="replace")).splitlines():
+        text = "".join(char for char in line if char.isprintable()).strip()
+        if text:
+            lines.append(text[:_LINE])
+    last = lines[-count:]
+    reason = next((line for line in lines if any(sign in line for sign in _REASONS)), None)
+    if reason is not None and reason not in last:
+        last[0] = reason
+    return tuple(last)
+
+
+def plan_restart(policy: Restart, ending: Ending, *, ran_s: float | None, tries: int) -> tuple[int, float] | None:
+    """Whether a VM that ended by itself starts again: which try that is, and after how many seconds.
+
+    ``ran_s`` None: it never ran, and what kept it from that is still there. ``tries``: starts of this kind so far.
+    """
+    if ran_s is None or policy is Restart.NEVER or (policy is Restart.ON_FAILURE and ending.phase is not Phase.FAILED):
+        return None
+    tries = 0 if ran_s >= _LONG_S else tries
+    if tries >= _TRIES:
+        return None
+    return tries + 1, min(2.0**tries, _LONGEST_PAUSE_S)

@@ -45,6 +45,7 @@ class Events:
                 phase=vm.phase,
                 detail=vm.detail,
                 hint=hint,
+                last_words=vm.last_words,
             )
         )
 
@@ -103,8 +104,13 @@ class Events:
 
 
 def event_line(event: Event) -> bytes:
-    """The event as one line of at most MAX_LINE bytes; a detail that is too long loses its middle, then its hint."""
+    """The event as one line of at most MAX_LINE bytes; what is too long loses its oldest last words, then
+    the middle of its detail, then its hint.
+    """
     line = codec.dumps(event).encode() + b"\n"
+    while len(line) > MAX_LINE and event.last_words:
+        event = dataclasses.replace(event, last_words=event.last_words[1:])
+        line = codec.dumps(event).encode() + b"\n"
     keep = len(event.detail)
     while len(line) > MAX_LINE:
         keep = keep * 3 // 4

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -98,18 +98,31 @@ class Machine:
         except TimeoutError:
             raise GuestError(f"QEMU's monitor did not answer within {_CONNECT_S:g} s") from None
 
-    async def execute(self, command: str) -> Any:
-        """Run a QMP command without arguments.
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = _COMMAND_S
+    ) -> Any:
+        """Run a QMP command.
 
         :raise GuestError: QEMU refused, ended, or did not answer.
         """
         try:
-            async with asyncio.timeout(_COMMAND_S):
-                return await self.qmp.execute(command)
+            async with asyncio.timeout(timeout_s):
+                return await self.qmp.execute(command, arguments)
         except (QMPError, ExecInterruptedError, OSError, EOFError) as err:
             raise GuestError(f"QEMU refused {command!r}") from err
         except TimeoutError:
-            raise GuestError(f"QEMU did not answer {command!r} within {_COMMAND_S:g} s") from None
+            raise GuestError(f"QEMU did not answer {command!r} within {timeout_s:g} s") from None
+
+    async def give_file(self, name: str, fd: int) -> None:
+        """Give QEMU a copy of a descriptor, which its commands know as ``fd:NAME``.
+
+        :raise GuestError: QEMU refused, ended, or did not answer.
+        """
+        try:
+            self.qmp.send_fd_scm(fd)
+        except (QMPError, OSError) as err:
+            raise GuestError("QEMU took no descriptor") from err
+        await self.execute("getfd", {"fdname": name})
 
     async def pin(self, cpus: Sequence[int]) -> None:
         """Pin vCPU i to cpus[i], and QEMU's other threads to all of them.

@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pvc import codec, files
 from pvc.errors import GuestError, PvcError, UsageError
@@ -23,7 +24,7 @@ from pvc.parse import parse_cpus_per_node
 from pvc.plan.numa import Pinning, plan_pinning
 from pvc.plan.qemu import guest_memory_mib
 from pvc.slurm.job import cancel_job
-from pvc.supervisor.attach import Attached, attach, find_socket
+from pvc.supervisor.attach import Attached, ask, attach, attach_vm, find_socket
 from pvc.supervisor.control import Control
 from pvc.supervisor.events import Events
 from pvc.supervisor.share import find_node_share, node_templates, plan_vms
@@ -34,6 +35,7 @@ LOG = logging.getLogger(__name__)
 MAX_SPEC = 64 << 20
 # An earlier supervisor of the same job may still be leaving.
 _LOCK_S = 10.0
+_FETCHES = 4
 
 
 def read_spec(fd: int) -> ClusterSpec:
@@ -141,7 +143,7 @@ class Supervisor:
         try:
             attached = await attach(find_socket(self._environ), self._spec.job_id)
             await self._exits.enter_async_context(_sole_supervisor(Path(attached.grant.run_dir)))
-            control = Control(lambda: self._vms, self._stop_on_request)
+            control = Control(lambda: self._vms, self._stop_on_request, self._ask_node)
             try:
                 port = await control.start(attached.grant.node_address, self._spec.keys)
             except OSError as err:
@@ -182,7 +184,14 @@ class Supervisor:
             memory_mib={accel: guest_memory_mib(self._spec.memory_mib, accel) for accel in set(accels.values())},
             pinning=pinning,
         )
-        return tuple(Vm(vm, self._events.vm) for vm in vms)
+        # pvc-node serves few requests of a user at a time.
+        turns = asyncio.Semaphore(_FETCHES)
+
+        async def fetch_taps(rank: int) -> tuple[int, ...]:
+            async with turns:
+                return await attach_vm(find_socket(self._environ), self._spec.job_id, rank)
+
+        return tuple(Vm(vm, self._events.vm, fetch_taps) for vm in vms)
 
     def _plan_pinning(self, share: NodeShare) -> Pinning:
         try:
@@ -194,13 +203,16 @@ class Supervisor:
         allocated = find_allocated(self._environ, placement.shares.index(share))
         return plan_pinning(sorted(os.sched_getaffinity(0)), topology, share.count, placement.cpus_per_vm, allocated)
 
+    async def _ask_node(self, request: dict[str, Any]) -> dict[str, Any]:
+        return await ask(find_socket(self._environ), {**request, "job": self._spec.job_id})
+
     async def _stop_on_request(self, grace_s: float) -> None:
         await self._stop_vms(grace_s)
         # The answer goes out first.
         asyncio.get_running_loop().call_later(0.05, self._leave.set)
 
     async def _stop_vms(self, grace_s: float) -> None:
-        await asyncio.gather(*(vm.stop(grace_s) for vm in self._vms))
+        await asyncio.gather(*(vm.leave(grace_s) for vm in self._vms))
         await asyncio.gather(*self._running)
         for vm in self._vms:
             with suppress(OSError):

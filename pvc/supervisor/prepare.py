@@ -5,18 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from pvc import files, run
 from pvc.errors import GuestError, PvcError
+from pvc.host.firmware import find_firmware
 from pvc.host.overlay import write_overlay
 from pvc.host.seed import write_seed
 from pvc.model.cluster import ClusterSpec
-from pvc.model.vm import VmTemplate
+from pvc.model.vm import ExtraDisk, Firmware, VmTemplate
 from pvc.plan.cloudinit import SeedSpec, plan_seed
-from pvc.plan.disks import plan_overlay
-from pvc.plan.qemu import VmPaths
+from pvc.plan.disks import plan_empty, plan_overlay
+from pvc.plan.qemudrives import VmPaths
 from pvc.supervisor.share import VmShare
+
+_ELF = b"\x7fELF"
 
 
 def prepare_vm(vm: VmShare, spec: ClusterSpec, instance_id: str) -> VmPaths:
@@ -29,13 +33,15 @@ def prepare_vm(vm: VmShare, spec: ClusterSpec, instance_id: str) -> VmPaths:
         files.remove_tree(vm.directory)
         files.ensure_private_dir(vm.directory)
         overlay = _make_overlay(vm)
+        disks = tuple(_make_disk(vm, i, disk) for i, disk in enumerate(vm.template.disks, start=1))
         seed = vm.directory / "seed.iso"
         write_seed(seed, plan_seed(_seed_spec(vm, spec, instance_id)))
+        firmware = _make_firmware(vm)
     except OSError as err:
         raise write_error(vm.directory, err) from err
     except PvcError as err:
         raise GuestError(f"cannot make {vm.directory}") from err
-    return VmPaths(overlay=os.fspath(overlay) if overlay else None, seed=os.fspath(seed))
+    return VmPaths(os.fspath(overlay) if overlay else None, os.fspath(seed), disks, firmware)
 
 
 def write_error(directory: Path, err: OSError) -> GuestError:
@@ -58,6 +64,29 @@ def _make_overlay(vm: VmShare) -> Path | None:
     return overlay
 
 
+def _make_disk(vm: VmShare, number: int, disk: ExtraDisk) -> str:
+    path = vm.directory / f"disk{number}.qcow2"
+    try:
+        base = disk.base
+        plan = plan_empty(disk.size) if base is None else plan_overlay(base.path, base.format, disk.size)
+    except ValueError as err:
+        raise GuestError(f"template {vm.template.name}: disk {number} cannot be made") from err
+    write_overlay(path, plan)
+    return os.fspath(path)
+
+
+def _make_firmware(vm: VmShare) -> Firmware | None:
+    """The firmware, with variables of the VM's own."""
+    template = vm.template
+    if template.firmware == "bios":
+        return None
+    found = find_firmware(template.machine_type, secure=template.firmware == "uefi-secure", home=Path.home())
+    own = vm.directory / "uefi-variables"
+    shutil.copyfile(found.variables, own)
+    own.chmod(0o600)
+    return replace(found, variables=os.fspath(own))
+
+
 def _seed_spec(vm: VmShare, spec: ClusterSpec, instance_id: str) -> SeedSpec:
     return SeedSpec(
         instance_id=f"{instance_id}-{vm.name}",
@@ -67,6 +96,7 @@ def _seed_spec(vm: VmShare, spec: ClusterSpec, instance_id: str) -> SeedSpec:
         host_key=spec.keys.host_key,
         host_key_pub=spec.keys.host_key_pub,
         user_data=vm.template.user_data,
+        mounts=vm.template.mounts,
     )
 
 
@@ -76,17 +106,29 @@ def _check_template(template: VmTemplate) -> None:
             f"template {template.name}: there is no {template.qemu_bin} on this node",
             hint="install QEMU (Debian: qemu-system-x86), or set qemu-bin in the template",
         )
+    for mount in template.mounts:
+        if not os.path.isdir(mount.source) or not os.access(mount.source, os.R_OK | os.X_OK):
+            raise GuestError(
+                f"template {template.name}: {mount.source}, for {mount.target}, is no directory that you can read here",
+                hint="directories for VMs must be there on every node of the job",
+            )
     wanted = {"image": template.disk.path if template.disk else None}
     if template.boot is not None:
         wanted |= {"kernel": template.boot.kernel, "initrd": template.boot.initrd}
+    wanted |= {f"disk {i}": disk.base.path for i, disk in enumerate(template.disks, start=1) if disk.base is not None}
     for what, path in wanted.items():
         if path is None:
             continue
         try:
-            with open(path, "rb"):
-                pass
+            with open(path, "rb") as stream:
+                head = stream.read(len(_ELF))
         except OSError as err:
             raise GuestError(
                 f"template {template.name}: its {what} cannot be read on this node",
                 hint="images must be on a file system that every node mounts at the same place",
             ) from err
+        if what == "kernel" and head == _ELF and template.firmware != "bios":
+            raise GuestError(
+                f"template {template.name}: {template.firmware} cannot start the kernel of its image, an ELF file",
+                hint="use firmware: bios, or an image with a boot loader or a bzImage kernel",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from pvc.errors import GuestError
 from pvc.model.cluster import ClusterSpec, NodeShare
 from pvc.model.node import NodeGrant, VmGrant
 from pvc.model.vm import Accel, VmTemplate
+from pvc.plan.expand import fill_template
 from pvc.plan.numa import Pinning
+from pvc.plan.screen import plan_screen
 
 SSH_PORT = "22"
 
@@ -31,11 +34,30 @@ class VmShare:
     taps: tuple[int, ...]
     ssh_host: str | None
     ssh_port: int | None
+    ssh_by_owner: bool = False
 
     @property
     def name(self) -> str:
         """``vm<rank>``."""
         return f"vm{self.rank}"
+
+    @property
+    def display(self) -> str | None:
+        """The Unix socket of its screen; None: it has no screen."""
+        return None if self.template.remote_display == "none" else os.fspath(self.directory / "display.sock")
+
+    def screen_argv(self) -> list[str]:
+        """QEMU's arguments for its screen.
+
+        :raise GuestError: the template's machine cannot have one.
+        """
+        return plan_screen(self.template, self.display)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All that the VM has, network by network, IPv4 before IPv6."""
+        given = (address for nic in self.grant.nics for address in (nic.address, nic.address6) if address is not None)
+        return tuple(address.partition("/")[0] for address in given)
 
 
 def find_node_share(spec: ClusterSpec, node: str) -> NodeShare:
@@ -98,7 +120,7 @@ def plan_vms(
         found.append(
             VmShare(
                 rank=rank,
-                template=template,
+                template=fill_template(template, rank, spec.job_id),
                 grant=vm,
                 node=share.node,
                 directory=Path(grant.run_dir) / f"vm{rank}",
@@ -109,6 +131,7 @@ def plan_vms(
                 taps=tuple(taps[nic.tap_index] for nic in vm.nics),
                 ssh_host=grant.node_address if port is not None else None,
                 ssh_port=port,
+                ssh_by_owner=SSH_PORT in vm.owner_ports,
             )
         )
     return tuple(found)

@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from pvc import codec, log, run
 from pvc.errors import HostError, PvcError
-from pvc.testbed import cgroups, etcdauth, processes, syscalls
+from pvc.testbed import cgroups, etcdauth, layout, processes, syscalls
 from pvc.testbed.model import NodePlan, Service
 from pvc.testbed.view import apply_view
 
@@ -108,16 +108,27 @@ def main() -> NoReturn:
 
 
 def _connect(plan: NodePlan, switch: int) -> None:
-    """A veth pair: eth0 here, a port named after the node on the switch's bridge."""
-    port = plan.name
-    run.run(
-        ["nsenter", f"--net=/proc/{switch}/ns/net", "ip", "-batch", "-"],
-        stdin=f"link add {port} mtu {plan.mtu} type veth peer name eth0 mtu {plan.mtu} netns {os.getpid()}\n"
-        f"link set {port} master switch up\n",
-    )
-    run.run(
-        ["ip", "-batch", "-"],
-        stdin=f"link set lo up\naddr add {plan.address}/{plan.prefix_length} dev eth0\nlink set eth0 up\n",
+    """Veth pairs: a device here, a port named after the node on a bridge of the switch."""
+    own = f"link set lo up\naddr add {plan.address}/{plan.prefix_length} dev eth0\nlink set eth0 up\n"
+    theirs = _pair(plan, plan.name, "eth0", "switch")
+    if plan.tunnel_address is not None:
+        link, bridge = layout.TUNNEL_LINK, layout.TUNNEL_BRIDGE
+        theirs += _pair(plan, plan.name + layout.TUNNEL_SUFFIX, link, "tunnels")
+        # Open vSwitch finds the bridge's own device and takes it: nobody has to wait for it to give it an address.
+        own += (
+            # The kernel must not answer for the bridge's address, too: it sees what comes to the link as well.
+            f"link set {link} addrgenmode none arp off up\n"
+            f"tuntap add dev {bridge} mode tap\nlink set {bridge} mtu {plan.mtu} up\n"
+            f"addr add {plan.tunnel_address}/{plan.prefix_length} dev {bridge}\n"
+        )
+    run.run(["nsenter", f"--net=/proc/{switch}/ns/net", "ip", "-batch", "-"], stdin=theirs)
+    run.run(["ip", "-batch", "-"], stdin=own)
+
+
+def _pair(plan: NodePlan, port: str, device: str, bridge: str) -> str:
+    return (
+        f"link add {port} mtu {plan.mtu} type veth peer name {device} mtu {plan.mtu} netns {os.getpid()}\n"
+        f"link set {port} master {bridge} up\n"
     )
 
 

@@ -7,6 +7,7 @@ may use the same addresses and names.
 from __future__ import annotations
 
 import ipaddress
+import json
 
 from pvc.testbed import slurmconf
 from pvc.testbed.model import (
@@ -27,6 +28,10 @@ from pvc.testbed.model import (
 
 LOGIN = slurmconf.CONTROLLER
 NETWORK = ipaddress.IPv4Network("10.99.0.0/16")
+# A second network for tunnels of Open vSwitch: its own process forwards where the kernel has no module for it, and then
+# the addresses of tunnels must be on a bridge of its own. The kernel's are on the first.
+TUNNELS = ipaddress.IPv4Network("10.98.0.0/16")
+TUNNEL_SUFFIX, TUNNEL_BRIDGE, TUNNEL_LINK = "-ovs", "br-phy", "eth1"
 # Jumbo frames, as the data networks of clusters have them: guests keep the usual 1500 bytes inside VXLAN
 # (50 bytes more) without anybody having to lower an MTU, and a veth pair carries 9000 at no cost.
 MTU = 9000
@@ -50,6 +55,34 @@ def node_names(count: int) -> tuple[str, ...]:
 def node_address(name: str) -> str:
     """The address of a node on the testbed's network; the login node has the first one."""
     return str(NETWORK[1 if name == LOGIN else 10 + int(name[1:])])
+
+
+def tunnel_address(name: str) -> str:
+    """The address of a compute node on the network for tunnels of Open vSwitch."""
+    return str(TUNNELS[10 + int(name[1:])])
+
+
+def tunnel_bridge(address: str) -> str:
+    """What makes the bridge that holds this address, for ``ovsdb-tool transact``.
+
+    Its MAC is not left to Open vSwitch, which makes one of the row's id: those of copied databases are all the same.
+    """
+    interfaces: list[dict[str, str | int]] = [
+        {"name": TUNNEL_LINK},
+        {"name": TUNNEL_BRIDGE, "type": "internal", "mtu_request": MTU},
+    ]
+    steps: list[object] = ["Open_vSwitch"]
+    for at, row in enumerate(interfaces):
+        steps.append({"op": "insert", "table": "Interface", "row": row, "uuid-name": f"interface{at}"})
+        port = {"name": row["name"], "interfaces": ["named-uuid", f"interface{at}"]}
+        steps.append({"op": "insert", "table": "Port", "row": port, "uuid-name": f"port{at}"})
+    ports = ["set", [["named-uuid", f"port{at}"] for at, _ in enumerate(interfaces)]]
+    mac = "02:00:" + ":".join(f"{byte:02x}" for byte in ipaddress.IPv4Address(address).packed)
+    config = ["map", [["hwaddr", mac]]]
+    bridge = {"name": TUNNEL_BRIDGE, "datapath_type": "netdev", "ports": ports, "other_config": config}
+    steps.append({"op": "insert", "table": "Bridge", "row": bridge, "uuid-name": "bridge"})
+    steps.append({"op": "insert", "table": "Open_vSwitch", "row": {"bridges": ["named-uuid", "bridge"]}})
+    return json.dumps(steps)
 
 
 def cgroup_path(mount: str, testbed: str, node: str = "") -> str:
@@ -100,6 +133,8 @@ def _directories(names: tuple[str, ...]) -> tuple[StateDir, ...]:
 def _files(spec: TestbedSpec, facts: HostFacts, names: tuple[str, ...], secrets: tuple[bytes, str]) -> tuple[File, ...]:
     key, password = secrets
     addresses = [(name, node_address(name)) for name in names]
+    tunnels = [(name + TUNNEL_SUFFIX, tunnel_address(name)) for name in names if name != LOGIN]
+    hosts = "".join(f"{address} {name}\n" for name, address in (*addresses, *tunnels))
     slurm_conf = slurmconf.slurm_conf(
         cluster=spec.name,
         controller_address=node_address(LOGIN),
@@ -110,7 +145,7 @@ def _files(spec: TestbedSpec, facts: HostFacts, names: tuple[str, ...], secrets:
         plugin=facts.plugin if spec.plugin else None, pvc=pvc_path(facts), pvc_node=pvc_node_path(facts)
     )
     files = [
-        File("etc/hosts", "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses)),
+        File("etc/hosts", f"127.0.0.1 localhost\n{hosts}"),
         File("etc/passwd", passwd(facts.passwd)),
         File("etc/group", group(facts.group)),
         File("etc/resolv.conf", "# no name server: /etc/hosts has the nodes\n"),
@@ -183,6 +218,7 @@ def _plan_node(spec: TestbedSpec, facts: HostFacts, key: str, state_dir: str, na
         view=_view(facts, state_dir, name),
         services=services,
         etcd_auth=name == LOGIN,
+        tunnel_address=None if name == LOGIN else tunnel_address(name),
     )
 
 
@@ -275,12 +311,14 @@ def _compute_services(spec: TestbedSpec, facts: HostFacts) -> tuple[Service, ...
             "ovsdb-server",
             ("/usr/sbin/ovsdb-server", database, f"--remote=punix:{_OVS_SOCKET}", "--pidfile", "--no-chdir"),
             ready=_OVS_SOCKET,
+            restart=True,
         ),
         Service(
             "ovs-vswitchd",
             ("/usr/sbin/ovs-vswitchd", f"unix:{_OVS_SOCKET}", "--pidfile", "--no-chdir"),
             after=(_OVS_SOCKET,),
-            ready="/run/openvswitch/ovs-vswitchd.pid",
+            ready=f"/run/openvswitch/{TUNNEL_BRIDGE}.mgmt",
+            restart=True,
         ),
     ]
     if spec.daemon and facts.has_daemon:

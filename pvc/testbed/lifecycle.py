@@ -123,6 +123,20 @@ def _write(place: Place, plan: TestbedPlan) -> None:
         state = Path(node.state_dir)
         (state / "openvswitch" / "conf.db").write_bytes(content)
         (state / "plan.json").write_text(codec.dumps(node))
+    _make_bridges(plan)
+
+
+def _make_bridges(plan: TestbedPlan) -> None:
+    """The bridge that each node's Open vSwitch has from its start; all at the same time."""
+    running = []
+    for node in plan.nodes:
+        if node.tunnel_address is not None:
+            database = f"{node.state_dir}/openvswitch/conf.db"
+            argv = ["ovsdb-tool", "transact", database, layout.tunnel_bridge(node.tunnel_address)]
+            running.append(run.spawn(argv, stdout=run.DEVNULL))
+    codes = [each.wait(START_TIMEOUT_S) for each in running]
+    if any(codes):
+        raise HostError("cannot prepare the databases of Open vSwitch")
 
 
 def _start_compiling(host: HostFacts) -> run.Process[bytes]:
@@ -166,9 +180,12 @@ def _start_switch(place: Place, plan: TestbedPlan) -> int:
     run.run(
         ["nsenter", f"--net=/proc/{holder.pid}/ns/net", "ip", "-batch", "-"],
         stdin="link set lo up\n"
-        f"link add switch mtu {plan.nodes[0].mtu} type bridge\n"
-        "link set switch addrgenmode none\n"
-        "link set switch up\n",
+        + "".join(
+            f"link add {bridge} mtu {plan.nodes[0].mtu} type bridge\n"
+            f"link set {bridge} addrgenmode none\n"
+            f"link set {bridge} up\n"
+            for bridge in ("switch", "tunnels")
+        ),
     )
     return holder.pid
 
@@ -325,7 +342,11 @@ def _cut_power(place: Place, node: str) -> None:
     switch = place.find_switch()
     if switch is not None:
         # The kernel would remove it in its own time, and its name would be taken for as long.
-        run.run(["nsenter", f"--net=/proc/{switch}/ns/net", "ip", "link", "del", node], ok_codes=(0, 1))
+        run.run(
+            ["nsenter", f"--net=/proc/{switch}/ns/net", "ip", "-force", "-batch", "-"],
+            stdin=f"link del {node}\nlink del {node}{layout.TUNNEL_SUFFIX}\n",
+            ok_codes=(0, 1),
+        )
 
 
 def boot(place: Place, node: str, *, wait: bool = True) -> None:

@@ -133,7 +133,10 @@ class Service:
 
 @dataclass(frozen=True)
 class NodePlan:
-    """One node: all that its init needs."""
+    """One node: all that its init needs.
+
+    ``tunnel_address`` is that of its second link, which Open vSwitch has on a bridge.
+    """
 
     testbed: str
     name: str
@@ -145,6 +148,7 @@ class NodePlan:
     view: View
     services: tuple[Service, ...]
     etcd_auth: bool = False
+    tunnel_address: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Run the measurements of this directory, or one of them: ``python -m tests.bench [NAME [WORD…]]``.
 
-Every module here has ``measure(*words)``, which yields dictionaries. A key that ends in ``_s`` is seconds, in
-``_mib`` MiB; ``budget_…`` is what the design allows the key of the rest of its name.
+Every module here has ``measure(*words)``, which yields the lines of ``_rows``: one JSON object each, on standard
+output. What else there is to say (what could not be measured, and why) goes to standard error.
 """
 
 from __future__ import annotations

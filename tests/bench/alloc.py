@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.bench._rows import Row, row
+
 RUNS = 3
 CLUSTERS = ((1, 1), (4, 3))
-BUDGETS: dict[tuple[int, int], dict[str, float]] = {
-    (1, 1): {"budget_qemu_s": 1.5},
-    (4, 3): {"budget_script_s": 1.5},
-}
+# By phase and VMs.
+BUDGETS = {("qemu", 1): 1.5, ("script", 4): 1.5, ("end-to-clean", 1): 0.3, ("end-to-clean", 4): 0.3}
 # Runs beside the VMs: when it began, and when each VM ran and answered.
 SCRIPT = "date +%s.%N >begun; pvc wait >/dev/null; pvc status --json >status"
 
 
-def measure() -> Iterator[dict[str, object]]:
-    """From the command to the script, QEMU and the answer of the VMs; from the end of the script to the last node's."""
+def measure() -> Iterator[Row]:
+    """Phases of a command: until its script runs, until QEMU does, until the VMs answer; and after the script's end."""
     if os.geteuid() != 0:
         print("alloc: needs root, not measured", file=sys.stderr)
         return
@@ -38,18 +37,21 @@ def measure() -> Iterator[dict[str, object]]:
     begin = time.perf_counter()
     try:
         testbed = start_testbed(name)
-        yield {"phase": "testbed", "nodes": 3, "up_s": round(time.perf_counter() - begin, 3)}
+        yield row("testbed-up", peers=2, times=[time.perf_counter() - begin])
         with tempfile.TemporaryDirectory() as scratch:
             image = import_small(testbed, Path(scratch))
         testbed.run(["srun", "-N3", "true"])
         for vms, nodes in CLUSTERS:
-            rows = [_measure_one(testbed, image, vms, nodes) for _ in range(RUNS)]
-            medians = {key: round(statistics.median(row[key] for row in rows), 3) for key in rows[0]}
-            yield {"phase": "alloc", "vms": vms, "nodes": nodes, **medians, **BUDGETS.get((vms, nodes), {})}
+            runs = [_measure_one(testbed, image, vms, nodes) for _ in range(RUNS)]
+            for phase in runs[0]:
+                budget = BUDGETS.get((phase, vms))
+                budgets = {} if budget is None else {"budget_wall_s": budget}
+                times = [each[phase] for each in runs]
+                yield row(phase, data_path="kernel", vms=vms, peers=nodes - 1, times=times, **budgets)
         begin = time.perf_counter()
     finally:
         lifecycle.down(find_place(name))
-    yield {"phase": "testbed", "nodes": 3, "down_s": round(time.perf_counter() - begin, 3)}
+    yield row("testbed-down", peers=2, times=[time.perf_counter() - begin])
 
 
 def _measure_one(testbed: object, image: str, vms: int, nodes: int) -> dict[str, float]:
@@ -63,13 +65,13 @@ def _measure_one(testbed: object, image: str, vms: int, nodes: int) -> dict[str,
     home = testbed.home()
     status = json.loads((home / "status").read_text())["vms"]
     ended = float((home / "ended").read_text())
-    # The directory of the jobs was written last when the last of them went.
-    left = 'while [ -n "$(ls /var/lib/pvc/jobs)" ]; do sleep 0.01; done; date +%s.%N'
+    # The directory of the jobs was changed last when the last of them went.
+    left = 'while [ -n "$(ls /var/lib/pvc/jobs)" ]; do sleep 0.01; done; stat -c %.9Y /var/lib/pvc/jobs'
     clean = max(float(testbed.root(left, node)) for node in testbed.nodes())
-    return {
-        "script_s": float((home / "begun").read_text()) - start,
-        "qemu_s": max(vm["started"] for vm in status) - start,
-        "reachable_s": max(vm["reachable"] for vm in status) - start,
-        "end_to_clean_s": clean - ended,
-        "end_to_prompt_s": end - ended,
+    return {  # seconds by phase
+        "script": float((home / "begun").read_text()) - start,
+        "qemu": max(vm["started"] for vm in status) - start,
+        "reachable": max(vm["reachable"] for vm in status) - start,
+        "end-to-clean": clean - ended,
+        "end-to-prompt": end - ended,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 import time
@@ -11,11 +10,12 @@ from pathlib import Path
 
 from pvc.config.load import load_config
 from pvc.errors import ConfigError
+from tests.bench._rows import Row, row
 
 RUNS = 20
 
 
-def measure() -> Iterator[dict[str, object]]:
+def measure() -> Iterator[Row]:
     """A small site, one with many networks and templates, and one with a mistake (which imports jsonschema)."""
     with tempfile.TemporaryDirectory() as name:
         small, large, wrong = (Path(name) / each for each in ("small", "large", "wrong"))
@@ -24,22 +24,22 @@ def measure() -> Iterator[dict[str, object]]:
         _write(wrong, networks=2, templates=5)
         (wrong / "resources.yaml").write_text("r: {networks: [n0], default: yes, cpus: 4}\n")
         for site, networks, templates in ((small, 2, 5), (large, 200, 500)):
-            yield {"networks": networks, "templates": templates, "median_s": _median(site)}
+            yield row("load", times=_times(site), networks=networks, templates=templates)
         assert "jsonschema" not in sys.modules
         begin = time.perf_counter()
         try:
             load_config(wrong, None)
         except ConfigError:
-            yield {"networks": 2, "templates": 5, "mistakes": 1, "first_s": round(time.perf_counter() - begin, 4)}
+            yield row("mistake", times=[time.perf_counter() - begin], networks=2, templates=5)
 
 
-def _median(site: Path) -> float:
+def _times(site: Path) -> list[float]:
     times = []
     for _ in range(RUNS):
         begin = time.perf_counter()
         load_config(site, None)
         times.append(time.perf_counter() - begin)
-    return round(statistics.median(times), 4)
+    return times
 
 
 def _write(site: Path, *, networks: int, templates: int) -> None:

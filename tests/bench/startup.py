@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.bench._rows import Row, row
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = 15
@@ -22,8 +23,8 @@ COMMANDS = {
 }
 
 
-def measure() -> Iterator[dict[str, object]]:
-    """Median and slowest of several runs each."""
+def measure() -> Iterator[Row]:
+    """Each command several times."""
     with tempfile.TemporaryDirectory() as home:
         environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": home}
         for name, (argv, budget) in COMMANDS.items():
@@ -33,5 +34,4 @@ def measure() -> Iterator[dict[str, object]]:
                 begin = time.perf_counter()
                 subprocess.run(words, env=environment, capture_output=True)
                 times.append(time.perf_counter() - begin)
-            row = {"command": name, "median_s": round(statistics.median(times), 4), "slowest_s": round(max(times), 4)}
-            yield row if budget is None else {**row, "budget_median_s": budget}
+            yield row(name, times=times, **({} if budget is None else {"budget_wall_s": budget}))

@@ -1,8 +1,8 @@
 """A node of its own for the root side's tests: run by test_node.py inside fresh network and mount namespaces.
 
-    python -m tests.host.node_world SCENARIO
+    python -m tests.host.node_world SCENARIO DATA_PATH
 
-A real etcd, real devices, nftables and dnsmasq; nothing of the machine is touched.
+A real etcd, real devices, nftables, dnsmasq and Open vSwitch; nothing of the machine is touched.
 """
 
 from __future__ import annotations
@@ -21,22 +21,26 @@ from typing import Any
 import pytest
 
 from pvc.errors import HostError
-from pvc.host import ethernet
+from pvc.host import dnsmasq, ethernet, ovs
 from pvc.model.host import JobFacts
 from pvc.model.site import EtcdSettings
 from pvc.node import apply, setup, teardown
 from pvc.node.context import Context
 from pvc.node.reclaim import reclaim
+from pvc.node.switchwatch import SwitchWatch
+from pvc.node.watch import Watch, find_servers
 from pvc.state.etcd import EtcdStore
 from pvc.state.ledger import Ledger
+from tests.host.site import make_underlay, start_switch, start_vswitchd, wait_for
 from tests.unit.state import contract
 
 ROOT = Path("/run/world")
 CONF, STATE, RUNTIME, RUNS = ROOT / "conf", ROOT / "state", ROOT / "pvc", ROOT / "runs"
 NODES, CPUS = ("n1", "n2", "n3"), (4, 4, 4)
 REQUEST = "1;cpus=2;nat:6"
-ACTIONS = 11
-ETCD = EtcdSettings(("127.0.0.1",), 2379, "http", "none", "root", "/nowhere", None)
+DATA_PATH = "PVC_TEST_DATA_PATH"  # of this world and of its processes
+JOB_ID = "PVC_TEST_JOB"  # of a process that sets up or tears down
+ETCD = EtcdSettings(("10.99.0.1",), 2379, "http", "none", "root", "/nowhere", None)
 
 
 def context() -> Context:
@@ -47,55 +51,56 @@ def job(job_id: int = 12, node: str = "n1") -> JobFacts:
     return JobFacts(job_id, 65534, 65534, node, NODES, CPUS)
 
 
-def prepare() -> subprocess.Popen[bytes]:
-    """Directories, devices, configuration and an etcd of this namespace."""
+def prepare(number: int = 1) -> subprocess.Popen[bytes] | None:
+    """Directories, devices and configuration of node ``number`` in this namespace; the first has an etcd."""
     for directory in ("/run", "/var/tmp"):
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], check=True)
     CONF.mkdir(parents=True)
-    hosts = "".join(f"10.99.0.{number} n{number}\n" for number in (1, 2, 3))
+    hosts = "".join(f"10.99.0.{each} n{each}\n10.98.0.{each} n{each}-ovs\n" for each in (1, 2, 3))
     (ROOT / "hosts").write_text("127.0.0.1 localhost\n" + hosts)
     subprocess.run(["mount", "--bind", ROOT / "hosts", "/etc/hosts"], check=True)
-    for line in (
-        "link set lo up",
-        "link add eth0 type veth peer name peer0",
-        "link set eth0 mtu 9000 up",
-        "link set peer0 mtu 9000 up",
-        "addr add 10.99.0.1/24 dev eth0",
-    ):
-        subprocess.run(["ip", *line.split()], check=True)
-    settings = {"etcd-servers": ["127.0.0.1"], "etcd-client-port": 2379, "etcd-protocol": "http"}
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    make_underlay("eth0")
+    subprocess.run(["ip", "addr", "add", f"10.99.0.{number}/24", "dev", "eth0"], check=True)
+    settings = {"etcd-servers": ["10.99.0.1"], "etcd-client-port": 2379, "etcd-protocol": "http"}
     batch = {"type": "slurm", "settings": {**settings, "etcd-auth-type": "none", "run-dir": str(RUNS)}}
-    nat = {
+    (CONF / "batch.yaml").write_text(json.dumps(batch))
+    (CONF / "networks.yaml").write_text(json.dumps(networks()))
+    sets = {name: {"networks": [name], "default": name == "nat"} for name in networks()}
+    (CONF / "resources.yaml").write_text(json.dumps(sets))
+    if data_path() == "ovs":
+        start_switch("eth1", f"10.98.0.{number}/24")
+    return start_etcd() if number == 1 else None
+
+
+def networks() -> dict[str, Any]:
+    """networks.yaml: of both layers, on the data path of this world."""
+    common = {
         "dev-prefix": "nat",
+        "mtu": 1550,
+        "data-path": data_path(),
+        "host-if-suffix": "-ovs" if data_path() == "ovs" else "",
+    }
+    nat = {
+        **common,
         "int-network": "10.200.0.0/16",
         "ext-network": "10.201.0.0/16",
-        "mtu": 1550,
         "reverse-nat": {"vm-port": 22, "min-host-port": 60000, "max-host-port": 60999},
     }
-    (CONF / "batch.yaml").write_text(json.dumps(batch))
-    (CONF / "networks.yaml").write_text(json.dumps({"nat": {"type": "ethernet", "settings": nat}}))
-    (CONF / "resources.yaml").write_text(json.dumps({"nat": {"networks": ["nat"], "default": True}}))
-    return start_etcd()
+    lan = {**common, "network-layer": "L2"}
+    return {name: {"type": "ethernet", "settings": each} for name, each in (("nat", nat), ("lan", lan))}
+
+
+def data_path() -> str:
+    return os.environ.get(DATA_PATH, "kernel")
 
 
 def start_etcd() -> subprocess.Popen[bytes]:
-    url = "http://127.0.0.1:2379"
+    url = "http://10.99.0.1:2379"
     argv = ["etcd", "--data-dir", str(ROOT / "etcd"), "--listen-client-urls", url, "--advertise-client-urls", url]
     server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: socket.create_connection(("127.0.0.1", 2379), timeout=1).close() is None)
+    wait_for(lambda: socket.create_connection(("10.99.0.1", 2379), timeout=1).close() is None)
     return server
-
-
-def wait_for(check: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if check():
-                return
-        except OSError:
-            pass
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def snapshot() -> dict[str, Any]:
@@ -117,7 +122,17 @@ def snapshot() -> dict[str, Any]:
         "forwarding": Path("/proc/sys/net/ipv4/conf/eth0/forwarding").read_text(),
         "dnsmasq": dnsmasqs(),
         "keys": keys,
+        "bridges": ask("ovs-vsctl", "list-br") if data_path() == "ovs" else "",
+        "ports": ask("ovs-vsctl", "--columns=name", "list", "Interface") if data_path() == "ovs" else "",
     }
+
+
+def assert_clean(before: dict[str, Any], number: int | None = None) -> None:
+    """Nothing is there that was not; the kernel and ovs-vswitchd may still be about what they were told."""
+    deadline = time.monotonic() + 5
+    while (now := snapshot()) != before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert now == before, (number, {part: (before[part], now[part]) for part in now if now[part] != before[part]})
 
 
 def dnsmasqs() -> list[int]:
@@ -177,13 +192,13 @@ def round_trip() -> None:
         assert during["links"] != before["links"]
         assert len(during["dnsmasq"]) == 1
         assert during["forwarding"].strip() == "1"
-        taps = ethernet.open_taps(ready.netns, ready.taps)
+        taps = ethernet.open_taps(ready.taps)
         with pytest.raises(HostError, match="held by another process"):
-            ethernet.open_taps(ready.netns, ready.taps)
+            ethernet.open_taps(ready.taps)
         for fd in taps:
             os.close(fd)
         print(teardown.tear_down(context(), 12))
-        assert snapshot() == before
+        assert_clean(before)
 
 
 def many_jobs() -> None:
@@ -202,32 +217,49 @@ def many_jobs() -> None:
         teardown.tear_down(context(), job_id)
     assert snapshot()["forwarding"].strip() == "1"
     teardown.tear_down(context(), 24)
-    assert snapshot() == before
+    assert_clean(before)
+
+
+def at_once() -> None:
+    """Jobs that begin and end at the same moment do not get into each other's way."""
+    before = snapshot()
+    for _ in range(3):
+        for verb in ("setup", "teardown"):
+            argv = [sys.executable, "-m", "tests.host.node_world", f"_{verb}"]
+            running = [subprocess.Popen(argv, env={**os.environ, JOB_ID: str(each)}) for each in (31, 32, 33)]
+            assert [each.wait(60) for each in running] == [0, 0, 0]
+            if verb == "setup":
+                assert all(Ledger(STATE, each).read_ready() is not None for each in (31, 32, 33))
+        assert_clean(before)
+
+
+def count_actions() -> int:
+    return len(setup.plan_dry(context(), job(), REQUEST).actions)
 
 
 def killed_setup() -> None:
     """A kill -9 at every effect of a set-up: the next attempt succeeds, and its tear-down leaves nothing."""
     before = snapshot()
-    for number in range(ACTIONS):
+    for number in range(count_actions()):
         assert child("setup", number) == -signal.SIGKILL, number
         if number % 3 == 0:
             assert child("teardown") == 0
-            assert snapshot() == before, number
+            assert_clean(before, number)
         else:
             assert child("setup") == 0
             assert Ledger(STATE, 12).read_ready() is not None
             assert child("teardown") == 0
-            assert snapshot() == before, number
+            assert_clean(before, number)
 
 
 def killed_teardown() -> None:
     """A kill -9 at every effect of a tear-down: the next attempt ends it."""
     before = snapshot()
-    for number in range(ACTIONS + 1):
+    for number in range(count_actions() + 1):
         assert child("setup") == 0
         assert child("teardown", number) == -signal.SIGKILL, number
         assert child("teardown") == 0
-        assert snapshot() == before, number
+        assert_clean(before, number)
 
 
 def lost_store() -> None:
@@ -242,13 +274,13 @@ def lost_store() -> None:
     assert record is not None
     assert record.refusal is not None
     assert record.refusal.exit_code == 5
-    assert "etcd at 127.0.0.1:2379" in record.refusal.message
+    assert "etcd at 10.99.0.1:2379" in record.refusal.message
     for job_id in (12, 13):
         assert teardown.tear_down(context(), job_id) == "undone, but for the state store"
     prepare.server = start_etcd()  # type: ignore[attr-defined]
     for job_id in (12, 13):
         assert teardown.tear_down(context(), job_id) == "undone"
-    assert snapshot() == before
+    assert_clean(before)
 
 
 def earlier_boot() -> None:
@@ -259,7 +291,7 @@ def earlier_boot() -> None:
     text = (ledger.path / "record.json").read_text()
     (ledger.path / "record.json").write_text(text.replace('"boot":"', '"boot":"another-'))
     assert reclaim(context(), "n1")
-    assert snapshot() == before
+    assert_clean(before)
 
 
 def refusals() -> None:
@@ -278,7 +310,7 @@ def refusals() -> None:
         assert record.refusal is not None
         assert (record.refusal.exit_code, part in record.refusal.message) == (code, True), record.refusal
         teardown.tear_down(context(), 12)
-        assert snapshot() == before
+        assert_clean(before)
     good = (CONF / "networks.yaml").read_text()
     (CONF / "networks.yaml").write_text(good.replace('"mtu": 1550', '"mtu": 1550, "colour": "blue"'))
     setup.set_up(context(), job(), REQUEST)
@@ -289,7 +321,7 @@ def refusals() -> None:
     assert "colour" in record.refusal.message
     teardown.tear_down(context(), 12)
     (CONF / "networks.yaml").write_text(good)
-    assert snapshot() == before
+    assert_clean(before)
 
 
 def faults() -> None:
@@ -305,7 +337,7 @@ def faults() -> None:
         with pytest.raises(HostError, match=path.rpartition("/")[2]):
             setup.set_up(context(), job(), REQUEST)
         subprocess.run(["umount", hidden], check=True)
-        assert snapshot() == before
+        assert_clean(before)
 
 
 def stores() -> None:
@@ -317,9 +349,92 @@ def stores() -> None:
     store.close()
 
 
+def killed_dnsmasq() -> None:
+    """A server that is killed is there again, with its names; one that a tear-down ended stays away."""
+    before = snapshot()
+    setup.set_up(context(), job(), REQUEST)
+    watch = Watch(lambda: find_servers(context()))
+    watch.start()
+    directory = RUNTIME / "net" / "12"
+    for _ in range(2):
+        pid = dnsmasq.find_process(directory)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: dnsmasq.find_process(directory) not in (None, pid))  # type: ignore[misc]
+    # One that ended while nobody watched is found by the next who does.
+    setup.set_up(context(), job(13), REQUEST)
+    pid = dnsmasq.find_process(RUNTIME / "net" / "13")
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    watch.refresh()
+    wait_for(lambda: dnsmasq.is_running(RUNTIME / "net" / "13"))
+    teardown.tear_down(context(), 12)
+    teardown.tear_down(context(), 13)
+    watch.refresh()
+    time.sleep(0.3)
+    assert_clean(before)
+
+
+def restarted_switch() -> None:
+    """An ovs-vswitchd that dies takes all flows along; the next one gets them back, those of all jobs."""
+    before = snapshot()
+    watch = Watch(SwitchWatch(context()).find)
+    watch.start()
+    for job_id in (12, 13):
+        setup.set_up(context(), job(job_id), REQUEST)
+    watch.refresh()
+    flows = dump_flows()
+    assert len(flows) > 50
+    for _ in range(2):
+        process = ovs.find_process()
+        assert process is not None
+        os.kill(process, signal.SIGKILL)
+        wait_for(lambda: ovs.find_process() is None)
+        start_vswitchd()
+        wait_for(lambda: dump_flows() == flows)
+    # One that was replaced while nobody watched is found by the next who does.
+    subprocess.run(["ovs-ofctl", "del-flows", "pvc-ovs"], check=True)
+    late = Watch(SwitchWatch(context()).find)
+    late.start()
+    wait_for(lambda: dump_flows() == flows)
+    for job_id in (12, 13):
+        teardown.tear_down(context(), job_id)
+    for each in (watch, late):
+        each.refresh()
+    assert_clean(before)
+
+
+def missing_switch() -> None:
+    """Without Open vSwitch, or with half of it, the node is at fault, says so at once and is clean."""
+    before = snapshot()
+    process = ovs.find_process()
+    assert process is not None
+    os.kill(process, signal.SIGKILL)
+    wait_for(lambda: not ovs.listens(ovs.RUN_DIR / f"ovs-vswitchd.{process}.ctl"))
+    with pytest.raises(HostError, match="ovs-vswitchd does not answer"):
+        setup.set_up(context(), job(), REQUEST)
+    start_vswitchd()
+    assert_clean(before)
+    database = int((ovs.RUN_DIR / "ovsdb-server.pid").read_text())
+    os.kill(database, signal.SIGKILL)
+    wait_for(lambda: not ovs.listens(ovs.RUN_DIR / "db.sock"))
+    with pytest.raises(HostError, match="ovsdb-server does not answer"):
+        setup.set_up(context(), job(), REQUEST)
+
+
+def dump_flows() -> list[str]:
+    argv = ["ovs-ofctl", "-OOpenFlow15", "--names", "--no-stats", "dump-flows", "pvc-ovs"]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True)
+    return sorted(done.stdout.splitlines())
+
+
+DATA_PATHS = ("kernel", "ovs")
+OF_OVS = (restarted_switch, missing_switch)
 SCENARIOS = (
+    killed_dnsmasq,
     round_trip,
     many_jobs,
+    at_once,
     killed_setup,
     killed_teardown,
     lost_store,
@@ -327,18 +442,21 @@ SCENARIOS = (
     refusals,
     faults,
     stores,
+    *OF_OVS,
 )
 
 
 def main() -> None:
     name, *arguments = sys.argv[1:]
+    if arguments and arguments[0] in DATA_PATHS:
+        os.environ[DATA_PATH] = arguments[0]
     if name.startswith("_"):
         if arguments:
             die_at(int(arguments[0]))
         if name == "_setup":
-            setup.set_up(context(), job(), REQUEST)
+            setup.set_up(context(), job(int(os.environ.get(JOB_ID, "12"))), REQUEST)
         else:
-            teardown.tear_down(context(), 12)
+            teardown.tear_down(context(), int(os.environ.get(JOB_ID, "12")))
         return
     scenario = next(each for each in SCENARIOS if each.__name__ == name)
     prepare.server = prepare()  # type: ignore[attr-defined]

@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.host.scenario import ROOT, WRAPPER
 from tests.slurm.testbed import wait_until
 
 pytestmark = pytest.mark.host
-ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Path]:
+def reachable() -> Iterator[Path]:
+    """A directory that anybody may enter: pytest closes its own whenever another pytest starts."""
+    with tempfile.TemporaryDirectory(prefix="pvc-test-") as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+@pytest.fixture
+def daemon(reachable: Path) -> Iterator[Path]:
     """The path of a serving socket that anybody may reach."""
-    for directory in [tmp_path, *tmp_path.parents]:
-        if directory.stat().st_uid == os.getuid() and directory.is_relative_to("/tmp/pytest-of-root"):
-            directory.chmod(0o755)
-    places = ["--conf-dir", tmp_path / "conf", "--state-dir", tmp_path / "state", "--runtime-dir", tmp_path / "run"]
+    places = ["--conf-dir", reachable / "conf", "--state-dir", reachable / "state", "--runtime-dir", reachable / "run"]
     serve = [sys.executable, "-m", "pvc.cli.node", *map(str, places), "serve", "--node", "n1"]
-    wrapper = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     script = 'mount -t tmpfs tmpfs /run/lock && mkdir -p /run/netns && exec "$@"'
-    process = subprocess.Popen([*wrapper, "sh", "-c", script, "sh", *serve], cwd=ROOT, stderr=subprocess.PIPE)
-    path = tmp_path / "run" / "node.sock"
+    process = subprocess.Popen([*WRAPPER, "sh", "-c", script, "sh", *serve], cwd=ROOT, stderr=subprocess.PIPE)
+    path = reachable / "run" / "node.sock"
     try:
         wait_until(lambda: path.exists() and answers(path), 20, "no daemon")
         yield path
@@ -108,6 +112,13 @@ print(len(links))
         b'{"op":"attach","job":-1}\n',
         b'{"op":"attach","job":true}\n',
         b'{"op":"format"}\n',
+        b'{"op":"network"}\n',
+        b'{"op":"network","job":12}\n',
+        b'{"op":["network"],"job":12}\n',
+        b'{"op":"check","job":12}\n',
+        b'{"op":"probe","job":12,"nonce":"00","window_s":1e308}\n',
+        b"[" * 60000 + b"\n",
+        b'{"op":"probe","job":12,"nonce":' + b"[" * 60000 + b"\n",
         b"\xff\xfe\n",
         b"{" * 60000 + b"\n",
         b"x" * 70000,
@@ -127,5 +138,5 @@ def test_clumsy_callers_get_an_error_or_nothing(daemon: Path, data: bytes) -> No
 def test_noise_does_not_end_the_service(daemon: Path) -> None:
     noise = random.Random(7)
     for _ in range(200):
-        head = noise.choice([b"", b"PVC1 ", b"PVC1 setup\n", b'{"op":'])
+        head = noise.choice([b"", b"PVC1 ", b"PVC1 setup\n", b'{"op":', b'{"op":"probe","job":12,"nonce":'])
         talk(daemon, head + noise.randbytes(noise.randrange(200)))

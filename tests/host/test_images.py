@@ -11,7 +11,9 @@ import pytest
 
 from pvc.errors import HostError
 from pvc.images import transfer
+from pvc.images.repository import Repositories
 from pvc.images.transfer import Incoming
+from pvc.model.site import Repository
 from tests.unit.images.disks import import_raw, quiet, raw_disk, repositories
 
 pytestmark = pytest.mark.host
@@ -39,11 +41,55 @@ def test_a_full_disk_is_told_before_and_during_the_copy(
     with pytest.raises(HostError, match="MiB free; the image needs 8 MiB"):
         where.import_file(Incoming(source, "a"), quiet)
     # Others may fill the disk while we copy.
-    monkeypatch.setattr(transfer, "_check_space", lambda *_: None)
+    monkeypatch.setattr(transfer, "check_space", lambda *_: None)
     with pytest.raises(HostError, match="No space left") as caught:
         where.import_file(Incoming(source, "a"), quiet)
     assert "free space below" in (caught.value.find_hint() or "")
     assert where.list() == ()
+    assert everything(small_disk) == {"user/.config"}
+    assert list((small_disk / "user" / ".tmp").iterdir()) == []
+
+
+def test_whatever_meets_a_full_disk_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
+    """Unpacking, converting, copying, resizing and importing archives into 4 MiB; exporting onto them."""
+    where = repositories(small_disk)
+    other = repositories(tmp_path / "other", "big")
+    both = Repositories([Repository("user", str(small_disk / "user")), Repository("big", str(tmp_path / "other/big"))])
+    source = tmp_path / "disk"
+    source.write_bytes(raw_disk(512) + os.urandom(8 << 20))
+    subprocess.run(["gzip", "-k", source], check=True)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vdi", source, tmp_path / "vdi"], check=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vhdx", tmp_path / "vhdx", "8M"], check=True)
+    big = other.import_file(Incoming(source, "a"), quiet)
+    other.export([big], tmp_path / "archive", quiet)
+    import_raw(where, tmp_path, "small")
+    before = everything(small_disk)
+    small = where.locate("small")
+    actions = {
+        "unpack": lambda: where.import_file(Incoming(tmp_path / "disk.gz", "a"), quiet),
+        "convert": lambda: where.import_file(Incoming(tmp_path / "vdi", "a"), quiet),
+        "copy": lambda: both.copy(big, "user:a", "me", quiet),
+        "archive": lambda: where.import_archive(tmp_path / "archive", None, "me", quiet),
+        "export": lambda: other.export([big], small_disk / "file", quiet),
+    }
+    for name, action in actions.items():
+        with pytest.raises(HostError) as caught:
+            action()
+        assert "free" in (caught.value.find_hint() or ""), name
+        assert everything(small_disk) == before, name
+        assert list((small_disk / "user" / ".tmp").iterdir()) == [], name
+    # What fits still does: a disk grows by holes.
+    assert where.resize(small, 1 << 30, "me", quiet).uri == "user:small@2"
+
+
+def test_qemu_img_meets_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
+    where = repositories(small_disk)
+    source = tmp_path / "disk"
+    source.write_bytes(raw_disk(512) + os.urandom(5 << 19))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vdi", source, tmp_path / "vdi"], check=True)
+    with pytest.raises(HostError, match="too little space") as caught:
+        where.import_file(Incoming(tmp_path / "vdi", "a"), quiet)
+    assert "free space below" in (caught.value.find_hint() or "")
     assert everything(small_disk) == {"user/.config"}
     assert list((small_disk / "user" / ".tmp").iterdir()) == []
 

@@ -32,6 +32,10 @@ class Console:
         self._process.stdout.close()
         self._process.stderr.close()
 
+    def type(self, line: str) -> None:
+        """Type a line and wait for nothing."""
+        self._process.stdin.write(f"{line}\n".encode())
+
     def run(self, command: str, timeout: float = 30.0) -> tuple[int, str]:
         """(exit code, output) of a shell command in the guest."""
         mark = f"mark{next(_COUNTER)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 import subprocess
 import time
@@ -13,7 +12,9 @@ from typing import Any
 import pytest
 
 from tests.slurm.clusters import Cluster
-from tests.slurm.testbed import Snapshot, Testbed, wait_until
+from tests.slurm.testbed import Snapshot, Testbed, find_pids, wait_until
+
+ETCDCTL = "ETCDCTL_API=3 etcdctl --endpoints=http://login:2379"
 
 
 @pytest.fixture
@@ -24,15 +25,8 @@ def cluster(tb: Testbed, small: str, before: dict[str, Snapshot]) -> Iterator[Cl
     made.close()
 
 
-def pids(tb: Testbed, node: str, pattern: str) -> list[int]:
-    """Processes of a node, by its own numbers, whose command line matches."""
-    text = tb.root(["ps", "-eo", "pid=,args="], node)
-    rows = (line.split(None, 1) for line in text.splitlines())
-    return [int(pid) for pid, args in rows if re.search(pattern, args) and "ps -eo" not in args]
-
-
 def kill(tb: Testbed, node: str, pattern: str, number: int = signal.SIGKILL) -> None:
-    found = pids(tb, node, pattern)
+    found = find_pids(tb, node, pattern)
     assert found, f"nothing like {pattern} runs on {node}"
     tb.root(["kill", f"-{number}", *map(str, found)], node)
 
@@ -79,7 +73,7 @@ def test_launcher_killed(tb: Testbed, before: dict[str, Snapshot], cluster: Clus
 
 def test_supervisor_killed(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
     kill(tb, "n1", "pvc supervise")
-    wait_until(lambda: not pids(tb, "n1", "qemu-system"), 10, "QEMU outlived its supervisor")
+    wait_until(lambda: not find_pids(tb, "n1", "qemu-system"), 10, "QEMU outlived its supervisor")
     status = tb.run(["pvc", "status", "-j", str(cluster.job_id)], check=False)
     assert "vm0" in status.out
     assert "n1" in status.out + status.err
@@ -124,12 +118,23 @@ def test_daemon_killed_in_the_set_up(tb: Testbed, before: dict[str, Snapshot], s
     # Somewhere in the set-up; test_node.py kills it at each effect, this one with the real prolog around it.
     time.sleep(delay_s)
     for node in tb.nodes():
-        found = pids(tb, node, "pvc-node serve")
+        found = find_pids(tb, node, "pvc-node serve")
         if found:
             tb.root(["kill", "-9", *map(str, found)], node, check=False)
     made.wait_running()
     tb.run(["scancel", str(made.job_id)])
     made.end()
+    wait_daemons(tb)
+    assert_over(tb, before)
+
+
+def test_membership_without_a_ledger(tb: Testbed, before: dict[str, Snapshot]) -> None:
+    """A node whose disk was lost no longer knows the job that etcd counts it to."""
+    keys = {"/pvc/v1/jobs/4000000/nodes/n2": "10.99.0.12", "/pvc/v1/jobs/4000000/vni/nat": "4242"}
+    for key, value in {**keys, "/pvc/v1/vni/4242": "4000000"}.items():
+        tb.root(f"{ETCDCTL} --user=root:$(cat /etc/pvc/etcd-password) put {key} {value}", "n2")
+    assert tb.snapshot("n2").etcd != before["n2"].etcd
+    kill(tb, "n2", "pvc-node serve")
     wait_daemons(tb)
     assert_over(tb, before)
 
@@ -176,6 +181,20 @@ def test_dnsmasq_and_etcd_lost_under_a_running_cluster(
     assert_over(tb, before, timeout=60)
 
 
+def test_etcd_lost_before_the_set_up(tb: Testbed, before: dict[str, Snapshot], small: str) -> None:
+    """A cluster without identifiers is refused with the reason, and the nodes stay in service."""
+    kill(tb, "login", "^[^ ]*etcd ", signal.SIGSTOP)
+    try:
+        done = tb.run(["pvc", "alloc", "-Q", "-N", "2", f"{small}:2", "true"], check=False, timeout=120)
+    finally:
+        kill(tb, "login", "^[^ ]*etcd ", signal.SIGCONT)
+    assert done.code == 5, done.err
+    assert "etcd at login:2379" in done.err
+    assert_over(tb, before, timeout=60)
+    tb.run(["pvc", "alloc", "-Q", "-N", "2", f"{small}:2", "true"], timeout=120)
+    assert_over(tb, before)
+
+
 def leftovers(tb: Testbed, node: str, job_id: int) -> list[str]:
     """What of a job is on a node, and what of the node is in etcd."""
     snapshot = tb.snapshot(node)
@@ -188,7 +207,7 @@ def leftovers(tb: Testbed, node: str, job_id: int) -> list[str]:
 def wait_daemons(tb: Testbed) -> None:
     """Until init has restarted pvc-node everywhere, so that nodes can be compared."""
     for node in tb.nodes():
-        wait_until(lambda node=node: pids(tb, node, "pvc-node serve"), 20, f"no pvc-node on {node}")
+        wait_until(lambda node=node: find_pids(tb, node, "pvc-node serve"), 20, f"no pvc-node on {node}")
 
 
 def test_the_suite_can_see_what_is_left(tb: Testbed, before: dict[str, Snapshot]) -> None:

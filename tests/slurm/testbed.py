@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -166,6 +167,13 @@ def wait_until(condition: Callable[[], object], timeout: float, what: str) -> No
     while not condition():
         assert time.monotonic() < deadline, f"{what} after {timeout:g} s"
         time.sleep(0.05)
+
+
+def find_pids(testbed: Testbed, node: str, pattern: str) -> list[int]:
+    """Processes of a node, by its own numbers, whose command line matches."""
+    text = testbed.root(["ps", "-eo", "pid=,args="], node)
+    rows = (line.split(None, 1) for line in text.splitlines())
+    return [int(pid) for pid, args in rows if re.search(pattern, args) and "ps -eo" not in args]
 
 
 def own_name(suffix: str = "") -> str:

@@ -18,7 +18,7 @@ SITES = ["conf", "conf/testbed"]
 @pytest.mark.parametrize("site", SITES)
 def test_a_site_loads(site: str) -> None:
     config = load_config(ROOT / site, None)
-    assert config.networks["nat"].reverse_nat is not None
+    assert config.networks["nat"].reverse_nat
     assert [each.name for each in config.resource_sets.values() if each.default] == ["nat"]
     assert config.templates["debian"].image == "debian"
     assert [each.name for each in config.repositories] == ["site"]

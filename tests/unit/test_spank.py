@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pvc.node import facts
+
 SPANK = Path(__file__).parents[2] / "spank"
 SOURCES = sorted([*SPANK.glob("*.c"), *SPANK.glob("*.h")])
 MAX_FILE = 250
@@ -43,6 +45,14 @@ def _make(*words: str) -> None:
     argv = ["make", "-s", "-C", os.fspath(SPANK), *words]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_shim_hands_on_what_the_node_takes() -> None:
+    body = (SPANK / "job.c").read_text().split("keys[] = {", 1)[1].split("};", 1)[0]
+    header = (SPANK / "job.h").read_text()
+    words = dict(re.findall(r'#define (\w+) "(\w+)"', header))
+    sent = [words.get(word, word.strip('"')) for word in re.findall(r'[\w"]+', body)]
+    assert sent == list(facts.KEYS)
 
 
 @pytest.mark.allow_run

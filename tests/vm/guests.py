@@ -1,7 +1,7 @@
 """A guest of ten megabytes for tests: Debian's cloud kernel and busybox, unpacked from packages, nothing installed.
 
-It mounts its seed, brings its interfaces up by DHCP, says "SSH-2.0-busybox" on port 22 and runs a shell on
-the serial console.
+It mounts its seed, brings its interfaces up (by DHCP where the seed says so), says "SSH-2.0-busybox" on port 22 and
+runs a shell on the serial console. ``frames`` (frames.c) sends and watches Ethernet frames.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-CACHE = Path("/var/tmp/pvc-test-guest-3")
+TOOL = Path(__file__).parent / "frames.c"
+CACHE = Path("/var/tmp/pvc-test-guest-6")
 
 MODULES = (
     "drivers/virtio/virtio",
@@ -45,11 +46,19 @@ hostname "$(sed -n 's/.*"local-hostname": "\\(.*\\)".*/\\1/p' /seed/meta-data)"
 echo "GUEST-IS $(hostname) $(nproc) $(awk '/MemTotal/{print $2}' /proc/meminfo)"
 echo "GUEST-DISK $(cat /sys/block/vda/size)"
 ip link set lo up
+mkdir -p /etc/resolv
 for link in /sys/class/net/eth*; do
     [ -e "$link" ] || continue
-    ip link set "${link##*/}" up
-    udhcpc -q -n -t 20 -T 1 -A 1 -i "${link##*/}" -s /dhcp >/dev/null
+    name=${link##*/}
+    # One line a key, in this order; without a network configuration cloud-init asks DHCP.
+    say=$(awk -v mac="$(cat $link/address)" '/"macaddress"/ { here = index($0, mac) }
+        here && /"mtu"/ { mtu = $0; gsub(/[^0-9]/, "", mtu) }
+        here && /"dhcp4"/ { print mtu, (/true/ ? "dhcp" : "none"); exit }' /seed/network-config 2>/dev/null)
+    [ -n "${say% *}" ] && ip link set "$name" mtu "${say% *}"
+    ip link set "$name" up
+    [ "${say#* }" = none ] || udhcpc -q -n -t 20 -T 1 -A 1 -i "$name" -s /dhcp >/dev/null &
 done
+wait
 for link in /sys/class/net/eth*; do
     [ -e "$link" ] && echo "GUEST-LINK ${link##*/} $(cat $link/mtu) $(cat $link/address)"
 done
@@ -62,10 +71,10 @@ exec setsid cttyhack sh
 DHCP = """#!/bin/busybox sh
 [ "$1" = bound ] || exit 0
 ip address add "$ip/$mask" dev "$interface"
-[ -n "$router" ] && ip route add default via "${router%% *}"
-mkdir -p /etc
-echo "search $search" > /etc/resolv.conf
-for server in $dns; do echo "nameserver $server" >> /etc/resolv.conf; done
+[ -n "$router" ] && ip route add default via "${router%% *}" metric "${interface#eth}"
+echo "search $search" > "/etc/resolv/$interface"
+for server in $dns; do echo "nameserver $server" >> "/etc/resolv/$interface"; done
+cat /etc/resolv/* > /etc/resolv.conf
 exit 0
 """
 
@@ -107,6 +116,8 @@ def _build(guest: Guest) -> None:
     for name in ("bin", "dev", "proc", "sys", "lib"):
         (root / name).mkdir(parents=True)
     shutil.copy(unpacked / "bin/busybox", root / "bin/busybox")
+    argv = ["gcc", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", "-o", root / "bin/frames", TOOL]
+    subprocess.run(argv, check=True)
     modules = next((unpacked / "lib/modules").iterdir()) / "kernel"
     for module in MODULES:
         shutil.copy(modules / f"{module}.ko", root / "lib")

@@ -113,14 +113,18 @@ class FakeNode:
                 self._answer(connection)
 
     def _answer(self, connection: socket.socket) -> None:
-        self.requests.append(json.loads(connection.makefile().readline()))
+        request = json.loads(connection.makefile().readline())
+        self.requests.append(request)
         if self._refusal is not None:
             connection.sendall(json.dumps({"ok": False} | self._refusal).encode() + b"\n")
             return
-        answer = {"ok": True, "grant": codec.to_data(self._grant), "fds": len(self._taps)}
+        taps = self._taps
+        if "vm" in request:
+            taps = [taps[nic.tap_index] for vm in self._grant.vms if vm.rank == request["vm"] for nic in vm.nics]
+        answer = {"ok": True, "grant": codec.to_data(self._grant), "fds": len(taps)}
         connection.sendall(json.dumps(answer).encode() + b"\n")
-        for first in range(0, len(self._taps), 200):
-            fds = array.array("i", self._taps[first : first + 200])
+        for first in range(0, len(taps), 200):
+            fds = array.array("i", taps[first : first + 200])
             connection.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
 
     def close(self) -> None:

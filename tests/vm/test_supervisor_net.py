@@ -7,12 +7,14 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bridge import ENTER, GATEWAY, MACS, tap_network, vm_grants
+from bridge import ENTER, GATEWAY, MACS, NAMESPACE, tap_network, vm_grants
 from guests import build_guest
-from harness import FakeNode, Launched, guest_template, make_grant, make_keys, make_spec
+from harness import FakeNode, Launched, guest_template, make_grant, make_keys, make_spec, wait_until
 
+from pvc.host import netns
 from pvc.images import build, recipe
 from pvc.model.cluster import ClusterKeys
 from pvc.model.event import EventKind
@@ -41,6 +43,11 @@ def launch(tmp_path: Path, taps: list[int], templates: list[VmTemplate], memory_
     return node, Launched(spec, tmp_path / "sock", home=tmp_path, wrapper=ENTER)
 
 
+def ask(cluster: Launched, **request: Any) -> dict[str, Any]:
+    """A request to the supervisor, which is in the network's namespace."""
+    return netns.run_inside(NAMESPACE, lambda: cluster.ask(**request))
+
+
 def test_guests_on_taps(tmp_path: Path, taps: list[int]) -> None:
     templates = [guest_template(build_guest(), name=name) for name in ("one", "two")]
     node, cluster = launch(tmp_path, taps, templates, 416)
@@ -51,6 +58,13 @@ def test_guests_on_taps(tmp_path: Path, taps: list[int]) -> None:
             assert f"GUEST-IS vm{rank} " in log
             assert f"GUEST-ADDRESS eth0 10.9.0.{rank + 1}/24" in log
             assert "GUEST-LINK eth0 1400 " + MACS[rank] in log
+        # QEMU had the only descriptor: another start needs the VM's own taps again, and no other's.
+        assert ask(cluster, op="order", order="stop", vms=[1])["vms"][0]["phase"] == "stopped"
+        assert ask(cluster, op="order", order="start", vms=[1])["vms"][0]["error"] is None
+        assert node.requests == [{"op": "attach", "job": 12}, {"op": "attach", "job": 12, "vm": 1}]
+        wait_until(lambda: ask(cluster, op="status")["vms"][1]["phase"] == "reachable", 180)
+        assert ask(cluster, op="status")["vms"][0]["phase"] == "reachable"
+        assert (tmp_path / "run/vm1/console.log").read_text().count("GUEST-ADDRESS eth0 10.9.0.2/24") == 2
         assert cluster.process.stdin is not None
         cluster.process.stdin.close()
         assert cluster.wait_end() == 0

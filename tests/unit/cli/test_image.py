@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pvc.cli import main
-from pvc.cli.image import format_size
+from pvc.cli.progress import format_size
 from tests.unit.images.disks import bz_image, raw_disk
 
 
@@ -87,3 +87,63 @@ def test_sizes_for_people() -> None:
     assert [format_size(n) for n in (0, 999, 1000, 10 << 20, 1 << 30, 3 << 41)] == [
         "0B", "999B", "1.0K", "10M", "1.0G", "6.0T",
     ]  # fmt: skip
+
+
+def test_tag_copy_resize_verify_gc_and_repositories(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    repos = "".join(f"  - name: {name}\n    path: {home}/{name}\n" for name in ("user", "site"))
+    (home / "home" / ".pvc" / "repos.yaml").write_text("repos:\n" + repos)
+    assert main.run(["image", "import", f"{home}/disk", "a"]) == 0
+    for line, said in (
+        ("image tag a b", "tagged user:a@1 as user:b@1"),
+        ("image copy b site:c", "copied user:b@1 to site:c@1: raw"),
+        ("image resize a +1M", "resized user:a@1 to user:a@2: raw, a disk of 2.0M"),
+        ("image verify", "user:a@1: ok\nuser:a@2: ok\nuser:b@1: ok\nsite:c@1: ok\n"),
+        ("image verify c a@1", "site:c@1: ok\nuser:a@1: ok\n"),
+        ("repo verify site", "site:c@1: ok\n"),
+        ("image gc -n", "user: 0 files, 0B could be freed"),
+        ("repo gc user site", "user: 0 files, 0B freed\nsite: 0 files, 0B freed\n"),
+    ):
+        capsys.readouterr()
+        assert main.run(line.split()) == 0, line
+        assert said in capsys.readouterr().out
+    assert main.run(["repo", "list", "--json"]) == 0
+    listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert [listed["user"][key] for key in ("state", "images", "revisions")] == ["ok", 2, 3]
+    assert main.run(["repo", "list"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[:2] == ["NAME", "STATE"]
+    assert main.run(["image", "resize", "a", "1M"]) == 2
+    assert "it can only grow" in capsys.readouterr().err
+    assert main.run(["image", "resize", "a", "huge"]) == 2
+    for path in (home / "user" / "data").rglob("?" * 64):
+        path.chmod(0o644)
+        path.write_bytes(bytes(path.stat().st_size))
+    capsys.readouterr()
+    assert main.run(["image", "verify", "--json", "a@1"]) == 7
+    out, err = capsys.readouterr()
+    assert json.loads(out)[0]["ok"] is False
+    assert "1 of 1 images damaged: user:a@1" in err
+    (home / "site" / ".config").write_text('{"version": 9}')
+    assert main.run(["repo", "list"]) == 0
+    assert "unusable" in capsys.readouterr().out
+
+
+def test_export_and_import_of_archives(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["image", "import", f"{home}/disk", "a"]) == 0
+    assert main.run(["image", "export", "a", f"{home}/a.tar"]) == 0
+    assert "exported user:a@1: 1.0M" in capsys.readouterr().out
+    assert main.run(["image", "import", f"{home}/a.tar"]) == 0
+    assert "imported user:a@2: raw" in capsys.readouterr().out
+    assert main.run(["image", "export", "--all", f"{home}/all.tar"]) == 0
+    assert main.run(["image", "import", f"{home}/all.tar"]) == 0
+    assert "user:a@3" in capsys.readouterr().out
+    for line, said in (
+        (f"image import {home}/disk", "how shall the image be called"),
+        (f"image import {home}/a.tar --user root", "says all but NAME"),
+        (f"image import {home}/all.tar x", "leave NAME away"),
+        (f"image export {home}/b.tar", "name images, or say --all"),
+        (f"image export a {home}/a.tar", "exists"),
+        (f"image export a@9 {home}/b.tar", "no image 'a@9'"),
+    ):
+        assert main.run(line.split()) == 2, line
+        assert said in capsys.readouterr().err
+    assert not (home / "b.tar").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from pvc.config import load
 from pvc.config.load import load_config, load_repositories, load_root_config
 from pvc.errors import ConfigError
-from pvc.model.network import DataPath, Layer, Outbound, ReverseNat
+from pvc.model.network import (
+    Access,
+    BridgedNetwork,
+    DataPath,
+    Layer,
+    Outbound,
+    Outbound6,
+    PciNetwork,
+    Protocol,
+    ReverseNat,
+    Tagging,
+    Vlan,
+)
 from pvc.model.site import Repository, SiteConfig
 from pvc.model.vm import Accel
 from tests.unit.config.sites import EXPANSION, ethernet, write_site
@@ -40,7 +52,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (network.layer, network.data_path, network.mtu) == (Layer.L3, DataPath.AUTO, 1500)
     assert network.int_network == IPv4Network("10.200.0.0/16")
     assert (network.min_vni, network.max_vni, network.vxlan_port) == (1024, 65535, 4789)
-    assert (network.dns_servers, network.reverse_nat, network.allow_outbound) == ((), None, Outbound.ALL)
+    assert (network.dns_servers, network.reverse_nat, network.allow_outbound) == ((), (), Outbound.ALL)
     assert config.templates["debian"].resource_set == "nat"
     assert config.templates["debian"].machine_type == "q35"
     assert config.templates["debian"].source == f"{tmp_path}/templates.yaml:1"
@@ -61,14 +73,28 @@ def test_every_key_of_a_network(tmp_path: Path) -> None:
         allow_outbound="none",
         vxlan_port=8472,
         vni_range="5-9",
-        reverse_nat="{vm-port: 80, min-host-port: 2000, max-host-port: 3000}",
+        reverse_nat="[{vm-port: 80, min-host-port: 2000, max-host-port: 3000}, "
+        "{vm-port: 7-9, protocol: udp, access: owner, min-host-port: 4000, max-host-port: 4009}]",
+        int_network6="fd00:1::/64",
+        ipv6_outbound="routed",
+        host_if_suffix="-ib0",
+        bandwidth=100,
+        allow_host="yes",
+        manage_ip_forward="no",
+        mac_start_offset=16,
     )
     network = load_site(write_site(tmp_path, networks=text)).networks["nat"]
     assert (network.data_path, network.mtu, network.mac_prefix) == (DataPath.KERNEL, 9000, "02:ab:00")
     assert (network.dns_servers, network.dns_search) == (("9.9.9.9",), ("a.org", "b.org"))
     assert (network.ntp_server, network.allow_outbound) == ("10.0.0.1", Outbound.NONE)
     assert (network.vxlan_port, network.min_vni, network.max_vni) == (8472, 5, 9)
-    assert network.reverse_nat == ReverseNat(80, 2000, 3000)
+    assert (network.int_network6, network.outbound6) == (IPv6Network("fd00:1::/64"), Outbound6.ROUTED)
+    assert (network.host_suffix, network.bandwidth_mbit, network.mac_offset) == ("-ib0", 100, 16)
+    assert (network.allow_host, network.manage_forwarding) == (True, False)
+    assert network.reverse_nat == (
+        ReverseNat(80, 80, 2000, 3000),
+        ReverseNat(7, 9, 4000, 4009, Protocol.UDP, Access.OWNER),
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +115,14 @@ def test_every_key_of_a_network(tmp_path: Path) -> None:
         ({"vni_range": "1-16777216"}, "5: nat.settings.vni-range: '1-16777216' is not a range"),
         ({"dns_server": "[1.1.1.1, ns]"}, "5: nat.settings.dns-server[1]: 'ns' is not an IPv4 address"),
         ({"domain_name": "a..b"}, "5: nat.settings.domain-name: 'a..b' is not a domain name"),
-        ({"data_path": "ovs"}, "5: nat.settings.data-path: 'ovs' is not auto or kernel"),
+        ({"data_path": "ebpf"}, "5: nat.settings.data-path: 'ebpf' is not auto, kernel or ovs"),
+        ({"int_network6": "fd00::/48"}, "5: nat.settings.int-network6: 'fd00::/48' cannot be used for hosts"),
+        ({"int_network6": "10.0.0.0/8"}, "5: nat.settings.int-network6: '10.0.0.0/8' is not an IPv6 network"),
+        ({"bandwidth": 0}, "5: nat.settings.bandwidth: 0 is not a number from 1 to 400000"),
+        (
+            {"reverse_nat": "{vm-port: 9-8, min-host-port: 2000, max-host-port: 3000}"},
+            "5: nat.settings.reverse-nat.vm-port: '9-8' is not a range of at most 64 ports",
+        ),
         ({"gateway": "x"}, "5: nat.settings.gateway: is not supported: "),
         (
             {"reverse_nat": "{min-host-port: 3000, max-host-port: 2000}"},
@@ -100,12 +133,44 @@ def test_every_key_of_a_network(tmp_path: Path) -> None:
             {"network_layer": "L2", "reverse_nat": "{min-host-port: 3000, max-host-port: 4000}"},
             "6: nat.settings.reverse-nat: an L2 network has no addresses",
         ),
+        (
+            {"reverse_nat": "{vm-port: 80-99, min-host-port: 6000, max-host-port: 6009}"},
+            "5: nat.settings.reverse-nat.max-host-port: 6000-6009 has 10 ports, and every VM needs 20",
+        ),
+        (
+            {
+                "reverse_nat": "[{vm-port: 80, min-host-port: 6000, max-host-port: 6009}, "
+                "{vm-port: 79-81, min-host-port: 7000, max-host-port: 7009}]"
+            },
+            "5: nat.settings.reverse-nat[1].vm-port: tcp 79-81 is forwarded already (80)",
+        ),
+        (
+            {"network_layer": "L2", "int_network6": "fd00::/64"},
+            "6: nat.settings.int-network6: an L2 network has no addresses",
+        ),
+        (
+            {"int_network6": "fdb1:7c3e:5a90:1::/64"},
+            "5: nat.settings.int-network6: fdb1:7c3e:5a90:1::/64 is what pvc uses between nodes",
+        ),
+        ({"allow_networks": "[10.1.0.1/16]"}, "5: nat.settings.allow-networks[0]: '10.1.0.1/16' is not a network"),
     ],
 )
 def test_what_a_network_can_have_wrong(tmp_path: Path, settings: dict[str, object], problem: str) -> None:
     found = problems_of(write_site(tmp_path, networks=ethernet(**settings)))
     assert len(found) == 1
     assert found[0].startswith(f"networks.yaml:{problem}")
+
+
+def test_a_prefix_too_long_for_ports_of_the_switch(tmp_path: Path) -> None:
+    text = ethernet(data_path="ovs").replace("dev-prefix: nat", "dev-prefix: faster")
+    (found,) = problems_of(write_site(tmp_path, networks=text))
+    assert found.startswith("networks.yaml:4: nat.settings.dev-prefix: 'faster' is too long")
+
+
+def test_both_data_paths_cannot_have_one_udp_port(tmp_path: Path) -> None:
+    text = ethernet() + ethernet(data_path="ovs").replace("nat:", "fast:", 1)
+    (found,) = problems_of(write_site(tmp_path, networks=text))
+    assert found.startswith("networks.yaml:7: fast.settings.vxlan-port: UDP port 4789 is that of network 'nat'")
 
 
 def test_all_problems_of_all_files_at_once(tmp_path: Path) -> None:
@@ -121,7 +186,7 @@ def test_all_problems_of_all_files_at_once(tmp_path: Path) -> None:
         "batch.yaml:1: type: 'local' is not slurm",
         "batch.yaml:2: settings.etcd-servers: is missing: a list with at least 1 host",
         "batch.yaml:3: settings.etcd-serverss: unknown key; did you mean 'etcd-servers'?",
-        "networks.yaml:2: a.type: 'infiniband' is not ethernet or eth",
+        "networks.yaml:2: a.type: 'infiniband' is not ethernet, eth, bridged, bridged-ethernet or genericpci",
         "networks.yaml:4: b: 3 is not a mapping of keys to values",
         "repos.yaml:1: repos[0].name: 'a/b' is not a name (letters, digits, '_', '.', '-'; at most 63)",
         "repos.yaml:1: repos[0].path: 'rel' is not an absolute path",
@@ -188,6 +253,12 @@ def test_expansion(tmp_path: Path) -> None:
     config = load_site(site)
     assert config.templates["t"].image == "anne-red"
     assert config.templates["t"].custom_args == ("/home/anne/x",)
+    write_site(tmp_path, templates="t: {custom-args: ['%{clusteruser}', '%{clusterdir}/%{vm_rank}']}\n")
+    assert load_site(tmp_path).templates["t"].custom_args == ("anne", "/home/anne/.pvc/jobs/%{job_id}/%{vm_rank}")
+    write_site(tmp_path, templates="t: {image: 'x%{vm_rank}'}\n")
+    assert problems_of(tmp_path) == [
+        "templates.yaml:1: t.image: %{vm_rank} is not known before a VM starts, and this is looked up before"
+    ]
     assert config.repositories == (Repository("team", "/images/red"),)
     write_site(tmp_path, templates="t: {image: '%{env:NONE}'}\nu: {image: '%{host}'}\n")
     assert problems_of(site) == [
@@ -317,3 +388,100 @@ def test_any_files_give_a_configuration_or_problems(
         return
     assert problems
     assert all(problem.text and Path(problem.file).parent == site for problem in problems)
+
+
+def bridged(**settings: object) -> str:
+    """networks.yaml with the bridged network ``site`` and these settings; settings begin at line 4."""
+    lines = ["site:", "  type: bridged", "  settings:", "    host-bridge: br0"]
+    lines += [f"    {key.replace('_', '-')}: {value}" for key, value in {"tap_prefix": "st", **settings}.items()]
+    return "\n".join(lines) + "\n"
+
+
+SITE_SET = "site:\n  networks: [site]\n  default: yes\n"
+
+
+def test_bridged_networks(tmp_path: Path) -> None:
+    text = bridged(mtu=9000, vlans="[{vid: 20, type: native}, {vid: 21}]")
+    network = load_site(write_site(tmp_path, networks=text, resources=SITE_SET)).networks["site"]
+    assert network == BridgedNetwork("site", "br0", "st", 9000, (Vlan(20, Tagging.NATIVE), Vlan(21, Tagging.TAGGED)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"tap_prefix": "storage"}, "5: site.settings.tap-prefix: 'storage' is not 1 to 4 letters and digits"),
+        ({"host_if": "x"}, "6: site.settings.host-if: "),
+        ({"mtu": 10}, "6: site.settings.mtu: 10 is not a number from 68 to 65535"),
+        ({"vlans": "[{vid: 4095}]"}, "6: site.settings.vlans[0].vid: 4095 is not a number from 1 to 4094"),
+        ({"vlans": "[{vid: 5, type: trunk}]"}, "6: site.settings.vlans[0].type: 'trunk' is not tagged, native or"),
+        ({"vlans": "[{type: native}]"}, "6: site.settings.vlans[0].vid: is missing: a number from 1 to 4094"),
+        ({"vlans": "[{vid: 5}, {vid: 5}]"}, "6: site.settings.vlans[1]: VLAN 5 is there already"),
+        ({"vlans": "[{vid: 5}, {vid: 6, type: untagged}]"}, "6: site.settings.vlans[1]: with an untagged VLAN"),
+        ({"vlans": "[{vid: 5, type: native}, {vid: 6, type: native}]"}, "6: site.settings.vlans[1]: VLAN 5 is native"),
+        ({"mtu": "1500\n    mtu: 1500"}, "7: site.settings.mtu: is given twice (first on line 6)"),
+    ],
+)
+def test_problems_of_bridged_networks(tmp_path: Path, settings: dict[str, object], problem: str) -> None:
+    (found,) = problems_of(write_site(tmp_path, networks=bridged(**settings), resources=SITE_SET))
+    assert found.startswith(f"networks.yaml:{problem}"), found
+
+
+def test_devices_of_bridged_networks_are_told_apart_by_their_prefix(tmp_path: Path) -> None:
+    text = bridged() + bridged(tap_prefix="nat").replace("site:", "other:") + ethernet()
+    found = problems_of(write_site(tmp_path, networks=text + bridged().replace("site:", "third:"), resources=SITE_SET))
+    assert found == [
+        "networks.yaml:14: nat.settings.dev-prefix: 'nat' is that of network 'other', too",
+        "networks.yaml:19: third.settings.tap-prefix: 'st' is that of network 'site', too",
+    ]
+
+
+def renamed(name: str, text: str) -> str:
+    return text.replace("nat:\n", f"{name}:\n", 1)
+
+
+def test_ranges_of_networks_that_do_not_fit_each_other(tmp_path: Path) -> None:
+    text = (
+        ethernet(int_network="10.1.0.0/16", ext_network="10.2.0.0/16")
+        + renamed("b", ethernet(int_network="10.3.0.0/16", ext_network="10.2.0.0/24"))
+        + renamed("c", ethernet(int_network="10.2.128.0/24", ext_network="10.4.0.0/16"))
+        + renamed("d", ethernet(int_network="10.1.0.0/16", ext_network="10.2.0.0/16"))
+    )
+    found = problems_of(write_site(tmp_path, networks=text))
+    assert [each.partition(": ")[2] for each in found] == [
+        "b.settings.ext-network: 10.2.0.0/24 overlaps that of 'nat' (10.2.0.0/16) without being the same",
+        "c.settings.int-network: 10.2.128.0/24 overlaps ext-network 10.2.0.0/16 of 'nat'",
+        "d.settings.ext-network: 10.2.0.0/16 overlaps int-network 10.2.128.0/24 of 'c'",
+        "d.settings.ext-network: 10.2.0.0/16 overlaps that of 'b' (10.2.0.0/24) without being the same",
+    ]
+
+
+def pci(**settings: object) -> str:
+    """networks.yaml with the network ``site`` of PCI devices; settings begin at line 4."""
+    given = {"host_device_addrs": "['0000:3b:00.0', 5E:00.1]", "host_driver": "nouveau", **settings}
+    lines = ["site:", "  type: genericpci", "  settings:"]
+    lines += [f"    {key.replace('_', '-')}: {value}" for key, value in given.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def test_networks_of_pci_devices(tmp_path: Path) -> None:
+    network = load_site(write_site(tmp_path, networks=pci(), resources=SITE_SET)).networks["site"]
+    assert network == PciNetwork("site", ("0000:3b:00.0", "0000:5e:00.1"), "nouveau")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"host_device_addrs": "[]"}, "4: site.settings.host-device-addrs: "),
+        ({"host_device_addrs": "[3b:00]"}, "4: site.settings.host-device-addrs[0]: '3b:00' is not a PCI address"),
+        (
+            {"host_device_addrs": "['3b:00.0', '0000:3B:00.0']"},
+            "4: site.settings.host-device-addrs[1]: 0000:3b:00.0 is there already",
+        ),
+        ({"host_driver": "../x"}, "5: site.settings.host-driver: '../x' is not the name of a kernel's driver"),
+        ({"host_driver": None}, "3: site.settings.host-driver: is missing: the name of a kernel's driver"),
+        ({"mtu": 1500}, "6: site.settings.mtu: "),
+    ],
+)
+def test_problems_of_networks_of_pci_devices(tmp_path: Path, settings: dict[str, object], problem: str) -> None:
+    (found,) = problems_of(write_site(tmp_path, networks=pci(**settings), resources=SITE_SET))
+    assert found.startswith(f"networks.yaml:{problem}"), found

@@ -276,7 +276,7 @@ def test_a_killed_import_leaves_nothing(tmp_path: Path) -> None:
         killed += 1
         for found in where.list_all():
             where.verify(found)
-        where.store().sweep()
+        where.store().collect()
         assert list((tmp_path / "user" / ".tmp").iterdir()) == []
         if "a" in where.store().list_revisions():
             where.delete("a", every=True)
@@ -290,7 +290,7 @@ def test_a_running_writers_file_is_not_swept(tmp_path: Path) -> None:
     store = where.store()
     with store.temporary() as (stream, path):
         stream.write(b"half")
-        store.sweep()
+        store.collect()
         assert path.exists()
     assert not path.exists()
 

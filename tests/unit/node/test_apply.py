@@ -23,7 +23,7 @@ class DeadStore(MemoryStore):
 
 
 def _hands(tmp_path: Path, store: MemoryStore) -> apply.Hands:
-    return apply.Hands(tmp_path / "host.json", tmp_path / "lock", lambda: store)
+    return apply.Hands(tmp_path / "host.json", tmp_path / "switch.json", tmp_path / "lock", lambda: store)
 
 
 def test_every_action_has_its_pair_of_effects() -> None:

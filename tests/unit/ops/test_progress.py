@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pvc.errors import GuestError, HostError, StateError
@@ -36,6 +38,8 @@ def test_news_for_readers_of_lines() -> None:
     assert progress.apply(vm_event(0, Phase.REACHABLE, time=109.5)) == ["vm0 on n1 is reachable after 9.5 s"]
     assert progress.apply(vm_event(0, Phase.REACHABLE, time=110.5)) == []
     assert progress.apply(vm_event(1, Phase.FAILED, detail="QEMU died")) == ["vm1 on n1 failed: QEMU died"]
+    panic = dataclasses.replace(vm_event(2, Phase.FAILED, detail="panic"), last_words=("not", "syncing"))
+    assert progress.apply(panic) == ["vm2 on n2 failed: panic\n  vm2 said: not\n  vm2 said: syncing"]
 
 
 def test_a_notice_is_told_once_with_all_its_nodes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,4 +75,14 @@ def test_scp_needs_two_places() -> None:
 
 def test_a_vm_without_a_port_for_ssh() -> None:
     with pytest.raises(GuestError, match="no port leads to the ssh of vm1"):
-        find_target(make_status(1, Phase.BOOTING, port=None))
+        find_target(make_status(1, Phase.BOOTING, port=None), tuple)
+
+
+def test_a_port_of_the_owners_is_reached_through_the_supervisor(tmp_path: Path) -> None:
+    status = replace(make_status(1, Phase.REACHABLE), ssh_by_owner=True)
+    target = find_target(status, lambda: ("/opt/my pvc/100%/pvc", "carry", "12"))
+    argv = ssh_argv(parse_ssh_line(["vm1"]), target, JobDir(tmp_path))
+    assert "ProxyCommand=exec '/opt/my pvc/100%%/pvc' carry 12 %h %p" in argv
+    assert find_target(make_status(1, Phase.REACHABLE), tuple).through == ()
+    both = {"vm0": SshTarget("vm0", "127.0.0.1", 60001), "vm1": target}
+    assert any(word.startswith("ProxyCommand=") for word in scp_argv([], ["vm0:a", "vm1:b"], both, JobDir(tmp_path)))

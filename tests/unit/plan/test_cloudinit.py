@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from pvc.model.node import Nic
+from pvc.model.vm import Mount
 from pvc.plan.cloudinit import SeedSpec, plan_seed
 
 NIC = Nic("nat", "52:54:00:00:00:03", 1450, "10.200.0.4/16", "10.200.0.1", 0)
@@ -72,3 +73,13 @@ def test_network_is_dhcp_by_mac() -> None:
 
 def test_without_nics_the_guest_decides() -> None:
     assert "network-config" not in plan_seed(dataclasses.replace(SPEC, nics=()))
+
+
+def test_directories_are_words_for_our_images_and_a_bootcmd_for_others() -> None:
+    mounts = (Mount("/home/anne", "/data", tag="pvc0"), Mount("/sw", "/mnt/sw", True, "sw"))
+    spec = dataclasses.replace(SPEC, mounts=mounts)
+    assert plan_seed(spec)["mounts"] == "pvc0 /data rw\nsw /mnt/sw ro\n"
+    commands = parse(spec, "vendor-data")["bootcmd"]
+    assert [each[3:] for each in commands] == [["mount", "pvc0", "/data", "rw"], ["mount", "sw", "/mnt/sw", "ro"]]
+    assert "mounts" not in plan_seed(SPEC)
+    assert "bootcmd" not in parse(SPEC, "vendor-data")

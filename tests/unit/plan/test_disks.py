@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pvc import run
 from pvc.host.overlay import write_overlay
-from pvc.plan.disks import MAX_SIZE, plan_overlay
+from pvc.plan.disks import MAX_SIZE, plan_empty, plan_overlay
 
 SIZES = [1 << 20, (1 << 20) + 1, 10 << 30, 512 << 20, (512 << 20) + 512, 2 << 40]
 
@@ -32,6 +32,19 @@ def test_extents_do_not_overlap_and_fit(size: int, path: str) -> None:
 
 def test_the_same_inputs_give_the_same_bytes() -> None:
     assert plan_overlay("/b", "raw", 1 << 30) == plan_overlay("/b", "raw", 1 << 30)
+
+
+@pytest.mark.allow_run
+def test_qemu_reads_an_empty_disk_as_zeros(tmp_path: Path) -> None:
+    if shutil.which("qemu-img", path=run.PATH) is None:
+        pytest.skip("no qemu-img")
+    for i, size in enumerate(SIZES):
+        path = tmp_path / str(i)
+        write_overlay(path, plan_empty(size))
+        found = json.loads(run.run(["qemu-img", "info", "--output=json", path]))
+        assert found["virtual-size"] == -(-size // 512) * 512
+        assert "backing-filename" not in found
+        run.run(["qemu-img", "check", "-q", path])
 
 
 @pytest.mark.parametrize(("path", "size"), IMPOSSIBLE)

@@ -1,45 +1,32 @@
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvc.codec import to_data
 from pvc.errors import ConfigError, UsageError
 from pvc.model.host import Grants
 from pvc.model.network import EthernetNetwork, Layer
+from pvc.model.node import Tap
 from pvc.plan import actions, addresses, names
-from pvc.plan.node import NodePlan, Site, count_ports, plan_memberships, plan_node
+from pvc.plan.forwards import plan_wants
+from pvc.plan.grants import PortWant
+from pvc.plan.node import Site, plan_memberships, plan_node
 from pvc.plan.placement import place
+from tests.unit.plan.golden import check_golden
 from tests.unit.plan.worlds import NAT, SITE, facts_of, job_of, plan_of, request_of
-
-GOLDEN = Path(__file__).parent.parent / "golden"
-
-
-def _golden(name: str, plan: NodePlan) -> None:
-    steps = [{"action": type(step).__name__, **to_data(step)} for step in plan.actions]
-    data = {"grant": to_data(plan.grant), "netns": plan.netns, "taps": list(plan.taps), "actions": steps}
-    text = json.dumps(data, indent=1) + "\n"
-    path = GOLDEN / f"{name}.json"
-    if os.environ.get("PVC_GOLDEN") == "write":
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    assert text == path.read_text()
 
 
 def test_golden_four_vms_on_three_nodes() -> None:
-    _golden("node-nat-4-of-3", plan_of(job_of(3, 4), request_of(("nat", 4), cpus=2)))
+    check_golden("node-nat-4-of-3", plan_of(job_of(3, 4), request_of(("nat", 4), cpus=2)))
 
 
 def test_golden_two_networks_and_vms_without_any() -> None:
     request = request_of(("both", 2), ("none", 1), ("nat", 2), cpus=2)
-    _golden("node-both-none-nat", plan_of(job_of(2, 8, node=2), request))
+    check_golden("node-both-none-nat", plan_of(job_of(2, 8, node=2), request))
 
 
 def test_a_node_without_vms_makes_a_scratch_directory_and_nothing_else() -> None:
@@ -58,6 +45,12 @@ def test_an_unknown_resource_set_is_the_users_mistake() -> None:
     with pytest.raises(UsageError, match="no resource set 'nope'") as error:
         plan_memberships(request_of(("nope", 1)), SITE)
     assert error.value.hint == "resource sets: both, nat, none"
+
+
+def test_networks_with_the_same_addresses_are_not_in_one_cluster() -> None:
+    site = _with(replace(NAT, name="back"))
+    with pytest.raises(UsageError, match="networks nat and back have overlapping addresses"):
+        plan_memberships(request_of(("both", 1)), site)
 
 
 def test_a_network_too_small_for_the_cluster_is_refused() -> None:
@@ -87,6 +80,7 @@ def test_an_l2_network_gets_no_services() -> None:
         actions.AddVxlan,
         actions.AddTaps,
         actions.AddPeers,
+        actions.LoadRules,  # of the node: who may send with the VNI
     }
     assert all(nic.address is None for vm in plan.grant.vms for nic in vm.nics)
 
@@ -105,13 +99,13 @@ def test_all_nodes_agree_and_no_two_vms_share_an_address(nodes: int, cpus: int, 
             for nic in vm.nics:
                 assert macs.setdefault(nic.mac, vm.rank) == vm.rank
                 assert ips.setdefault(nic.address or "", vm.rank) == vm.rank
-                assert plan.taps[nic.tap_index] == names.tap(vm.rank, 0)
+                assert plan.taps[nic.tap_index] == Tap(names.tap(vm.rank, 0), plan.netns)
         peers = [step for step in plan.actions if isinstance(step, actions.AddPeers)]
         if plan.grant.vms:
-            remote = {mac for mac, _, _ in peers[0].entries}
+            remote = {mac for mac, *_ in peers[0].entries}
             assert not remote & local
             assert len(remote) + len(local) == count
-            for mac, _, address in peers[0].entries:
+            for mac, _, _, address in peers[0].entries:
                 assert address != plan.grant.node_address
                 assert macs.get(mac) is None or ips
     assert len(macs) == len(ips) == count
@@ -156,9 +150,10 @@ def test_ten_thousand_vms_are_planned_by_each_node_alone() -> None:
 def test_ports_are_counted_for_the_nodes_own_vms_only() -> None:
     job, request = job_of(2, 8), request_of(("nat", 6), cpus=2)
     first, second = place(job.nodes, job.cpus, request).shares
-    assert count_ports(request, SITE, first) == (4, (60000, 60999))
-    assert count_ports(request, SITE, second) == (2, (60000, 60999))
-    assert count_ports(request_of(("none", 2)), SITE, first) == (0, (0, -1))
+    memberships = plan_memberships(request, SITE)
+    assert plan_wants(memberships, first) == (PortWant("nat", 4, 60000, 60999),)
+    assert plan_wants(memberships, second) == (PortWant("nat", 2, 60000, 60999),)
+    assert plan_wants(plan_memberships(request_of(("none", 2)), SITE), first) == ()
 
 
 def _grants(ports: int) -> Grants:

@@ -9,9 +9,10 @@ import pytest
 
 from pvc.errors import GuestError
 from pvc.model.node import Nic
-from pvc.model.vm import Accel, DirectBoot, Disk, VmTemplate
+from pvc.model.vm import Accel, DirectBoot, Disk, ExtraDisk, Firmware, Mount, VmTemplate
 from pvc.plan import qemu
-from pvc.plan.qemu import QemuSpec, VmFds, VmPaths, guest_memory_mib, qemu_argv
+from pvc.plan.qemu import QemuSpec, VmFds, guest_memory_mib, qemu_argv
+from pvc.plan.qemudrives import VmPaths
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NIC = Nic("nat", "52:54:00:00:00:03", 1450, "10.200.0.4/16", "10.200.0.1", 0)
@@ -45,6 +46,32 @@ SCENARIOS = {
     ),
     "scsi-raw": make_spec({"disk_model": "virtio-scsi", "disk_cache": "none", "disk": Disk("/b.raw", "raw", 1 << 30)}),
     "microvm": make_spec({"machine_type": "microvm", "boot": BOOT}, sandbox=False),
+    "devices": make_spec(devices=("0000:3b:00.0", "0000:5e:00.1")),
+    "devices-old-hardware": make_spec({"machine_type": "pc"}, devices=("0000:3b:00.0",)),
+    "more-disks": make_spec(
+        {
+            "disk_discard": False,
+            "disk_iothread": False,
+            "disks": (
+                ExtraDisk(None, 1 << 30),
+                ExtraDisk(DISK, 8 << 30, "virtio", "none", discard=False, iothread=True),
+                ExtraDisk(None, 1 << 40, "scsi", "writeback"),
+            ),
+        },
+        paths=VmPaths("/run/12/vm3/disk.qcow2", "/run/12/vm3/seed.iso", ("/run/1", "/run/2", "/run/3")),
+    ),
+    "uefi": make_spec({"firmware": "uefi"}, paths=VmPaths("/run/d", "/run/s", (), Firmware("/fw/code", "/run/vars"))),
+    "uefi-secure-hugepages": make_spec(
+        {"firmware": "uefi-secure", "hugepages": "2M"},
+        paths=VmPaths("/run/d", "/run/s", (), Firmware("/fw/code", "/run/vars", "qcow2", smm=True)),
+    ),
+    "directories": make_spec(
+        {
+            "disks": (ExtraDisk(None, 1 << 30),),
+            "mounts": (Mount("/home/anne, old", "/data", tag="pvc0"), Mount("/sw", "/mnt/sw", True, "sw")),
+        },
+        paths=VmPaths("/run/d", "/run/s", ("/run/1",)),
+    ),
     "custom-args": make_spec({"custom_args": ("-sandbox", "off", "-device", "i6300esb"), "cpu_model": "EPYC"}),
 }
 
@@ -73,6 +100,16 @@ def test_every_slot_is_used_once() -> None:
     argv = qemu_argv(make_spec(nics=(NIC,) * 23, fds=VmFds(7, 9, tuple(range(23)))))
     slots = [word.partition("addr=")[2].partition(",")[0] for word in argv if "addr=" in word]
     assert len(slots) == len(set(slots)) == 26
+
+
+def test_more_disks_move_no_interface() -> None:
+    disks = tuple(ExtraDisk(None, 1 << 30) for _ in range(3))
+    paths = VmPaths("/d", "/s", ("/1", "/2", "/3"))
+    few = qemu_argv(make_spec())
+    many = qemu_argv(make_spec({"disks": disks}, paths=paths))
+    assert [word for word in few if "mac=" in word] == [word for word in many if "mac=" in word]
+    with pytest.raises(GuestError, match="3 more disks"):
+        qemu_argv(make_spec({"disks": disks}, paths=paths, nics=(NIC,) * 21, fds=VmFds(7, 9, tuple(range(21)))))
 
 
 @pytest.mark.parametrize("accel", [Accel.KVM, Accel.TCG])

@@ -25,7 +25,7 @@ NAT = EthernetNetwork(
     dns_search=(),
     ntp_server=None,
     allow_outbound=Outbound.ALL,
-    reverse_nat=ReverseNat(22, 60000, 60999),
+    reverse_nat=(ReverseNat(22, 22, 60000, 60999),),
     vxlan_port=4789,
     min_vni=1024,
     max_vni=65535,
@@ -36,7 +36,7 @@ BACK = replace(
     int_network=IPv4Network("10.210.0.0/20"),
     domain_name="back.test",
     allow_outbound=Outbound.NONE,
-    reverse_nat=None,
+    reverse_nat=(),
 )
 SITE = Site(
     networks={"nat": NAT, "back": BACK},

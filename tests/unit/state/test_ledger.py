@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from pvc.errors import HostError
+from pvc.model.host import Grants
 from pvc.plan import actions
+from pvc.plan.inputs import collect
 from pvc.state.ledger import Ledger, Ready, Record, read_jobs
-from tests.unit.plan.worlds import job_of, plan_of, request_of
+from tests.unit.plan.worlds import SITE, facts_of, job_of, plan_of, request_of
 
 RECORD = Record(12, 1000, "boot", 3, (60000, 60001))
 
@@ -30,7 +32,7 @@ def test_every_action_comes_back_with_what_undoing_needs(ledger: Ledger) -> None
     for step, back in zip(steps, read, strict=True):
         match step:
             case actions.AddPeers():
-                assert back == replace(step, entries=())
+                assert back == replace(step, entries=(), flood=())
             case actions.LoadRules():
                 assert back == replace(step, text="")
             case actions.StartDnsmasq():
@@ -79,3 +81,18 @@ def test_jobs_are_directories_with_a_number(ledger: Ledger, tmp_path: Path) -> N
 
 def test_only_root_may_read_it(ledger: Ledger) -> None:
     assert ledger.path.stat().st_mode & 0o077 == 0
+
+
+def test_the_inputs_give_the_plan_again(ledger: Ledger) -> None:
+    job, request = job_of(3, 4), request_of(("both", 2), ("nat", 2), cpus=2)
+    facts, grants = facts_of(job), Grants({"nat": 5001, "back": 5002}, 3, (60000, 60001))
+    ledger.write_inputs(collect(job, request, SITE, facts, grants))
+    inputs = ledger.read_inputs()
+    assert inputs is not None
+    assert set(inputs.site.resource_sets) == {"both", "nat"}
+    assert inputs.plan() == plan_of(job, request, slot=3)
+
+
+def test_inputs_of_another_version_are_not_known(ledger: Ledger) -> None:
+    (ledger.path / "inputs.json").write_text('{"job": 12}')
+    assert ledger.read_inputs() is None

@@ -18,7 +18,7 @@ import pytest
 from pvc import codec
 from pvc.errors import HostError, JobError, PvcError, StateError
 from pvc.model.node import NodeGrant
-from pvc.supervisor.attach import SOCKET, attach, find_socket
+from pvc.supervisor.attach import SOCKET, attach, attach_vm, find_socket
 
 pytestmark = pytest.mark.allow_sockets  # a Unix socket in the test's own directory
 
@@ -27,12 +27,12 @@ Answer = Callable[[socket.socket], None]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[[Answer], Path]]:
+def serve(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Listens for one client and lets the given function answer it."""
     listener = socket.socket(socket.AF_UNIX)
     threads: list[threading.Thread] = []
 
-    def start(answer: Answer) -> Path:
+    def start(answer: Answer, **more: int) -> Path:
         path = tmp_path / "sock"
         listener.bind(os.fspath(path))
         listener.listen()
@@ -40,7 +40,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Answer], Path]]:
         def run() -> None:
             connection, _ = listener.accept()
             with connection, connection.makefile("rb") as stream:
-                assert json.loads(stream.readline()) == {"op": "attach", "job": 12}
+                assert json.loads(stream.readline()) == {"op": "attach", "job": 12} | more
                 answer(connection)
 
         threads.append(threading.Thread(target=run))
@@ -81,6 +81,17 @@ def test_descriptors_arrive_in_order(serve: Callable[[Answer], Path], tmp_path: 
     finally:
         for fd in (*files, *attached.taps):
             os.close(fd)
+
+
+def test_the_taps_of_one_vm(serve: Callable[..., Path], tmp_path: Path) -> None:
+    def answer(connection: socket.socket) -> None:
+        say(connection, {"ok": True, "grant": codec.to_data(GRANT), "fds": 1})
+        with open(tmp_path / "tap", "wb") as tap:
+            send_fds(connection, [tap.fileno()])
+
+    (fd,) = asyncio.run(attach_vm(serve(answer, vm=3), 12, 3))
+    assert os.fstat(fd).st_ino == (tmp_path / "tap").stat().st_ino
+    os.close(fd)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pvc.model.vm import Phase
-from pvc.supervisor.ending import Ending, explain_end
+from pvc.model.vm import Phase, Restart
+from pvc.supervisor.ending import Ending, explain_end, plan_restart, read_last_words
 
 
 def explain(status: int = 0, *, requested: bool = False, reason: str | None = None, stderr: str = "") -> Ending:
@@ -31,6 +33,14 @@ def test_what_qemu_said(reason: str, phase: Phase, words: str) -> None:
     assert words in found.detail
 
 
+def test_a_guest_that_was_asked_powered_down_or_did_not() -> None:
+    def explain(reason: str | None) -> str:
+        return explain_end(0, requested=True, reason=reason, stderr="", memory_mib=512, grace_s=10).detail
+
+    assert explain("guest-shutdown") == "stopped on request, its guest powered down"
+    assert explain("host-qmp-quit") == "stopped on request, switched off: no power-down within 10 s"
+
+
 def test_a_crash_shows_signal_and_last_words() -> None:
     found = explain(-6, stderr="kvm.c: Assertion failed")
     assert found == Ending(Phase.FAILED, "QEMU was killed by SIGABRT: kvm.c: Assertion failed")
@@ -45,3 +55,44 @@ def test_sigkill_suggests_memory() -> None:
 def test_an_exit_code() -> None:
     assert explain(1, stderr="no such device").detail == "QEMU ended with exit code 1: no such device"
     assert explain(-64).detail.startswith("QEMU was killed by")
+
+
+def test_last_words() -> None:
+    text = b"one\r\ntwo\r\n\r\n\x1b[31mthree\x1b[0m\r\n\x1b]0;title\x07 \x08four\xff\n\x1b[2J\x1b(B"
+    assert read_last_words(text, 3) == ("two", "three", "four\N{REPLACEMENT CHARACTER}")
+    assert read_last_words(b"") == ()
+    assert read_last_words(
+        b"[1] Kernel panic - not syncing: no init\n" + b"\n".join(b"R%d" % i for i in range(9)), 3
+    ) == (
+        "[1] Kernel panic - not syncing: no init",
+        "R7",
+        "R8",
+    )
+    assert read_last_words(b"x" * 5000) == ("x" * 160,)
+
+
+@given(st.binary(max_size=300))
+def test_last_words_of_hostile_guests_are_printable(text: bytes) -> None:
+    assert all(line.isprintable() and line for line in read_last_words(text))
+
+
+FAILED, OFF = Ending(Phase.FAILED, "panic"), Ending(Phase.STOPPED, "off")
+
+
+@pytest.mark.parametrize(
+    ("policy", "ending", "ran_s", "tries", "planned"),
+    [
+        (Restart.NEVER, FAILED, 5.0, 0, None),
+        (Restart.ON_FAILURE, FAILED, 5.0, 0, (1, 1.0)),
+        (Restart.ON_FAILURE, FAILED, 5.0, 3, (4, 8.0)),
+        (Restart.ON_FAILURE, FAILED, 5.0, 5, None),
+        (Restart.ON_FAILURE, FAILED, 700.0, 5, (1, 1.0)),
+        (Restart.ON_FAILURE, FAILED, None, 0, None),
+        (Restart.ON_FAILURE, OFF, 5.0, 0, None),
+        (Restart.ALWAYS, OFF, 5.0, 1, (2, 2.0)),
+    ],
+)
+def test_restarts(
+    policy: Restart, ending: Ending, ran_s: float | None, tries: int, planned: tuple[int, float] | None
+) -> None:
+    assert plan_restart(policy, ending, ran_s=ran_s, tries=tries) == planned

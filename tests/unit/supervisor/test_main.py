@@ -85,6 +85,14 @@ def test_a_line_fits_into_a_message_of_slurmstepd(detail: str, hint: str | None)
     assert found == event or " … " in found.detail
 
 
+def test_last_words_go_before_the_reason_does() -> None:
+    event = Event(EventKind.VM, "n1", 0.0, rank=0, phase=Phase.FAILED, detail="why", last_words=("\u20ac" * 160,) * 5)
+    found = codec.loads(Event, event_line(event))
+    assert found.detail == "why"
+    assert set(found.last_words) <= {"\u20ac" * 160}
+    assert len(event_line(event)) <= MAX_LINE
+
+
 def test_a_long_detail_keeps_both_ends() -> None:
     detail = f"QEMU did not start: {'x' * 5000} No such file or directory"
     found = codec.loads(Event, event_line(Event(EventKind.VM, "n1", 0.0, detail=detail)))

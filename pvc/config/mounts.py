@@ -1,0 +1,115 @@
+"""Directories of the host in VMs: the key mount-points, and the option --mount."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pvc.config import setting
+from pvc.config.setting import Kind, Scope, Setting, Table
+from pvc.errors import UsageError
+from pvc.model.vm import Mount
+
+# virtio-9p's tags have 32 bytes with the last 0; the guest's shell reads tag and directory as words.
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}", re.ASCII)
+_TARGET = re.compile(r"(?:/[A-Za-z0-9._@%+=~-]+)+", re.ASCII)
+MAX_MOUNTS = 16
+
+ENTRY = Table(
+    settings=(
+        Setting(
+            "path",
+            setting.expanded(name="path", expected="a directory's path", at_start=True),
+            "The directory on the node.",
+            required=True,
+        ),
+        Setting("target", setting.text(name="path", expected="a directory's path"), "The directory in the guest.",
+                default_text="the key where that is a path, else ``/mnt/KEY``"),
+        Setting("readonly", setting.boolean(), "The guest cannot write to it.", default=False),
+        Setting("type", setting.choice("9p", "virtio-9p"), "How it comes to the guest; both words mean the same.",
+                default="9p"),
+    )
+)  # fmt: skip
+
+
+def mount_points() -> Kind:
+    """A mapping from names, or directories of the guest, to directories of the host."""
+    structure = {
+        "type": "object",
+        "additionalProperties": {
+            "type": ["string", "object"],
+            "description": "a directory's path, or a mapping with one",
+            **{key: value for key, value in ENTRY.schema.items() if key not in {"type", "description"}},
+        },
+    }
+    return Kind("mapping", "a mapping to directories", structure, _read)
+
+
+def parse_mount(text: str, directory: str) -> Mount:
+    """``HOSTDIR:GUESTDIR[:ro]`` or ``NAME=HOSTDIR[,ro]``; a relative HOSTDIR is in ``directory``.
+
+    :raise UsageError: it is neither.
+    """
+    name, equals, rest = text.partition("=")
+    read_only = False
+    if equals and _TAG.fullmatch(name):
+        source, *flags = rest.split(",")
+        target, tag = f"/mnt/{name}", name
+    else:
+        source, *flags = text.split(":")
+        target, tag = (flags.pop(0) if flags else ""), ""
+    for flag in flags:
+        if flag not in {"ro", "rw"}:
+            raise UsageError(f"--mount {text}: {flag!r} is neither ro nor rw", hint="--mount HOSTDIR:GUESTDIR[:ro]")
+        read_only = flag == "ro"
+    if not source or not target:
+        raise UsageError(f"--mount {text}: a directory is missing", hint="--mount HOSTDIR:GUESTDIR[:ro]")
+    try:
+        return _make(os.path.join(directory, source), target, read_only, tag)
+    except ValueError as err:
+        raise UsageError(f"--mount {text}: {err}") from None
+
+
+def join_mounts(first: tuple[Mount, ...], second: tuple[Mount, ...]) -> tuple[Mount, ...]:
+    """Both; of two for one directory of the guest, the later."""
+    return tuple({each.target: each for each in (*first, *second)}.values())
+
+
+def _read(value: Mapping[str, Any], scope: Scope) -> tuple[Mount, ...]:
+    found: list[Mount] = []
+    for key, item in value.items():
+        at = scope.at(key)
+        count = len(scope.document.problems)
+        given = {"path": item} if isinstance(item, str) else item
+        values = {**ENTRY.defaults(at), **ENTRY.collect(given, at)}
+        if at.path in at.bad or values.get("path") is None or len(scope.document.problems) > count:
+            continue
+        try:
+            mount = _read_one(key, values)
+        except ValueError as err:
+            at.add(str(err))
+            continue
+        if any(mount.target == each.target for each in found):
+            at.add(f"{mount.target} has a directory already")
+        found.append(mount)
+    if len(found) > MAX_MOUNTS:
+        scope.add(f"a VM can have at most {MAX_MOUNTS} directories")
+    return tuple(found)
+
+
+def _read_one(key: str, values: Mapping[str, Any]) -> Mount:
+    if key.startswith("/"):
+        return _make(values["path"], values["target"] or key, values["readonly"], "")
+    if _TAG.fullmatch(key) is None:
+        raise ValueError("is neither a name of at most 31 letters, digits, '_', '.' and '-' nor an absolute path")
+    return _make(values["path"], values["target"] or f"/mnt/{key}", values["readonly"], key)
+
+
+def _make(source: str, target: str, read_only: bool, tag: str) -> Mount:
+    if not source.startswith("/") or "\0" in source:
+        raise ValueError(f"{source!r} is not an absolute path")
+    if _TARGET.fullmatch(target) is None or {".", ".."} & set(target.split("/")):
+        raise ValueError(f"{target!r} is not an absolute path of plain characters for the guest")
+    return Mount(os.path.normpath(source), target, read_only, tag)

@@ -1,0 +1,88 @@
+"""Ports on bridges that are the site's own: Linux bridges by netlink, Open vSwitch by one ovs-vsctl(8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pvc import run
+from pvc.errors import HostError
+from pvc.host import netlink, sysctl, tap
+from pvc.model.host import BridgeKind, HostBridge
+from pvc.plan import actions
+from pvc.plan.bridged import vlan_columns, vlan_ports
+
+_VSCTL = ("ovs-vsctl", "--timeout=10")
+_OWNER = "external_ids:pvc=1"
+
+
+def read_bridge(name: str) -> HostBridge | None:
+    """The bridge of that name on this node, if there is one.
+
+    :raise HostError: the kernel does not answer.
+    """
+    with netlink.opened(f"look for bridge {name}") as links:
+        link = links.find(name)
+        if link is not None and link.kind == "bridge":
+            return HostBridge(BridgeKind.LINUX, link.mtu, links.filters_vlans(name))
+    try:
+        # The empty line of a bridge that is not there differs from the quotes of one without a type.
+        said = run.run([*_VSCTL, "--if-exists", "get", "Bridge", name, "datapath_type"]).strip()
+    except HostError:
+        return None
+    if not said:
+        return None
+    datapath = "netdev" if said.strip('"') == "netdev" else "system"
+    return HostBridge(BridgeKind.OVS, link.mtu if link is not None else 1500, True, datapath)
+
+
+def join(step: actions.JoinBridge) -> None:
+    """Make taps and the bridge's ports of them.
+
+    :raise HostError: the kernel or Open vSwitch refuses.
+    """
+    switched = step.kind == BridgeKind.OVS.value
+    for name in step.names:
+        tap.ensure(name, vnet_header=step.datapath != "netdev")
+        if sysctl.has(f"net/ipv6/conf/{name}"):
+            # A port of a bridge has no address of its own that a VM could reach.
+            sysctl.set_own(f"net/ipv6/conf/{name}/disable_ipv6", "1")
+    with netlink.opened(f"join taps to {step.bridge}") as links:
+        if switched:
+            for name in step.names:
+                links.set(name, mtu=step.mtu, state="up")
+        else:
+            links.enslave(step.names, step.bridge, step.mtu)
+            if step.vlans:
+                links.set_vlans(step.names, vlan_ports(step.vlans))
+    if switched:
+        _add_ports(step)
+
+
+def leave(step: actions.JoinBridge) -> None:
+    """Take the ports away, then the taps. Absent is fine.
+
+    :raise HostError: the kernel or Open vSwitch refuses.
+    """
+    if step.kind == BridgeKind.OVS.value:
+        words = [word for name in step.names for word in ("--", "--if-exists", "del-port", name)]
+        _run(words, step.bridge)
+    with netlink.opened(f"remove taps from {step.bridge}") as links:
+        for name in step.names:
+            links.remove(name)
+
+
+def _add_ports(step: actions.JoinBridge) -> None:
+    words: list[str] = []
+    for name in step.names:
+        words += ["--", "--may-exist", "add-port", step.bridge, name]
+        words += ["--", "set", "Port", name, *vlan_columns(step.vlans), _OWNER]
+    _run(words, step.bridge)
+
+
+def _run(words: Sequence[str], bridge: str) -> None:
+    try:
+        run.run([*_VSCTL, *words])
+    except HostError as err:
+        raise HostError(
+            f"cannot change ports of Open vSwitch bridge {bridge}", hint="is ovs-vswitchd running?"
+        ) from err

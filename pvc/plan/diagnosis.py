@@ -1,0 +1,308 @@
+"""What differs between a node and the plan that was carried out on it: a pure comparison."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pvc.model.host import BridgeKind
+from pvc.model.netview import Fault
+from pvc.plan import actions, addresses, names
+from pvc.plan.inputs import Inputs
+from pvc.plan.openflow import SWITCH
+from pvc.plan.pci import VFIO
+
+_SHOWN = 4
+_FLOW = re.compile(r"flow add cookie=[^,]*,table=(\d+),(.*?),actions=")
+_WAY = re.compile(r"metadata=(0x[0-9a-f]+|\d+),.*dl_dst=([0-9a-f:]{17})(?![/0-9a-f:])")
+_AGAIN = "end the cluster and start it again; if that does not help, pvc-node's log on the node says more"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A network device as the kernel shows it."""
+
+    up: bool
+    mtu: int
+    master: str | None = None
+    vni: int | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there is on a node; namespaces are names, None is the node's own.
+
+    ``tunnels``: device -> MAC -> nodes; ``ports``: device -> MACs; ``neighbours``: device -> address -> MAC; ``rules``:
+    (namespace, family, table) -> number of rules; ``services``: directories of name servers that live.
+    ``flows`` of the job in the shared switch: (table, match); ``drivers`` of PCI devices.
+    """
+
+    namespaces: frozenset[str]
+    devices: Mapping[tuple[str | None, str], Device]
+    tunnels: Mapping[str, Mapping[str, set[str]]]
+    ports: Mapping[str, set[str]]
+    neighbours: Mapping[str, Mapping[str, str]]
+    rules: Mapping[tuple[str | None, str, str], int]
+    services: frozenset[str]
+    settings: Mapping[str, str]
+    switch_ports: frozenset[str] = frozenset()
+    flows: tuple[tuple[int, str], ...] = ()
+    drivers: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def diagnose(inputs: Inputs, steps: Sequence[actions.Action], seen: Seen) -> tuple[Fault, ...]:
+    """Everything that is not as planned, in the order of the plan; what hides behind a missing thing is left out."""
+    found: list[Fault] = []
+    for step in steps:
+        check = _CHECKS.get(type(step))
+        if check is not None:
+            found += check(inputs, step, seen)
+        if found and isinstance(step, actions.AddNetns):
+            return tuple(found)  # everything else is inside
+    return (*found, *_underlays(inputs, seen))
+
+
+def count_rules(text: str) -> dict[tuple[str, str], int]:
+    """(family, table) -> rules of nftables' text: the lines of chains that are neither heads nor brackets."""
+    counts: dict[tuple[str, str], int] = {}
+    table = ("", "")
+    inside = False
+    for line in (line.strip() for line in text.splitlines()):
+        words = line.split()
+        if words[:1] == ["table"] and len(words) == 4:
+            table = words[1], words[2]
+            counts[table] = 0
+        elif words[:1] == ["chain"]:
+            inside = True
+        elif line == "}":
+            inside = False
+        elif inside and line and not line.startswith(("type ", "policy ", "#")):
+            counts[table] += 1
+    return counts
+
+
+def _netns(_: Inputs, step: actions.AddNetns, seen: Seen) -> Iterator[Fault]:
+    if step.netns not in seen.namespaces:
+        yield Fault(f"the cluster's network namespace {step.netns} is gone", _AGAIN)
+
+
+def _device(
+    seen: Seen, namespace: str | None, name: str, what: str, *, mtu: int = 0, master: str = ""
+) -> Iterator[Fault]:
+    device = seen.devices.get((namespace, name))
+    inside = f" in namespace {namespace}" if namespace else ""
+    if device is None:
+        yield Fault(f"{what} ({name}{inside}) is gone", _AGAIN)
+        return
+    enter = f"ip netns exec {namespace} " if namespace else ""
+    if not device.up:
+        yield Fault(f"{what} ({name}{inside}) is down", f"as root: {enter}ip link set {name} up")
+    if mtu and device.mtu != mtu:
+        fix = f"as root: {enter}ip link set {name} mtu {mtu}"
+        yield Fault(f"{what} ({name}{inside}) carries {device.mtu} bytes instead of {mtu}", fix)
+    if master and device.master != master:
+        fix = f"as root: {enter}ip link set {name} master {master}"
+        yield Fault(f"{what} ({name}{inside}) is no port of {master}", fix)
+
+
+def _bridge(inputs: Inputs, step: actions.AddBridge, seen: Seen) -> Iterator[Fault]:
+    yield from _device(
+        seen, step.netns, step.name, f"the bridge of network {_network(inputs, step.name)}", mtu=step.mtu
+    )
+
+
+def _vxlan(inputs: Inputs, step: actions.AddVxlan, seen: Seen) -> Iterator[Fault]:
+    what = f"the tunnel of network {_network(inputs, step.bridge)}"
+    yield from _device(seen, step.netns, step.name, what, mtu=step.mtu, master=step.bridge)
+    device = seen.devices.get((step.netns, step.name))
+    if device is not None and device.vni is not None and device.vni != step.vni:
+        yield Fault(f"{what} has VNI {device.vni} instead of {step.vni}", _AGAIN)
+
+
+def _taps(inputs: Inputs, step: actions.AddTaps, seen: Seen) -> Iterator[Fault]:
+    network = _network(inputs, step.bridge)
+    for name in step.names:
+        vm = f"vm{name[1:].partition('n')[0]}"
+        yield from _device(seen, step.netns, name, f"the interface of {vm} on network {network}", master=step.bridge)
+
+
+def _switch_taps(_: Inputs, step: actions.AddSwitchTaps, seen: Seen) -> Iterator[Fault]:
+    for name in step.names:
+        yield from _device(seen, None, name, "a VM's interface", mtu=step.mtu)
+
+
+def _gateway(inputs: Inputs, step: actions.AddGateway, seen: Seen) -> Iterator[Fault]:
+    what = f"the gateway of network {_network(inputs, step.name)}"
+    yield from _device(seen, step.netns, step.name, what, mtu=step.mtu)
+    yield from _device(seen, None, step.port, what)
+
+
+def _switch_ports(_: Inputs, step: actions.AddSwitchPorts, seen: Seen) -> Iterator[Fault]:
+    missing = [name for name in (*(name for name, _ in step.tunnels), *step.ports) if name not in seen.switch_ports]
+    if missing:
+        yield Fault(f"the Open vSwitch bridge {step.bridge} has no port {_some(missing)}", "as root: ovs-vsctl show")
+
+
+def _flows(inputs: Inputs, step: actions.LoadFlows, seen: Seen) -> Iterator[Fault]:
+    wanted = _parse_flows(step.text)
+    if not seen.flows:
+        yield Fault(f"the Open vSwitch bridge {step.bridge} has no flows of this job", _AGAIN)
+        return
+    there = {(int(found[1], 0), found[2]) for table, match in seen.flows if table == SWITCH and (found := _way(match))}
+    for index, membership in enumerate(inputs.memberships()):
+        network = membership.network.name
+        vni = inputs.grants.vnis.get(network)
+        planned = {found[2] for table, match in wanted if table == SWITCH and (found := _way(match))
+                   and int(found[1], 0) == vni}  # fmt: skip
+        missing = {mac for mac in planned if (vni, mac) not in there}
+        if missing:
+            vms = _names(inputs, index, missing)
+            yield Fault(f"no forwarding entry for {_some(sorted(vms.values()))} on network {network}", _AGAIN)
+    for table in sorted({table for table, _ in wanted} - {SWITCH}):
+        count, found_count = (sum(each[0] == table for each in flows) for flows in (wanted, seen.flows))
+        if count != found_count:
+            yield Fault(f"table {table} of bridge {step.bridge} has {found_count} flows instead of {count}", _AGAIN)
+
+
+def _way(match: str) -> re.Match[str] | None:
+    return _WAY.search(match)
+
+
+def _parse_flows(text: str) -> frozenset[tuple[int, str]]:
+    """(table, match) of the flows of ``openflow.render``; the same match twice is one flow."""
+    found = (_FLOW.match(line) for line in text.splitlines())
+    return frozenset((int(each[1]), each[2]) for each in found if each is not None)
+
+
+def _joined(_: Inputs, step: actions.JoinBridge, seen: Seen) -> Iterator[Fault]:
+    # Open vSwitch's own process is no master of its ports that the kernel knows.
+    master = step.bridge if step.kind == BridgeKind.LINUX.value else ""
+    for name in step.names:
+        yield from _device(seen, None, name, f"a VM's interface on {step.bridge}", master=master)
+
+
+def _bound(_: Inputs, step: actions.BindDevice, seen: Seen) -> Iterator[Fault]:
+    driver = seen.drivers.get(step.address)
+    if driver != VFIO:
+        yield Fault(f"device {step.address} is at driver {driver or 'none'}, not at {VFIO}", _AGAIN)
+
+
+def _peers(inputs: Inputs, step: actions.AddPeers, seen: Seen) -> Iterator[Fault]:
+    entries: Sequence[Sequence[str | None]] = step.entries
+    # Without their device there are no entries; that was said already.
+    if (step.netns, step.vxlan) not in seen.devices or (step.netns, step.bridge) not in seen.devices:
+        return
+    tunnels, ports = seen.tunnels.get(step.vxlan, {}), seen.ports.get(step.vxlan, set())
+    known = seen.neighbours.get(step.bridge, {})
+    wrong: dict[str, list[str]] = {"no forwarding entry": [], "no bridge entry": [], "no neighbour entry": []}
+    elsewhere: dict[str, str] = {}
+    for mac, *where, node in entries:
+        assert mac is not None
+        assert node is not None
+        nodes = tunnels.get(mac, set())
+        if not nodes:
+            wrong["no forwarding entry"].append(mac)
+        elif node not in nodes:
+            elsewhere[mac] = f"sent to {', '.join(sorted(nodes))} instead of {node}"
+        if mac not in ports:
+            wrong["no bridge entry"].append(mac)
+        if any(address is not None and known.get(address) != mac for address in where):
+            wrong["no neighbour entry"].append(mac)
+    index = next(index for index in range(len(inputs.memberships())) if names.bridge(index) == step.bridge)
+    vms = _names(inputs, index, {*elsewhere, *(mac for macs in wrong.values() for mac in macs)})
+    network = _network(inputs, step.bridge)
+    for what, macs in wrong.items():
+        if macs:
+            yield Fault(f"{what} for {_some([vms[mac] for mac in macs])} on network {network}", _AGAIN)
+    for mac, how in elsewhere.items():
+        yield Fault(f"frames for {vms[mac]} on network {network} are {how}", _AGAIN)
+
+
+def _uplink(_: Inputs, step: actions.AddUplink, seen: Seen) -> Iterator[Fault]:
+    yield from _device(seen, None, step.host_device, "the cluster's way out")
+
+
+def _rules(_: Inputs, step: actions.LoadRules, seen: Seen) -> Iterator[Fault]:
+    inside = f" in namespace {step.netns}" if step.netns else ""
+    for (family, table), wanted in count_rules(step.text).items():
+        there = seen.rules.get((step.netns, family, table))
+        if there is None:
+            yield Fault(f"the nftables table {family} {table}{inside} is gone", _AGAIN)
+        elif there != wanted:
+            text = f"the nftables table {family} {table}{inside} has {there} rules instead of {wanted}"
+            yield Fault(text, _AGAIN)
+
+
+def _dnsmasq(_: Inputs, step: actions.StartDnsmasq, seen: Seen) -> Iterator[Fault]:
+    if step.directory not in seen.services:
+        yield Fault("the name server (dnsmasq) does not run: no DHCP and no names for the VMs of this node", _AGAIN)
+
+
+def _setting(_: Inputs, step: actions.SetSysctl, seen: Seen) -> Iterator[Fault]:
+    value = seen.settings.get(step.key)
+    if value is not None and value != step.value:
+        yield Fault(f"{step.key} is {value} instead of {step.value}", f"as root: sysctl -w {step.key}={step.value}")
+
+
+def _underlays(inputs: Inputs, seen: Seen) -> Iterator[Fault]:
+    if not inputs.grants.vnis:
+        return
+    for membership in inputs.memberships():
+        network = membership.network
+        device = inputs.facts.underlay(network.host_suffix).device
+        there = seen.devices.get((None, device))
+        if there is None:
+            yield Fault(f"the device to the other nodes ({device}) is gone", f"as root: ip link show {device}")
+        elif not there.up:
+            yield Fault(f"the device to the other nodes ({device}) is down", f"as root: ip link set {device} up")
+        elif there.mtu < network.mtu:
+            yield Fault(
+                f"{device} carries {there.mtu} bytes and network {network.name} needs {network.mtu}",
+                f"as root: ip link set {device} mtu {network.mtu}; or a smaller mtu in networks.yaml",
+            )
+
+
+def _network(inputs: Inputs, bridge: str) -> str:
+    for membership in inputs.memberships():
+        if names.bridge(membership.index) == bridge:
+            return membership.network.name
+    return bridge
+
+
+def _names(inputs: Inputs, index: int, macs: set[str]) -> dict[str, str]:
+    """The VMs behind MACs of the cluster's network ``index``."""
+    found = dict.fromkeys(macs, "an unknown VM")
+    if macs:
+        membership = inputs.memberships()[index]
+        for ranks in membership.members:
+            for rank in ranks:
+                mac = addresses.vm_mac(membership.network, index, rank)
+                if mac in found:
+                    found[mac] = names.vm(rank)
+    return found
+
+
+def _some(texts: Sequence[str]) -> str:
+    shown = ", ".join(texts[:_SHOWN])
+    return shown if len(texts) <= _SHOWN else f"{shown} and {len(texts) - _SHOWN} more"
+
+
+_CHECKS: dict[type[Any], Callable[[Inputs, Any, Seen], Iterator[Fault]]] = {
+    actions.AddNetns: _netns,
+    actions.AddBridge: _bridge,
+    actions.AddVxlan: _vxlan,
+    actions.AddTaps: _taps,
+    actions.AddPeers: _peers,
+    actions.JoinBridge: _joined,
+    actions.BindDevice: _bound,
+    actions.AddSwitchTaps: _switch_taps,
+    actions.AddGateway: _gateway,
+    actions.AddSwitchPorts: _switch_ports,
+    actions.LoadFlows: _flows,
+    actions.AddUplink: _uplink,
+    actions.LoadRules: _rules,
+    actions.StartDnsmasq: _dnsmasq,
+    actions.SetSysctl: _setting,
+}

@@ -1,0 +1,102 @@
+"""Probe frames between the nodes of a cluster: who sends which to whom, and how they look.
+
+They have the local experimental EtherType 1 (IEEE 802, 0x88B5), the address of a VM of the other node, and go the way
+of the VMs' own frames: through the bridge or switch, the tunnel and the nodes' network. Their payload is
+
+    "PVCP", 8 bytes that name the test, the sender's number among the job's nodes, the payload's size, zeros
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+
+from pvc.model.network import Layer
+from pvc.plan import addresses, names
+from pvc.plan.ethernet import Membership
+from pvc.plan.inputs import Inputs
+from pvc.plan.node import NodePlan
+from pvc.plan.switch import is_switched
+
+ETHERTYPE = 0x88B5
+MAGIC = b"PVCP"
+NONCE_BYTES = 8
+SMALL = 100
+_HEAD = struct.Struct(">4s8sIH")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One network's probes on one node; devices are (namespace, name). ``targets``: node -> a MAC that is behind it.
+
+    Frames leave by a device or, with ``switch_port``, as if they had come into the shared switch there.
+    ``to_vm``: they are heard on their way to this VM, which must run.
+    """
+
+    network: str
+    sender: tuple[str | None, str]
+    listener: tuple[str | None, str]
+    source: str
+    targets: dict[str, str]
+    sizes: tuple[int, ...]
+    carrier: str
+    underlay_mtu: int
+    switch_port: str | None = None
+    to_vm: str = ""
+
+
+def plan_probes(inputs: Inputs) -> tuple[Probe, ...]:
+    """The probes of all networks that this node shares with others."""
+    found = []
+    placement, plan = inputs.placement(), inputs.plan()
+    for membership in inputs.memberships():
+        ranks = {share.node: membership.ranks_of(share) for share in placement.shares}
+        local = ranks.pop(inputs.job.node, [])
+        network, index = membership.network, membership.index
+        targets = {node: addresses.vm_mac(network, index, there[0]) for node, there in ranks.items() if there}
+        if not local or not targets:
+            continue
+        probe = Probe(
+            network=network.name,
+            sender=(plan.netns, names.bridge(index)),
+            listener=(plan.netns, names.vxlan(index)),
+            source=_source(membership, local[0]),
+            targets=targets,
+            sizes=(SMALL, addresses.guest_mtu(network)),
+            carrier=f"UDP {network.vxlan_port}",
+            underlay_mtu=network.mtu,
+        )
+        if is_switched(network):
+            tap = _tap_of(plan, network.name, local[0])
+            port = tap if network.layer is Layer.L2 else None
+            probe = replace(probe, listener=(None, tap), switch_port=port, to_vm=names.vm(local[0]))
+        found.append(probe)
+    return tuple(found)
+
+
+def _source(membership: Membership, rank: int) -> str:
+    # Where addresses are learnt (L2), a frame must tell the truth about where it comes from.
+    if membership.network.layer is Layer.L3:
+        return addresses.gateway_mac(membership.network, membership.index)
+    return addresses.vm_mac(membership.network, membership.index, rank)
+
+
+def _tap_of(plan: NodePlan, network: str, rank: int) -> str:
+    vm = next(vm for vm in plan.grant.vms if vm.rank == rank)
+    return plan.taps[next(nic.tap_index for nic in vm.nics if nic.network == network)].name
+
+
+def render_frame(probe: Probe, node: str, nonce: bytes, sender: int, size: int) -> bytes:
+    """The frame to one node."""
+    addresses_ = bytes.fromhex((probe.targets[node] + probe.source).replace(":", ""))
+    payload = _HEAD.pack(MAGIC, nonce, sender, size).ljust(size, b"\0")
+    return addresses_ + ETHERTYPE.to_bytes(2, "big") + payload
+
+
+def parse_frame(frame: bytes, nonce: bytes) -> tuple[int, int] | None:
+    """(sender's number, size) of a frame of this test that came whole; None for anything else."""
+    payload = frame[14:]
+    if frame[12:14] != ETHERTYPE.to_bytes(2, "big") or len(payload) < _HEAD.size:
+        return None
+    magic, name, sender, size = _HEAD.unpack_from(payload)
+    return (sender, size) if (magic, name) == (MAGIC, nonce) and len(payload) >= size else None

@@ -1,0 +1,186 @@
+"""What a cluster's VMs are served on their own node: gateway, NAT, forwarded ports, names, and what guards them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pvc.model.cluster import NodeShare, Placement
+from pvc.model.host import Grants, JobFacts, NodeFacts
+from pvc.model.network import EthernetNetwork, Layer, Outbound, Outbound6
+from pvc.plan import actions, addresses, dnsmasq, guard, names, nftables
+from pvc.plan.ethernet import Membership, peer_addresses
+from pvc.plan.forwards import Forward
+from pvc.plan.switch import is_switched
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all parts of a node's services follow from. ``networks`` are all of the site's."""
+
+    job: JobFacts
+    share: NodeShare
+    placement: Placement
+    facts: NodeFacts
+    grants: Grants
+    networks: tuple[EthernetNetwork, ...]
+    service_dir: str
+    memberships: tuple[Membership, ...]
+    forwards: tuple[Forward, ...]
+    deaf: tuple[str, ...] = ()  # devices of the shared switch, see plan.switch
+
+    @property
+    def layer3(self) -> tuple[Membership, ...]:
+        """The networks that have a gateway here."""
+        return tuple(each for each in self.memberships if each.network.layer is Layer.L3)
+
+    @property
+    def with6(self) -> bool:
+        """Whether any has IPv6."""
+        return any(each.network.int_network6 is not None for each in self.layer3)
+
+    def vni(self, membership: Membership) -> int:
+        """The VXLAN identifier that was granted."""
+        return self.grants.vnis[membership.network.name]
+
+
+def plan_services(setting: Setting) -> list[actions.Action]:
+    """In order of creation: uplink, rules inside, rules of the node, forwarding, DHCP and DNS."""
+    netns = names.netns(setting.job.job_id)
+    steps: list[actions.Action] = []
+    if setting.layer3:
+        steps.append(_plan_uplink(setting, netns))
+    inner = _inner_rules(setting)
+    if inner:
+        tables = [("ip", nftables.TABLE)] if setting.layer3 else []
+        tables += [("ip6", nftables.TABLE)] if setting.with6 else []
+        tables += [("bridge", guard.TABLE)] if f"table bridge {guard.TABLE} " in inner else []
+        steps.append(actions.LoadRules(netns, tuple(tables), inner))
+    steps.append(_host_rules(setting))
+    if setting.layer3:
+        steps += _plan_forwarding(setting)
+        steps.append(_plan_dnsmasq(setting, netns))
+    return steps
+
+
+def _plan_uplink(setting: Setting, netns: str) -> actions.AddUplink:
+    outer = setting.layer3[0].network
+    host_address, inner_address = addresses.uplink_pair(outer.ext_network, setting.grants.uplink_slot)
+    pair6 = addresses.uplink_pair6(setting.grants.uplink_slot) if setting.with6 else None
+    routed = [
+        f"{addresses.vm_address6(each.network, rank, setting.vni(each))}/128"
+        for each in setting.layer3
+        if each.network.int_network6 is not None and each.network.outbound6 is Outbound6.ROUTED
+        for rank in each.ranks_of(setting.share)
+    ]
+    device = names.uplink(outer.dev_prefix, setting.job.job_id)
+    return actions.AddUplink(netns, device, host_address, inner_address, 30, pair6, tuple(routed))
+
+
+def _inner_rules(setting: Setting) -> str:
+    text = ""
+    if setting.layer3:
+        gates = [nftables.Gate(names.bridge(each.index), each.network) for each in setting.layer3]
+        external = {each.ext_network for each in setting.networks if each.layer is Layer.L3}
+        facts = setting.facts
+        peers = [*facts.peers.values(), *(each for tunnel in facts.tunnels.values() for each in tunnel.peers.values())]
+        around = nftables.surroundings(facts.addresses, peers, external)
+        switches = [names.bridge(each.index) for each in setting.memberships if each.network.layer is Layer.L2]
+        text = nftables.inner_tables(gates, setting.forwards, around, switches)
+    return text + guard.guard_table(_guarded(setting))
+
+
+def _guarded(setting: Setting) -> list[guard.Port]:
+    ports = []
+    for each in setting.memberships:
+        network, layer3 = each.network, each.network.layer is Layer.L3
+        if is_switched(network):
+            continue  # guarded by its flows
+        for rank in each.ranks_of(setting.share):
+            ports.append(
+                guard.Port(
+                    tap=names.tap(rank, each.index),
+                    network=network,
+                    mac=addresses.vm_mac(network, each.index, rank),
+                    gateway_mac=addresses.gateway_mac(network, each.index),
+                    address=addresses.vm_address(network, rank) if layer3 else None,
+                    address6=addresses.vm_address6(network, rank, setting.vni(each)) if layer3 else None,
+                )
+            )
+    return ports
+
+
+def _host_rules(setting: Setting) -> actions.LoadRules:
+    job, facts = setting.job, setting.facts
+    table = names.host_table(job.job_id)
+    tunnels = [
+        nftables.Tunnel(
+            each.network.vxlan_port,
+            setting.vni(each),
+            peer_addresses(each, setting.placement, job.node, facts),
+        )
+        for each in setting.memberships
+    ]
+    outside = None
+    if setting.layer3:
+        outer = setting.layer3[0].network
+        slot = setting.grants.uplink_slot
+        outside = nftables.Outside(
+            uid=job.uid,
+            device=names.uplink(outer.dev_prefix, job.job_id),
+            inner=addresses.uplink_pair(outer.ext_network, slot)[1],
+            inner6=addresses.uplink_pair6(slot)[1] if setting.with6 else None,
+            allow_host=any(each.network.allow_host for each in setting.layer3),
+            forwards=setting.forwards,
+            vxlan_ports=tuple(sorted({each.vxlan_port for each in setting.networks})),
+        )
+    tables: tuple[tuple[str, str], ...] = (("ip", table), ("ip6", table)) if setting.with6 else (("ip", table),)
+    text = nftables.host_tables(table, tunnels, outside)
+    if setting.deaf:
+        tables = (*tables, ("netdev", table))
+        text += nftables.deaf_table(table, setting.deaf)
+    return actions.LoadRules(None, tables, text)
+
+
+def _plan_forwarding(setting: Setting) -> list[actions.Action]:
+    managed = [each.network for each in setting.layer3 if each.network.manage_forwarding]
+    if not managed:
+        return []
+    # Where packets for VMs come in: those to forwarded ports, and answers from outside.
+    devices = dict.fromkeys((setting.facts.device, *setting.facts.exits))
+    steps: list[actions.Action] = [
+        actions.SetSysctl(f"net/ipv4/conf/{device}/forwarding", "1", setting.job.job_id) for device in devices
+    ]
+    if any(network.int_network6 is not None for network in managed):
+        steps.append(actions.ForwardIpv6(setting.job.job_id))
+    return steps
+
+
+def _plan_dnsmasq(setting: Setting, netns: str) -> actions.StartDnsmasq:
+    served = [
+        dnsmasq.Served(
+            each.network,
+            names.bridge(each.index),
+            tuple((rank, addresses.vm_mac(each.network, each.index, rank)) for rank in each.ranks_of(setting.share)),
+            each.members,
+            setting.vni(each),
+        )
+        for each in setting.layer3
+    ]
+    directory = f"{setting.service_dir}/{setting.job.job_id}"
+    return actions.StartDnsmasq(
+        netns,
+        directory,
+        dnsmasq.render_config(f"{directory}/hosts", served, _upstream(setting)),
+        dnsmasq.render_hosts(served),
+    )
+
+
+def _upstream(setting: Setting) -> Sequence[str]:
+    """Name servers outside. VMs that may not go out do not get out in questions either, unless the site says where."""
+    named = [server for each in setting.layer3 for server in each.network.dns_servers]
+    if named:
+        return tuple(dict.fromkeys(named))
+    if any(each.network.allow_outbound is Outbound.ALL for each in setting.layer3):
+        return setting.facts.dns_servers
+    return ()

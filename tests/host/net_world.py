@@ -1,0 +1,481 @@
+"""Networks between nodes, on a real kernel: run by test_networks.py inside fresh namespaces.
+
+    python -m tests.host.net_world SCENARIO
+
+What guests get, what reaches whom, and what an attacker's frames do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+from pvc.model.network import UPLINKS6, Access, DataPath, Layer, Outbound6, Protocol, ReverseNat
+from pvc.plan import addresses
+from pvc.plan.node import NodePlan
+from tests.host import frames, nodes
+from tests.host.foreign import FOREIGN
+from tests.host.nodes import OUTSIDE, OUTSIDE6, ROUTER, ROUTER6, Cluster, Node, World
+from tests.unit.plan.worlds import NAT
+
+NET = replace(
+    NAT,
+    data_path=nodes.data_path(),
+    host_suffix=nodes.own_suffix(),
+    int_network6=IPv6Network("fd00:c8::/64"),
+    dns_search=("site.test",),
+    reverse_nat=(
+        ReverseNat(22, 22, 60000, 60099),
+        ReverseNat(8000, 8001, 60100, 60199),
+        ReverseNat(53, 53, 60200, 60299, Protocol.UDP),
+        ReverseNat(9000, 9000, 60300, 60399, Protocol.TCP, Access.OWNER),
+    ),
+)
+OVS = nodes.data_path() is DataPath.OVS
+# What a first cluster of NET takes on a node with two VMs.
+TAKEN = frozenset(first + each for first in (60000, 60100, 60200, 60300) for each in range(4))
+GATEWAY, GATEWAY6 = "10.200.255.254", "fd00:c8::ffff:fffe"
+
+
+@contextmanager
+def cluster_on(world: World, cluster: Cluster) -> Iterator[list[NodePlan]]:
+    """Its nodes set up, and after it nothing of it left on any of them."""
+    used = world.nodes[: cluster.nodes]
+    before = [node.call(snapshot) for node in used]
+    plans = [node.call(nodes.set_up, cluster, node.number) for node in used]
+    yield plans
+    for node, plan in zip(used, plans, strict=True):
+        node.call(nodes.tear_down, plan)
+    assert [node.call(snapshot) for node in used] == before
+
+
+def snapshot() -> dict[str, str]:
+    """On a node: what a tear-down has to put back."""
+    settings = [*Path("/proc/sys/net/ipv6/conf").glob("*/*"), *Path("/proc/sys/net/ipv4/conf").glob("*/*")]
+    shown = {str(path): path.read_text() for path in settings if path.name in ("forwarding", "accept_ra")}
+    links = nodes.run("ip", "-o", "link").stdout.splitlines()
+    shown["links"] = " ".join(sorted(line.split()[1] for line in links))
+    shown["rules"] = nodes.run("nft", "list", "ruleset").stdout
+    shown["routes"] = nodes.run("ip", "-6", "route").stdout
+    return shown
+
+
+def booted(node: Node, plan: NodePlan, rank: int) -> str:
+    """A guest with the addresses that it is to have; see ``leases`` for how it learns them."""
+    guest = node.call(nodes.start_guest, plan, rank)
+    nic = next(vm for vm in plan.grant.vms if vm.rank == rank).nics[0]
+    assert nic.address is not None
+    node.call(nodes.give_address, nic.address, nic.gateway, inside=guest)
+    if nic.address6 is not None:
+        node.call(nodes.give_address, nic.address6, None, inside=guest)
+    return guest
+
+
+# --- scenarios -----------------------------------------------------------------------------------------------------
+
+
+def leases() -> None:
+    """DHCP, DHCPv6 and router advertisements give each guest its own addresses, MTU and names."""
+    world = World(2)
+    one, _ = world.nodes
+    with cluster_on(world, Cluster((NET,), 4)) as (plan, _):
+        guest = one.call(nodes.start_guest, plan, 1)
+        hardware = plan.grant.vms[1].nics[0].mac
+        offer = one.call(frames.ask_dhcp, hardware, inside=guest)
+        assert offer[0] == bytes([10, 200, 0, 2]), offer
+        assert offer[3] == offer[6] == bytes([10, 200, 255, 254])
+        assert offer[26] == (1500).to_bytes(2, "big")
+        one.call(nodes.wait_for_router, inside=guest)
+        route = one.run("ip", "-6", "route", "show", "default", inside=guest).stdout
+        assert "via fe80::5054:ff:feff:ff00" in route, route
+        assert one.call(read, "/proc/sys/net/ipv6/conf/eth0/mtu", inside=guest) == "1500"
+        addresses6 = one.run("ip", "-6", "-o", "addr", "show", "eth0", inside=guest).stdout
+        assert "fd00:c8" not in addresses6, "addresses come from DHCPv6 alone"
+        answer = one.call(frames.ask_dhcp6, hardware, inside=guest)
+        assert answer[5][:16] == IPv6Address("fd00:c8::2").packed, answer
+        assert answer[23] == IPv6Address(GATEWAY6).packed
+        assert b"\x03pvc\x04test" in answer[24]
+        one.call(nodes.give_address, "10.200.0.2/16", GATEWAY, inside=guest)
+        one.call(nodes.give_address, "fd00:c8::2/64", None, inside=guest)
+        for server in (GATEWAY, GATEWAY6):
+            for name, kind, data in (
+                ("vm3.pvc.test", 1, bytes([10, 200, 0, 4])),
+                ("vm3.pvc.test", 28, IPv6Address("fd00:c8::4").packed),
+                ("vm0", 28, IPv6Address("fd00:c8::1").packed),
+                (IPv6Address("fd00:c8::3").reverse_pointer, 12, b"\x03vm2\x03pvc\x04test\x00"),
+                ("1.0.200.10.in-addr.arpa", 12, b"\x03vm0\x03pvc\x04test\x00"),
+            ):
+                assert one.call(frames.ask_name, server, name, kind, inside=guest) == [data], (server, name, kind)
+    world.close()
+
+
+def traffic() -> None:
+    """Guests of two nodes reach each other over IPv4 and IPv6, 1500 bytes unbroken, and the world beyond by NAT."""
+    world = World(2)
+    one, two = world.nodes
+    nodes.serve_tcp(7000)
+    with cluster_on(world, Cluster((NET,), 4)) as (first, second):
+        vm0, vm1, vm2 = booted(one, first, 0), booted(one, first, 1), booted(two, second, 2)
+        for address in ("10.200.0.2", "10.200.0.3", "fd00:c8::2", "fd00:c8::3", GATEWAY, GATEWAY6):
+            size = "1452" if ":" in address else "1472"
+            done = one.run("ping", "-c", "1", "-W", "3", "-M", "do", "-s", size, address, inside=vm0)
+            assert done.returncode == 0, (address, done.stdout + done.stderr)
+        # The first server may still be on its way out when the second one starts.
+        for port, address in ((7100, "10.200.0.3"), (7101, "fd00:c8::3")):
+            two.call(nodes.swallow_tcp, port, inside=vm2)
+            assert one.call(nodes.pour_tcp, address, port, 40 << 20, inside=vm0) == 40 << 20
+        one.call(nodes.wait_for_router, inside=vm1)
+        assert one.call(nodes.try_connect, OUTSIDE, 7000, inside=vm1).startswith(f"from {one.address} ")
+        tries = (one.call(nodes.try_connect, OUTSIDE6, 7000, inside=vm1) for _ in range(6))
+        assert next(each for each in tries if each != "silence").startswith(f"from {one.address6} ")
+        # To a server outside, a VM's root is nobody's root.
+        said = one.call(nodes.try_connect, OUTSIDE, 7000, 1000, inside=vm1)
+        assert said.startswith(f"from {one.address} "), said
+        assert int(said.split()[2]) >= 1024
+    world.close()
+
+
+def closed_networks() -> None:
+    """What ``allow-outbound: all`` does not open: the node, its networks, other nodes, other clusters, tunnels."""
+    world = World(2)
+    one, two = world.nodes
+    nodes.serve_tcp(7000)
+    for port in (4789, 4790):
+        nodes.serve_udp(port, OUTSIDE)
+    for node in world.nodes:
+        node.call(nodes.serve_tcp, 7000)
+    other = Cluster((NET,), 4, job_id=13, first_vni=6001, slot=1, ports_taken=TAKEN)
+    with cluster_on(world, Cluster((NET,), 4)) as (first, _), cluster_on(world, other) as (theirs, _):
+        mine, foreign = booted(one, first, 0), booted(one, theirs, 0)
+        one.call(nodes.serve_tcp, 22, inside=foreign)
+        one.call(nodes.wait_for_router, inside=mine)
+        port = theirs.grant.vms[0].ports["22"]
+        closed = [
+            *((address, 7000) for address in (one.address, one.address6, two.address, two.address6, ROUTER, ROUTER6)),
+            *(("10.201.0.1", 7000), ("10.201.0.5", 7000), ("10.201.0.6", port), (one.address, port)),
+            *((str(UPLINKS6[1]), 7000), (str(UPLINKS6[5]), 7000), ("169.254.169.254", 80)),
+        ]
+        for address, number in closed:
+            assert one.call(nodes.try_connect, address, number, inside=mine).startswith("silence"), address
+        # The control: it is there for those who may.
+        assert nodes.try_connect(one.address, port).startswith("from")
+        assert one.call(nodes.ask_udp, OUTSIDE, 4790, inside=mine).startswith(b"from ")
+        assert one.call(nodes.ask_udp, OUTSIDE, 4789, inside=mine) == b""
+        # By its address on the node, nobody reaches a VM past the forwarded ports' rules.
+        for inner in ("10.201.0.2", "10.201.0.6"):
+            assert one.call(nodes.try_connect, inner, port).startswith("silence")
+    opened = replace(NET, allow_host=True)
+    with cluster_on(world, Cluster((opened,), 4)) as (first, _):
+        mine = booted(one, first, 0)
+        assert one.call(nodes.try_connect, one.address, 7000, inside=mine).startswith("from ")
+        assert one.call(nodes.try_connect, ROUTER, 7000, inside=mine) == "silence"
+    opened = replace(NET, allow_networks=(IPv4Network("10.99.0.100/32"),))
+    with cluster_on(world, Cluster((opened,), 4)) as (first, _):
+        mine = booted(one, first, 0)
+        assert one.call(nodes.try_connect, ROUTER, 7000, inside=mine).startswith("from ")
+        assert one.call(nodes.try_connect, one.address, 7000, inside=mine) == "silence"
+    world.close()
+
+
+def strangers() -> None:
+    """What a VM sends to its own tap, addressed to the node, no part of the node's stack takes."""
+    world = World(2)
+    (one, _) = world.nodes
+    with cluster_on(world, Cluster((NET,), 4)) as (plan, _):
+        evil, own = one.call(nodes.open_tap, plan, 0), plan.taps[0]
+        shown = one.run("ip", "-o", "link", "show", own.name, inside=own.netns)
+        hardware = shown.stdout.partition("link/ether ")[2][:17]
+        assert len(hardware) == 17
+        before = one.call(read, "/proc/thread-self/net/snmp", inside=own.netns).partition("Udp:")[2]
+        for target in (hardware, frames.BROADCAST):
+            body = frames.ipv4("10.200.0.1", one.address, 17, frames.udp(1000, 7000, b"hello"))
+            one.call(nodes.send_frames, evil, [frames.ethernet(OWN, target, 0x0800, body)])
+        one.call(received, evil)
+        assert one.call(read, "/proc/thread-self/net/snmp", inside=own.netns).partition("Udp:")[2] == before
+        one.call(nodes.close, evil)
+    world.close()
+
+
+def ports() -> None:
+    """Forwarded ports: ranges, UDP, and those of the owner alone."""
+    world = World(2)
+    one, two = world.nodes
+    with cluster_on(world, Cluster((NET,), 4)) as (first, second):
+        for node, plan in ((one, first), (two, second)):
+            for vm in plan.grant.vms:
+                guest = booted(node, plan, vm.rank)
+                for number in (22, 8000, 8001, 9000):
+                    node.call(nodes.serve_tcp, number, inside=guest)
+                node.call(nodes.serve_udp, 53, inside=guest)
+                assert vm.owner_ports == ("9000",)
+                assert set(vm.ports) == {"22", "8000", "8001", "53/udp", "9000"}
+                for key in ("22", "8000", "8001"):
+                    assert nodes.try_connect(node.address, vm.ports[key]).startswith("from"), key
+                    assert node.call(nodes.try_connect, node.address, vm.ports[key]).startswith("from"), key
+                assert nodes.ask_udp(node.address, vm.ports["53/udp"]).startswith(b"from")
+                own = vm.ports["9000"]
+                assert node.call(nodes.connect_as, 4321, node.address, own).startswith("from")
+                assert node.call(nodes.connect_as, 4322, node.address, own).startswith("refused")
+                assert node.call(nodes.connect_as, 4322, "10.201.0.2", own).startswith("silence")
+                assert node.call(nodes.connect_as, 4321, "10.201.0.2", own).startswith("silence")
+                assert nodes.try_connect(node.address, own).startswith("refused")
+    world.close()
+
+
+OWN, THEIRS = "52:54:00:00:00:00", "52:54:00:00:00:01"
+ROUTER_LOCAL, OWN_LOCAL = addresses.link_local("52:54:00:ff:ff:00"), addresses.link_local(OWN)
+HELLO = frames.udp(1000, 1000, b"hello")
+
+
+def four(source: str, payload: bytes = HELLO, mac: str = OWN) -> bytes:
+    return frames.ethernet(mac, THEIRS, 0x0800, frames.ipv4(source, "10.200.0.2", 17, payload))
+
+
+def six(packet: bytes) -> bytes:
+    return frames.ethernet(OWN, "33:33:00:00:00:01", 0x86DD, packet)
+
+
+def honest_frames() -> list[bytes]:
+    """What vm0 may say to vm1. Open vSwitch answers for addresses itself, and link-local ones are for the gateway."""
+    said = [
+        four("10.200.0.1"),
+        frames.arp(OWN, OWN, "10.200.0.1", "10.200.0.2"),
+        frames.arp(OWN, OWN, "0.0.0.0", "10.200.0.1"),
+        frames.arp(OWN, OWN, "10.200.0.1", "10.200.0.1", reply=True),
+        six(frames.udp6("fd00:c8::1", "ff02::1", 1000, 1000, b"hello")),
+        six(frames.udp6(OWN_LOCAL, "ff02::1", 1000, 1000, b"hello")),
+        six(frames.advert6("fd00:c8::1", "fd00:c8::1", OWN)),
+        six(frames.advert6(OWN_LOCAL, OWN_LOCAL, OWN)),
+    ]
+    return [said[0], said[4]] if OVS else said
+
+
+def spoofed_frames() -> dict[str, bytes]:
+    """What it may not."""
+    probe = bytes(4) + IPv6Address("fd00:c8::2").packed
+    return {
+        "another VM's IPv4 address": four("10.200.0.2"),
+        "the gateway's IPv4 address": four(GATEWAY),
+        "a foreign IPv4 address": four("198.51.100.1"),
+        "another VM's address over TCP": frames.ethernet(
+            OWN, THEIRS, 0x0800, frames.ipv4("10.200.0.3", "10.200.0.2", 6, bytes(20))
+        ),
+        "another VM's MAC over TCP": frames.ethernet(
+            "52:54:00:00:00:02", THEIRS, 0x0800, frames.ipv4("10.200.0.1", "10.200.0.2", 6, bytes(20))
+        ),
+        "another VM's MAC": four("10.200.0.1", mac="52:54:00:00:00:02"),
+        "the gateway's MAC": four("10.200.0.1", mac="52:54:00:ff:ff:00"),
+        "a DHCP server": four("10.200.0.1", frames.udp(67, 68, b"offer")),
+        "ARP for another VM": frames.arp(OWN, OWN, "10.200.0.3", "10.200.0.2", reply=True),
+        "ARP for the gateway": frames.arp(OWN, OWN, GATEWAY, "10.200.0.2"),
+        "ARP with another MAC inside": frames.arp(OWN, "52:54:00:00:00:03", "10.200.0.1", "10.200.0.2"),
+        "another VM's IPv6 address": six(frames.udp6("fd00:c8::2", "ff02::1", 1000, 1000, b"hello")),
+        "a foreign IPv6 address": six(frames.udp6("2001:db8::1", "ff02::1", 1000, 1000, b"hello")),
+        "the router's link-local address": six(frames.udp6(ROUTER_LOCAL, "ff02::1", 1000, 1000, b"hello")),
+        "a router": six(frames.router_advert6(OWN_LOCAL)),
+        "a DHCPv6 server": six(frames.udp6(OWN_LOCAL, "ff02::1", 547, 546, b"reply")),
+        "ND for another VM": six(frames.advert6(OWN_LOCAL, "fd00:c8::2", OWN)),
+        "ND for the gateway": six(frames.advert6(OWN_LOCAL, GATEWAY6, OWN)),
+        "ND for the router": six(frames.advert6(OWN_LOCAL, ROUTER_LOCAL, OWN)),
+        "a look for another VM's address": six(frames.icmp6("::", "ff02::1", 135, probe)),
+        "a VLAN tag": frames.ethernet(
+            OWN, THEIRS, 0x8100, b"\0\1\x08\0" + frames.ipv4("10.200.0.2", "10.200.0.2", 17, HELLO)
+        ),
+        "an unknown protocol": frames.ethernet(OWN, THEIRS, 0x88B5, b"x"),
+    }
+
+
+def spoofing() -> None:
+    """No frame with somebody else's address leaves a VM of an L3 network; its own do."""
+    world = World(2)
+    one, two = world.nodes
+    with cluster_on(world, Cluster((NET,), 4)) as (plan, theirs):
+        evil, victim = (one.call(nodes.open_tap, plan, rank) for rank in (0, 1))
+        far = two.call(nodes.open_tap, theirs, 2)
+        good, bad = honest_frames(), spoofed_frames()
+        one.call(received, victim)
+        one.call(nodes.send_frames, evil, good)
+        arrived = one.call(received, victim)
+        missing = [place for place, frame in enumerate(good) if frame.rstrip(b"\0") not in arrived]
+        assert not missing, missing
+        for what, frame in bad.items():
+            one.call(nodes.send_frames, evil, [frame])
+            assert one.call(received, victim) == [], what
+            assert frame.rstrip(b"\0") not in two.call(received, far), what
+        for fd in (evil, victim):
+            one.call(nodes.close, fd)
+        two.call(nodes.close, far)
+    world.close()
+
+
+def switch() -> None:
+    """An L2 network is an empty switch over two nodes: broadcast, multicast, unknown addresses, the users' DHCP."""
+    world = World(3)
+    one, two, _ = world.nodes
+    lan = replace(NET, name="lan", layer=Layer.L2, reverse_nat=(), int_network6=None)
+    with cluster_on(world, Cluster((lan,), 5, nodes=3)) as plans:
+        taps = [
+            (node, node.call(nodes.open_tap, plan, vm.rank))
+            for node, plan in zip(world.nodes, plans, strict=True)
+            for vm in plan.grant.vms
+        ]
+        nested = "02:00:00:00:00:09"
+        offer = frames.ipv4("192.168.7.1", "255.255.255.255", 17, frames.udp(67, 68, b"offer"))
+        for frame in (
+            frames.arp(nested, nested, "192.168.7.1", "192.168.7.2"),
+            frames.ethernet(nested, frames.BROADCAST, 0x0800, offer),
+            frames.ethernet(nested, "01:00:5e:00:00:fb", 0x0800, offer),
+            frames.ethernet(nested, "33:33:00:00:00:01", 0x86DD, frames.router_advert6("fe80::1")),
+            frames.ethernet(nested, "02:00:00:00:00:77", 0x88B5, b"who is that?"),
+        ):
+            one.call(nodes.send_frames, taps[0][1], [frame])
+            for node, fd in taps[1:]:
+                assert node.call(received, fd) == [frame.rstrip(b"\0")]
+            assert one.call(received, taps[0][1]) == []
+        # An answer to an address that was seen goes there and, where the switch learns, not to everybody alike.
+        back = frames.ethernet("52:54:00:00:00:02", nested, 0x88B5, b"that is me")
+        two.call(nodes.send_frames, taps[2][1], [back])
+        assert one.call(received, taps[0][1]) == [back.rstrip(b"\0")]
+        assert one.call(received, taps[1][1]) == ([back.rstrip(b"\0")] if OVS else [])
+        # No node answers on it.
+        solicit = frames.icmp6("fe80::9", "ff02::1", 128, b"\0\1\0\1")
+        one.call(nodes.send_frames, taps[0][1], [frames.ethernet(nested, "33:33:00:00:00:01", 0x86DD, solicit)])
+        assert one.call(received, taps[0][1]) == []
+        for node, fd in taps:
+            node.call(nodes.close, fd)
+    world.close()
+
+
+def tunnels() -> None:
+    """A frame gets into a tunnel from root of a peer only: not from its users, not from elsewhere, not from a VM."""
+    world = World(3)
+    one, two, three = world.nodes
+    with cluster_on(world, Cluster((NET,), 4)) as (plan, _):
+        victim = one.call(nodes.open_tap, plan, 0)
+        inner = frames.ethernet("52:54:00:00:00:02", "52:54:00:00:00:00", 0x88B5, b"injected")
+        packet = frames.vxlan(5001, inner)
+
+        def arrives(node: Node | None, uid: int, data: bytes = packet) -> bool:
+            one.call(received, victim)
+            if node is None:
+                nodes.send_as(uid, one.tunnel_address, 4789, data)
+            else:
+                node.call(nodes.send_as, uid, one.tunnel_address, 4789, data)
+            return one.call(received, victim) == [inner.rstrip(b"\0")]
+
+        assert arrives(two, 0), "the control: a peer's root can"
+        assert not arrives(two, 4322), "a user of a peer"
+        assert not arrives(one, 4322), "a user of the node itself"
+        assert not arrives(three, 0), "a node that is no peer"
+        assert not arrives(None, 0), "the rest of the world"
+        assert not arrives(two, 0, frames.vxlan(5002, inner)), "another cluster's VNI"
+        one.call(nodes.close, victim)
+    world.close()
+
+
+def limits() -> None:
+    """A VM sends and receives no more than its network allows."""
+    world = World(1)
+    (one,) = world.nodes
+    slow = replace(NET, bandwidth_mbit=8)
+    with cluster_on(world, Cluster((slow,), 2, nodes=1)) as (plan,):
+        sender, receiver = (one.call(nodes.open_tap, plan, rank) for rank in (0, 1))
+        if OVS:
+            meters = one.run("ovs-ofctl", "-OOpenFlow15", "dump-meters", "pvc-ovs").stdout
+            assert meters.count("rate=8000 burst_size=2048") == 4, meters
+        else:
+            shaped = one.run("tc", "qdisc", "show", inside=plan.netns).stdout
+            assert shaped.count("qdisc tbf") == 2, shaped
+            assert "rate 8Mbit" in shaped
+        packet = frames.ipv4("10.200.0.1", "10.200.0.2", 17, frames.udp(1, 2, bytes(1400)))
+        frame = frames.ethernet("52:54:00:00:00:00", "52:54:00:00:00:01", 0x0800, packet)
+        one.call(nodes.drain, receiver)
+        # 2.8 MB in some milliseconds, through a limit of 1 MB a second that lets 256 KiB pass at once.
+        one.call(nodes.send_frames, sender, [frame] * 2000)
+        if not OVS:
+            rules = one.run("nft", "list", "table", "bridge", "pvc", inside=plan.netns).stdout
+            assert "limit rate over 976 kbytes/second burst 256 kbytes" in rules, rules
+        passed = len(one.call(nodes.drain, receiver))
+        assert 100 < passed < 1500, passed
+        for fd in (sender, receiver):
+            one.call(nodes.close, fd)
+    world.close()
+
+
+def neighbours() -> None:
+    """Tables of a firewall and of docker are as they were, in and after a cluster, and its own traffic runs beside."""
+    world = World(2)
+    one, two = world.nodes
+    for node in world.nodes:
+        assert node.run("nft", "-f", "-", stdin=FOREIGN).returncode == 0
+    tables = ("inet firewalld", "ip filter", "ip nat")
+
+    def foreign(node: Node) -> list[str]:
+        return [node.run("nft", "list", "table", *table.split()).stdout for table in tables]
+
+    before = foreign(one)
+    one.call(set_value, "net/ipv6/conf/eth0/accept_ra", "1")
+    with cluster_on(world, Cluster((NET,), 4)) as (first, second):
+        assert foreign(one) == before
+        assert one.call(read, "/proc/sys/net/ipv6/conf/eth0/accept_ra") == "2"
+        again = Cluster((NET,), 4, job_id=13, first_vni=6001, slot=1, ports_taken=TAKEN)
+        with cluster_on(world, again):
+            pass
+        assert one.call(read, "/proc/sys/net/ipv6/conf/eth0/accept_ra") == "2"
+        assert one.call(read, "/proc/sys/net/ipv6/conf/all/forwarding") == "1"
+        vm0, vm2 = booted(one, first, 0), booted(two, second, 2)
+        assert one.run("ping", "-c", "1", "-W", "3", "10.200.0.3", inside=vm0).returncode == 0
+        assert two.run("ping", "-c", "1", "-W", "3", "10.200.0.1", inside=vm2).returncode == 0
+    assert foreign(one) == before
+    assert one.call(read, "/proc/sys/net/ipv6/conf/eth0/accept_ra") == "1"
+    world.close()
+
+
+def routed() -> None:
+    """A routed prefix: addresses of the cluster's own leave the node as they are, and answers come back."""
+    world = World(1)
+    (one,) = world.nodes
+    nodes.serve_tcp(7000)
+    net = replace(NET, outbound6=Outbound6.ROUTED, int_network6=IPv6Network("2001:db8:1::/64"))
+    nodes.ip("-6 route add 2001:db8:1::/64 via fd99::1")
+    with cluster_on(world, Cluster((net,), 2, nodes=1)) as (plan,):
+        guest = booted(one, plan, 1)
+        one.call(nodes.wait_for_router, inside=guest)
+        # Each new link on the way may take a second to find its neighbour.
+        tries = (one.call(nodes.try_connect, OUTSIDE6, 7000, inside=guest) for _ in range(6))
+        said = next((each for each in tries if each != "silence"), "silence")
+        own = str(plan.grant.vms[1].nics[0].address6).partition("/")[0]
+        assert said.startswith(f"from {own} "), said
+        one.call(nodes.serve_tcp, 22, inside=guest)
+        assert nodes.try_connect(own, 22) == "silence"
+    world.close()
+
+
+def received(fd: int) -> list[bytes]:
+    """On a node: what came to a tap, but for the router's advertisements; padding is left off, as bridges do."""
+    router = frames.mac("52:54:00:ff:ff:00") + b"\x86\xdd"
+    return [frame.rstrip(b"\0") for frame in nodes.drain(fd) if frame[6:14] != router]
+
+
+def set_value(key: str, value: str) -> None:
+    (Path("/proc/sys") / key).write_text(value)
+
+
+def read(path: str) -> str:
+    return Path(path).read_text().strip()
+
+
+SCENARIOS = (leases, traffic, closed_networks, strangers, ports, spoofing, switch, tunnels, limits, neighbours, routed)
+
+
+def main() -> None:
+    nodes.run("mount", "-t", "tmpfs", "tmpfs", "/run")
+    next(each for each in SCENARIOS if each.__name__ == sys.argv[1])()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Directories of the host: the key, the option, and what neither takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvc.config.mounts import join_mounts, parse_mount
+from pvc.errors import UsageError
+from pvc.model.vm import Mount
+from tests.unit.config.sites import write_site
+from tests.unit.config.test_load import load_site, problems_of
+
+
+def test_names_and_directories(tmp_path: Path) -> None:
+    text = """
+t:
+  mount-points:
+    home: '%{homedir}'
+    /data: {path: '/scratch/%{vm_rank}/', readonly: yes, type: virtio-9p}
+    sw: {path: /opt/sw, target: /opt/sw}
+u: {inherits: t, mount-points: {}}
+"""
+    templates = load_site(write_site(tmp_path, templates=text)).templates
+    assert templates["t"].mount_points == (
+        Mount("/home/anne", "/mnt/home", tag="home"),
+        Mount("/scratch/%{vm_rank}", "/data", True),
+        Mount("/opt/sw", "/opt/sw", tag="sw"),
+    )
+    assert templates["u"].mount_points == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{a: 7}", ".a: 7 is not a directory's path, or a mapping with one"),
+        ("{a: {}}", ".a.path: is missing: a directory's path"),
+        ("{a: {path: /x, type: virtio-fs}}", ".a.type: 'virtio-fs' is not 9p or virtio-9p"),
+        ("{a: {path: /x, read-only: yes}}", ".a.read-only: unknown key; did you mean 'readonly'?"),
+        ("{a: x}", ".a: 'x' is not an absolute path"),
+        ("{'a b': /x}", ".a b: is neither a name of at most 31 letters, digits, '_', '.' and '-' nor an absolute path"),
+        ("{'/a b': /x}", "./a b: '/a b' is not an absolute path of plain characters for the guest"),
+        ("{/: /x}", "./: '/' is not an absolute path of plain characters for the guest"),
+        ("{/a/../etc: /x}", "./a/../etc: '/a/../etc' is not an absolute path of plain characters for the guest"),
+        ("{/mnt/a: /x, a: /y}", ".a: /mnt/a has a directory already"),
+        ("[a]", ": a list is not a mapping to directories"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    assert problems_of(write_site(tmp_path, templates=f"t: {{mount-points: {text}}}\n")) == [
+        f"templates.yaml:1: t.mount-points{told}"
+    ]
+
+
+def test_option() -> None:
+    assert parse_mount("/a:/b", "/here") == Mount("/a", "/b")
+    assert parse_mount("sub/../x:/b:ro", "/here") == Mount("/here/x", "/b", True)
+    assert parse_mount(".:/b/c:rw", "/here") == Mount("/here", "/b/c")
+    assert parse_mount("sw=/opt/sw,ro", "/here") == Mount("/opt/sw", "/mnt/sw", True, "sw")
+    assert parse_mount("/a=b:/b", "/here") == Mount("/a=b", "/b")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/a", "/a:", ":/b", "/a:b", "/a:/b:rx", "/a:/b:ro:x", "sw=", "/a:/b c", "/a:/$(x)"]
+)
+def test_wrong_options(text: str) -> None:
+    with pytest.raises(UsageError, match="--mount"):
+        parse_mount(text, "/here")
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_mount_or_a_usage_error(text: str) -> None:
+    try:
+        found = parse_mount(text, "/here")
+    except UsageError:
+        return
+    assert found.source.startswith("/")
+    assert found.target.startswith("/")
+    assert not set(found.target) & set(" \t\n\"'`$;&|<>\\,")
+
+
+def test_the_later_of_two_for_one_directory_counts() -> None:
+    first = (Mount("/a", "/x"), Mount("/b", "/y"))
+    assert join_mounts(first, (Mount("/c", "/x", True),)) == (Mount("/c", "/x", True), Mount("/b", "/y"))

@@ -1,0 +1,81 @@
+"""What single keys of templates take, and which do not go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pvc.model.site import DiskWish
+from tests.unit.config.sites import write_site
+from tests.unit.config.test_load import load_site, problems_of
+
+
+def problem(tmp_path: Path, text: str) -> str:
+    (found,) = problems_of(write_site(tmp_path, templates=f"t: {{{text}}}\n"))
+    return found.removeprefix("templates.yaml:1: ")
+
+
+def test_sizes_and_disks(tmp_path: Path) -> None:
+    text = """
+t:
+  image: x
+  cores: 4
+  memory: 1.5G
+  hugepages: 2M
+  firmware: uefi
+  disk-size: 20G
+  disk-discard: no
+  disks:
+    - size: 10G
+    - {image: data, bus: scsi, cache: none}
+    - {image: '%{user}', size: 1T, discard: no, iothread: yes}
+u: {inherits: t, disks: [], hugepages: no, memory: '2048'}
+"""
+    templates = load_site(write_site(tmp_path, templates=text)).templates
+    found = templates["t"]
+    assert (found.cores, found.memory, found.hugepages, found.firmware) == (4, 1536, "2M", "uefi")
+    assert (found.disk_size, found.disk_discard, found.disk_iothread) == (20 << 30, False, True)
+    assert found.disks == (
+        DiskWish(None, 10 << 30),
+        DiskWish("data", None, "scsi", "none"),
+        DiskWish("anne", 1 << 40, discard=False, iothread=True),
+    )
+    heir = templates["u"]
+    assert (heir.disks, heir.hugepages, heir.memory, heir.cores) == ((), "", 2048, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("slurm-args: ['--mem=3G']", "t.slurm-args[0]: --mem: the definition, cores and memory say this"),
+        ("slurm-args: [-n4]", "t.slurm-args[0]: -n4: the definition, cores and memory say this"),
+        ("slurm-args: [--partition, long]", "t.slurm-args[1]: 'long' is not one word such as --partition=long"),
+        ("gres: 'gpu 1'", "t.gres: 'gpu 1' is not a list of texts, or one without brackets"),
+        ("cores: 0", "t.cores: 0 is not a number from 1 to 4096"),
+        ("memory: 63M", "t.memory: '63M' is not from 64M to 64T"),
+        ("memory: much", "t.memory: 'much' is not a size such as 512M or 4G"),
+        ("hugepages: 4K", "t.hugepages: '4K' is not no, 2M or 1G"),
+        ("firmware: efi", "t.firmware: 'efi' is not bios, uefi or uefi-secure"),
+        ("disks: [{}]", "t.disks[0]: neither size nor image is given"),
+        ("disks: [{size: 1G, bus: ide}]", "t.disks[0].bus: 'ide' is not virtio or scsi"),
+        ("disks: [{size: 1K}]", "t.disks[0].size: '1K' is not from 1M to 1024T"),
+        (
+            "disks: [{size: 1G, bus: scsi, iothread: yes}]",
+            "t.disks[0]: iothread is for disks on virtio; scsi disks share their controller's",
+        ),
+        ("firmware: uefi, machine-type: microvm", "t.firmware: a microvm has no uefi firmware"),
+        ("firmware: uefi-secure, machine-type: 'pc,usb=off'", "t.firmware: uefi-secure needs a q35, not 'pc'"),
+        ("disk-model: ide, machine-type: microvm", "t.disk-model: a microvm has no ide"),
+        ("disk-size: 9G", "t.disk-size: there is no image whose disk could have a size; disks has others"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    assert problem(tmp_path, text) == told
+
+
+def test_a_conflict_is_told_where_it_is_made(tmp_path: Path) -> None:
+    text = "a: {firmware: uefi-secure}\nb: {inherits: a}\nc: {inherits: b, machine-type: pc}\nd: {inherits: c}\n"
+    assert problems_of(write_site(tmp_path, templates=text)) == [
+        "templates.yaml:3: c.machine-type: uefi-secure needs a q35, not 'pc'"
+    ]

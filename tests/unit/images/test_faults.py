@@ -1,0 +1,113 @@
+"""Repositories under kill -9 and other writers at every call of the system."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pvc.images.repository import Repositories
+from pvc.images.transfer import Incoming
+from tests.unit.images.disks import quiet, raw_disk, repositories
+from tests.unit.images.faults import boundaries, die
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A directory in memory where there is one: these tests write thousands of files, each brought to the disk."""
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as directory:
+        yield Path(directory)
+
+
+def import_small(where: Repositories, base: Path, name: str, mark: bytes) -> str:
+    source = base / f"{name}.src"
+    source.write_bytes(raw_disk(4096, mark))
+    return where.import_file(Incoming(source, name), quiet).uri
+
+
+def check(where: Repositories) -> set[str]:
+    """What is there, all of it whole."""
+    found = where.list_all()
+    for each in found:
+        for blob in each.image.blobs:
+            content = where.store().blob_path(blob).read_bytes()
+            assert hashlib.sha256(content).hexdigest() == blob.sha256, each.uri
+    return {str(each.image) for each in found}
+
+
+def check_clean(where: Repositories) -> None:
+    """After a collection nothing is left that nothing names."""
+    store = where.store()
+    store.collect()
+    named = {str(store.blob_path(blob)) for each in where.list_all() for blob in each.image.blobs}
+    present = {str(path) for path in store.path.rglob("*") if path.is_file()}
+    metas = {str(store.path / "meta" / f"{each.image}.json") for each in where.list_all()}
+    assert present == named | metas | {str(store.path / ".config")}
+
+
+def prepared(where: Repositories, base: Path) -> Callable[[], None]:
+    """Revisions of "a" with the contents 1 and 2, and a file that nothing names, whose content is 3."""
+    import_small(where, base, "a", b"1")
+    import_small(where, base, "a", b"2")
+    import_small(where, base, "x", b"3")
+    (base / "user" / "meta" / "x@1.json").unlink()
+    (base / "user").rename(base / "first")
+
+    def prepare() -> None:
+        shutil.rmtree(base / "user", ignore_errors=True)
+        shutil.copytree(base / "first", base / "user")
+
+    return prepare
+
+
+ACTIONS = {
+    "new": lambda where, base: import_small(where, base, "b", b"4"),
+    "known": lambda where, base: import_small(where, base, "b", b"1"),
+    "unnamed": lambda where, base: import_small(where, base, "b", b"3"),
+    "delete": lambda where, _: where.delete("a@1"),
+    "collect": lambda where, _: where.store().collect(),
+}
+AFTER = {"new": {"b@1"}, "known": {"b@1"}, "unnamed": {"b@1"}, "delete": set(), "collect": set()}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_killed_at_any_call_nothing_is_lost_and_nothing_stays(base: Path, name: str) -> None:
+    where = repositories(base)
+    calls = 0
+    for _ in boundaries(lambda: ACTIONS[name](where, base), die, prepared(where, base)):
+        where.store().collect()
+        there = check(where)
+        assert there >= {"a@2"} | ({"a@1"} if name != "delete" else set())
+        assert there <= {"a@1", "a@2"} | AFTER[name]
+        check_clean(where)
+        calls += 1
+        # The next writer is not held up.
+        import_small(where, base, "c", b"4")
+        assert "c@1" in check(where)
+    assert calls > 10
+
+
+PAIRS = [
+    ("unnamed", "collect"), ("known", "delete"), ("new", "new"), ("new", "known"), ("collect", "unnamed"),
+    ("delete", "known"), ("collect", "collect"), ("delete", "collect"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "other"), PAIRS)
+def test_another_writer_at_any_call_breaks_nothing(base: Path, name: str, other: str) -> None:
+    where = repositories(base)
+    (base / "other").mkdir()
+    prepare = prepared(where, base)
+    for _ in boundaries(lambda: ACTIONS[name](where, base), lambda: ACTIONS[other](where, base / "other"), prepare):
+        there = check(where)
+        writers = len(AFTER[name]) + len(AFTER[other])
+        wanted = {"a@2"} | {f"b@{i + 1}" for i in range(writers)}
+        assert there == wanted | (set() if "delete" in (name, other) else {"a@1"})
+        check_clean(where)
+        assert check(where) == there
