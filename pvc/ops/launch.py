@@ -379,7 +379,7 @@ class Launcher:
                 self._child.kill()
                 self._child.wait()
             if self._supervisors is not None:
-                self._supervisors.stop(_STOP_TIMEOUT_S)
+                self._supervisors.stop(_STOP_TIMEOUT_S, goodbye=not self._orphaned)
             if self._orphaned:
                 cancel_job(self._job.job_id)
         finally:

@@ -108,12 +108,15 @@ class Supervisors:
         """Srun is gone and all it said was read."""
         return not self._open and self._process.poll() is not None
 
-    def stop(self, timeout_s: float) -> None:
-        """Close their input, which ends them and their VMs at once; kill srun when it does not end."""
+    def stop(self, timeout_s: float, *, goodbye: bool) -> None:
+        """Close their input, which ends them and their VMs at once; kill srun when it does not end.
+
+        ``goodbye`` False: the job is to end with them, even if this launcher is killed before it can see to that.
+        """
         if not self._stdin.closed:
             self._loop.remove(self._stdin.fileno())
             with suppress(OSError):
-                if not self._unsent:
+                if goodbye and not self._unsent:
                     os.write(self._stdin.fileno(), GOODBYE)
             self._stdin.close()
         for number, patience_s in ((None, timeout_s), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
