@@ -23,6 +23,7 @@ SOCKET_VARIABLE = "PVC_NODE_SOCKET"
 # pvc-node may just be restarting.
 RETRY_S = 10.0
 ANSWER_S = 30.0
+_PAUSE_S = 0.05
 _MAX_LINE = 16 << 20
 _MAX_FDS = 253  # SCM_MAX_FD, include/net/scm.h
 _NONSENSE, _ONE_VERSION = "pvc-node's answer is not understood", "do both ends run one version of pvc?"
@@ -70,16 +71,24 @@ async def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _call(path: Path, talk: Callable[[_Exchange], Awaitable[Result]], retry_s: float) -> Result:
-    connection = await _connect(path, retry_s)
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            return await talk(_Exchange(connection))
-    except TimeoutError:
-        raise HostError(f"pvc-node did not answer within {ANSWER_S:g} s") from None
-    except OSError as err:
-        raise HostError(f"the connection to pvc-node at {path} broke") from err
-    finally:
-        connection.close()
+    """One exchange, begun again while ``retry_s`` lasts when pvc-node ends in the middle of it: it is restarted, and
+    what it gave is the same every time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + retry_s
+    while True:
+        connection = await _connect(path, max(0.0, deadline - loop.time()))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await talk(_Exchange(connection))
+        except TimeoutError:
+            raise HostError(f"pvc-node did not answer within {ANSWER_S:g} s") from None
+        except (OSError, _CutShortError) as err:
+            if loop.time() >= deadline:
+                raise HostError(f"the connection to pvc-node at {path} broke: {err}") from err
+        finally:
+            connection.close()
+        await asyncio.sleep(_PAUSE_S)
 
 
 async def _connect(path: Path, retry_s: float) -> socket.socket:
@@ -97,10 +106,14 @@ async def _connect(path: Path, retry_s: float) -> socket.socket:
                 raise HostError(
                     f"pvc-node does not answer at {path}", hint="on this node: systemctl status pvc-node"
                 ) from err
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_PAUSE_S)
         except BaseException:
             connection.close()
             raise
+
+
+class _CutShortError(Exception):
+    """pvc-node ended while it answered."""
 
 
 class _Exchange:
@@ -146,7 +159,7 @@ class _Exchange:
             if flags & socket.MSG_CTRUNC:
                 raise HostError("descriptors of taps were lost", hint="raise the limit of open files (ulimit -n)")
             if not data:
-                raise HostError("pvc-node closed the connection before its answer was complete")
+                raise _CutShortError("closed before the answer was complete")
             self._data += data
             if len(self._data) > _MAX_LINE:
                 raise HostError("pvc-node's answer does not end")

@@ -28,20 +28,21 @@ Answer = Callable[[socket.socket], None]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Listens for one client and lets the given function answer it."""
+    """Listens for as many clients as there are functions given, and lets each answer one."""
     listener = socket.socket(socket.AF_UNIX)
     threads: list[threading.Thread] = []
 
-    def start(answer: Answer, **more: int) -> Path:
+    def start(*answers: Answer, **more: int) -> Path:
         path = tmp_path / "sock"
         listener.bind(os.fspath(path))
         listener.listen()
 
         def run() -> None:
-            connection, _ = listener.accept()
-            with connection, connection.makefile("rb") as stream:
-                assert json.loads(stream.readline()) == {"op": "attach", "job": 12} | more
-                answer(connection)
+            for answer in answers:
+                connection, _ = listener.accept()
+                with connection, connection.makefile("rb") as stream:
+                    assert json.loads(stream.readline()) == {"op": "attach", "job": 12} | more
+                    answer(connection)
 
         threads.append(threading.Thread(target=run))
         threads[0].start()
@@ -109,18 +110,26 @@ def test_a_refusal_keeps_text_hint_and_code(serve: Callable[[Answer], Path], cod
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "closed the connection"),
-        (b'{"ok":tr', "closed the connection"),
+        (b"", "broke: closed before"),
+        (b'{"ok":tr', "broke: closed before"),
         (b"[]\n", "not understood"),
         (b"nonsense\n", "not understood"),
         (b'{"ok":true,"grant":{},"fds":0}\n', "not understood"),
         (b'{"ok":false}\n', "not understood"),
-        (codec.dumps({"ok": True, "grant": GRANT, "fds": 2}).encode() + b"\n", "closed the connection"),
+        (codec.dumps({"ok": True, "grant": GRANT, "fds": 2}).encode() + b"\n", "broke: closed before"),
     ],
 )
 def test_bad_answers(serve: Callable[[Answer], Path], data: bytes, message: str) -> None:
     with pytest.raises(HostError, match=message):
-        asyncio.run(attach(serve(lambda connection: connection.sendall(data)), 12))
+        asyncio.run(attach(serve(lambda connection: connection.sendall(data)), 12, retry_s=0))
+
+
+def test_a_server_that_ends_in_the_middle_is_asked_again(serve: Callable[..., Path]) -> None:
+    answers: list[Answer] = [
+        lambda connection: connection.sendall(b'{"ok":tr'),
+        lambda connection: say(connection, {"ok": True, "grant": codec.to_data(GRANT), "fds": 0}),
+    ]
+    assert asyncio.run(attach(serve(*answers), 12)).grant == GRANT
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
