@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ _SHOWN = 800
 _CONNECT_S = 60.0
 _COMMAND_S = 30.0
 _QUIT_S = 3.0
+_PRESS_S = 5.0
 
 
 class Machine:
@@ -139,9 +141,7 @@ class Machine:
     async def stop(self, grace_s: float) -> None:
         """End QEMU: ask the guest for ``grace_s`` seconds, then QEMU, then the kernel."""
         if grace_s > 0 and not self.ended:
-            with suppress(GuestError):
-                await self.execute("system_powerdown")
-                await self._wait_s(grace_s)
+            await self._power_down(grace_s)
         if not self.ended:
             with suppress(GuestError, TimeoutError):
                 async with asyncio.timeout(_QUIT_S):
@@ -150,6 +150,14 @@ class Machine:
         if not self.ended:
             self._process.kill()
         await self.wait()
+
+    async def _power_down(self, grace_s: float) -> None:
+        """Press the power button until the guest is off: one that still boots does not hear the first time."""
+        deadline = time.monotonic() + grace_s
+        while not self.ended and (left_s := deadline - time.monotonic()) > 0:
+            with suppress(GuestError):
+                await self.execute("system_powerdown")
+            await self._wait_s(min(left_s, _PRESS_S))
 
     async def drain(self) -> None:
         """After QEMU's end: return once all that it said over QMP is in ``events``."""
