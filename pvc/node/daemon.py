@@ -209,8 +209,7 @@ class Daemon:
                 return netview.report(ledger, ready)
 
     def _reclaim_forever(self) -> None:
-        with suppress(PvcError, OSError):
-            reclaim_memberships(self._context, self._node)
+        memberships = False
         while not self._ending.is_set():
             try:
                 clean = reclaim(self._context, self._node)
@@ -218,6 +217,11 @@ class Daemon:
             except Exception:  # it is tried again; the daemon serves meanwhile
                 LOG.exception("looking for orphans failed")
                 clean = live = False
+            if not memberships:
+                # Once, and last: what it asks Slurm may take its time, and jobs of an earlier boot need no answer.
+                memberships = True
+                with suppress(PvcError, OSError):
+                    reclaim_memberships(self._context, self._node)
             self._wake.wait(None if clean else _LOOK_AGAIN_S if live else _RETRY_S)
             self._wake.clear()
 
