@@ -23,6 +23,7 @@ from pvc.model.host import JobFacts
 from pvc.node import setup, teardown
 from pvc.node.context import Context
 from pvc.state.ledger import Ledger
+from tests.cover import cover
 from tests.host.site import start_switch
 
 TOP = Path(__file__).resolve().parents[2]
@@ -49,8 +50,7 @@ class Node:
     def prepare(self, number: int, nodes: int, etcd: str) -> None:
         """Directories of its own, the testbed's configuration, names, and eth0 as the way to the others."""
         self.number = number
-        for directory in ("/run", "/var/tmp"):
-            _call(f"mount -t tmpfs tmpfs {directory}")
+        cover("/run", "/var/tmp")
         # As ip-netns(8) does; what the machine has mounted there is covered now, and mountinfo lists it all the same.
         Path("/run/netns").mkdir()
         _call("mount --bind --make-shared /run/netns /run/netns")

@@ -31,6 +31,7 @@ from pvc.node.switchwatch import SwitchWatch
 from pvc.node.watch import Watch, find_servers
 from pvc.state.etcd import EtcdStore
 from pvc.state.ledger import Ledger
+from tests.cover import cover
 from tests.host.site import make_underlay, start_switch, start_vswitchd, wait_for
 from tests.unit.state import contract
 
@@ -53,8 +54,7 @@ def job(job_id: int = 12, node: str = "n1") -> JobFacts:
 
 def prepare(number: int = 1) -> subprocess.Popen[bytes] | None:
     """Directories, devices and configuration of node ``number`` in this namespace; the first has an etcd."""
-    for directory in ("/run", "/var/tmp"):
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], check=True)
+    cover("/run", "/var/tmp")
     CONF.mkdir(parents=True)
     hosts = "".join(f"10.99.0.{each} n{each}\n10.98.0.{each} n{each}-ovs\n" for each in (1, 2, 3))
     (ROOT / "hosts").write_text("127.0.0.1 localhost\n" + hosts)

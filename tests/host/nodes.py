@@ -35,6 +35,7 @@ from pvc.plan.grants import take_ports
 from pvc.plan.node import NodePlan, Site, find_share, plan_memberships, plan_node
 from pvc.plan.placement import place
 from pvc.plan.switch import count_meters
+from tests.cover import cover
 from tests.host import node_world, site
 from tests.unit.plan.worlds import request_of
 
@@ -121,8 +122,7 @@ def _run_any(argv: tuple[str, ...], stdin: str | None) -> subprocess.CompletedPr
 def _serve(pipe: Connection) -> None:
     assert _LIBC.unshare(_NEWNS | _NEWNET) == 0
     run("mount", "--make-rprivate", "/")
-    for directory in ("/run", "/var/tmp"):
-        run("mount", "-t", "tmpfs", "tmpfs", directory)
+    cover("/run", "/var/tmp")
     for directory in ("net", "locks", "runs"):
         (ROOT / directory).mkdir(parents=True)
     (ROOT / "node.lock").touch()
