@@ -1,12 +1,14 @@
 """Recipes of images: what ``pvc image build`` makes, as data.
 
-A recipe is a YAML file: pvc's own are in ``templates/``, a site writes its own beside them or anywhere.
+A recipe is a YAML file: pvc's own are in ``templates/``, a site writes its own beside them or anywhere. One may
+extend another: then it says only what is more.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -15,7 +17,7 @@ from typing import Any
 
 from pvc import codec
 from pvc.config.share import find_share
-from pvc.config.yamlmarks import read_document
+from pvc.config.yamlmarks import Document, read_document
 from pvc.errors import ConfigError, Problem, UsageError
 from pvc.parse import parse_size
 
@@ -91,7 +93,7 @@ def find_recipe(name: str) -> Path:
 
     :raise UsageError: there is none.
     """
-    if "/" in name or name.endswith(".yaml"):
+    if _is_path(name):
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"there is no recipe {name}")
@@ -104,25 +106,87 @@ def find_recipe(name: str) -> Path:
     return path
 
 
-def load_recipe(path: Path, *, suite: str | None = None) -> Recipe:
-    """Read and check a recipe, for ``suite`` or the release that it names.
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith(".yaml")
 
-    :raise ConfigError: something is wrong with it.
+
+def load_recipe(path: Path, *, suite: str | None = None) -> Recipe:
+    """Read and check a recipe with all that it extends, for ``suite`` or the release that it names.
+
+    :raise ConfigError: something is wrong with it, or with one that it extends.
     """
-    document = read_document(path)
-    if document.problems:
-        raise ConfigError(document.problems)
-    try:
-        if not isinstance(document.data, dict):
-            raise ValueError("a recipe is a mapping")
-        recipe = codec.from_data(Recipe, _texts(document.data))
-    except ValueError as err:
-        raise ConfigError([Problem(str(path), 0, "", str(err))]) from None
-    recipe = _for_suite(recipe, suite or recipe.suite)
-    problems = [Problem(str(path), document.line((key,)), key, text) for key, text in _find_problems(recipe)]
-    if problems:
-        raise ConfigError(problems)
+    documents = _read_documents(path)
+    release = suite or next((str(each.data["suite"]) for each in documents if each.data.get("suite")), None)
+    recipe: Recipe | None = None
+    for document in reversed(documents):
+        own = _read_layer(document, recipe, release)
+        problems = [Problem(document.file, document.line((key,)), key, text) for key, text in _find_problems(own)]
+        if problems:
+            raise ConfigError(problems)
+        recipe = own if recipe is None else _join(recipe, own)
+    assert recipe is not None
     return recipe
+
+
+def _read_documents(path: Path) -> list[Document]:
+    """The files of a recipe and of what it extends, that one last.
+
+    :raise ConfigError: one cannot be read, is not there, or extends itself.
+    """
+    found: list[Document] = []
+    seen: list[Path] = []
+    while True:
+        document = read_document(path)
+        if document.problems:
+            raise ConfigError(document.problems)
+        if not isinstance(document.data, dict):
+            raise ConfigError([Problem(str(path), 0, "", "a recipe is a mapping")])
+        found.append(document)
+        seen.append(path.resolve())
+        if "extends" not in document.data:
+            return found
+        parent = document.data["extends"]
+        try:
+            if not isinstance(parent, str):
+                raise UsageError("is not the name of a recipe, nor a path such as ./other.yaml")
+            # A path is meant from where it is written.
+            path = find_recipe(os.fspath(path.parent / parent) if _is_path(parent) else parent)
+        except UsageError as err:
+            raise ConfigError([Problem(document.file, document.line(("extends",)), "extends", str(err))]) from None
+        if path.resolve() in seen:
+            circle = " -> ".join(each.name for each in [*seen[seen.index(path.resolve()) :], path])
+            text = f"a recipe cannot extend itself: {circle}"
+            raise ConfigError([Problem(document.file, document.line(("extends",)), "extends", text)])
+
+
+def _read_layer(document: Document, parent: Recipe | None, suite: str | None) -> Recipe:
+    """What one file says; it has the scalars of ``parent`` where it says nothing."""
+    data = {key: value for key, value in document.data.items() if key != "extends"}
+    if parent is not None:
+        said = {"description": parent.description, "suite": parent.suite, "size": parent.size}
+        data = said | {"packages": [], "append": ""} | data
+    try:
+        own = codec.from_data(Recipe, _texts(data))
+    except ValueError as err:
+        raise ConfigError([Problem(document.file, 0, "", str(err))]) from None
+    return _for_suite(own, suite or own.suite)
+
+
+def _join(parent: Recipe, own: Recipe) -> Recipe:
+    """Both: lists one after the other; ``own`` wins where there can be only one."""
+    mine = {file.path for file in own.files}
+    return dataclasses.replace(
+        own,
+        packages=tuple(dict.fromkeys(parent.packages + own.packages)),
+        append=f"{parent.append} {own.append}".strip(),
+        components=tuple(dict.fromkeys(parent.components + own.components)),
+        exclude=parent.exclude + own.exclude,
+        include=parent.include + own.include,
+        files=(*(file for file in parent.files if file.path not in mine), *own.files),
+        commands=parent.commands + own.commands,
+        initrd=own.initrd or parent.initrd,
+        hints=parent.hints | own.hints,
+    )
 
 
 def _texts(data: dict[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,60 @@ def test_bad_recipes_are_explained(tmp_path: Path, change: tuple[str, str], text
         load(tmp_path, GOOD.replace(*change))
 
 
+CHILD = """
+extends: ./mine.yaml
+description: child
+packages: [slurmd, busybox-static]
+append: quiet
+files:
+  - {path: /etc/motd, content: other}
+  - {path: /etc/issue, content: more}
+commands: [echo child]
+variants:
+  trixie: {packages: [newer]}
+"""
+
+
+def load_child(base: Path, text: str = CHILD, suite: str | None = None) -> Recipe:
+    (base / "mine.yaml").write_text(GOOD)
+    (base / "child.yaml").write_text(text)
+    return load_recipe(base / "child.yaml", suite=suite)
+
+
+def test_a_recipe_says_only_what_is_more(tmp_path: Path) -> None:
+    child = load_child(tmp_path)
+    assert (child.description, child.suite, child.size) == ("child", "bookworm", "2G")
+    assert child.packages == ("linux-image-amd64", "busybox-static", "slurmd")
+    assert child.append == "root=/dev/vda quiet"
+    assert [(file.path, file.content) for file in child.files] == [("/etc/motd", "other"), ("/etc/issue", "more")]
+    other = load_child(tmp_path, suite="trixie")
+    assert other.packages == ("linux-image-amd64", "more", "slurmd", "busybox-static", "newer")
+    assert other.commands == ("true", "echo child")
+    assert load_child(tmp_path, CHILD + "suite: trixie\n") == other
+    assert load_child(tmp_path, "extends: ./mine.yaml\n") == load(tmp_path, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (("./mine.yaml", "nowhere"), "child.yaml:2: extends: there is no recipe 'nowhere'"),
+        (("./mine.yaml", "./nowhere.yaml"), "child.yaml:2: extends: there is no recipe /.*/nowhere.yaml"),
+        (("./mine.yaml", "./child.yaml"), "child.yaml:2: extends: .*: child.yaml -> child.yaml"),
+        (("./mine.yaml", "./link.yaml"), "child.yaml:2: extends: .* cannot extend itself"),
+        (("./mine.yaml", "[debian]"), "child.yaml:2: extends: is not the name"),
+        (("./mine.yaml", "./bad.yaml"), "bad.yaml:1: size"),
+        (("slurmd", "Bad_Name"), "child.yaml:4: packages: 'Bad_Name'"),
+        (("commands", "comands"), "child.yaml: .*unknown.*comands"),
+        (("commands: [", "commands: [["), "child.yaml:.* is not YAML"),
+    ],
+)
+def test_bad_relations_are_explained(tmp_path: Path, change: tuple[str, str], text: str) -> None:
+    (tmp_path / "bad.yaml").write_text("size: 2X" + GOOD.replace("size: 2G", ""))
+    (tmp_path / "link.yaml").symlink_to("child.yaml")
+    with pytest.raises(ConfigError, match=text):
+        load_child(tmp_path, CHILD.replace(*change))
+
+
 def test_recipes_are_found_by_name_or_path(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no recipe 'nope' \(known: .*debian"):
         find_recipe("nope")
