@@ -73,7 +73,7 @@ def import_(source: Path, name: str | None, repository: str | None, **options: A
         incoming = _plan_import(source, name, **options)
         found = (repositories.import_file(incoming, CopyProgress(), repository=repository),)
     for each in found:
-        click.echo(f"imported {each.uri}: {_describe(each)}")
+        click.echo(f"imported {each.uri}: {describe(each)}")
 
 
 def _plan_import(
@@ -249,7 +249,7 @@ def copy(source: str, target: str) -> None:
     repositories = open_repositories()
     found = repositories.locate(source)
     made = repositories.copy(found, target, find_user(), CopyProgress())
-    click.echo(f"copied {found.uri} to {made.uri}: {_describe(made)}")
+    click.echo(f"copied {found.uri} to {made.uri}: {describe(made)}")
 
 
 @image.command(epilog="Example: pvc image resize debian 20G")
@@ -268,7 +268,7 @@ def resize(name: str, size: str) -> None:
     except ValueError as err:
         raise UsageError(str(err)) from None
     made = repositories.resize(found, wanted, find_user(), CopyProgress())
-    click.echo(f"resized {found.uri} to {made.uri}: {_describe(made)}")
+    click.echo(f"resized {found.uri} to {made.uri}: {describe(made)}")
 
 
 @image.command(epilog="Example: pvc image build debian")
@@ -307,7 +307,7 @@ def build(recipe: str, suite: str | None, name: str | None, cache: Path | None, 
         )
         found = repositories.import_file(incoming, CopyProgress(), repository=repository, reuse=True)
         origin = "from the cache" if made.cached else f"built in {steps.elapsed_s:.0f} s"
-    click.echo(f"{origin}: {found.uri}: {_describe(found)}")
+    click.echo(f"{origin}: {found.uri}: {describe(found)}")
 
 
 def _one_line(text: str, option: str) -> str:
@@ -320,11 +320,12 @@ def _format_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def _describe(found: FoundImage) -> str:
-    return (
-        f"{found.image.format.value}, a disk of {format_size(found.image.size)}, "
-        f"{format_size(found.image.stored_size)} stored"
-    )
+def describe(found: FoundImage) -> str:
+    """Format and sizes of an image, for people."""
+    image = found.image
+    alone = f"{format_size(image.stored_size)} stored"
+    shared = f"{format_size(image.disk.size)} of its own on {len(image.below)} layers"
+    return f"{image.format.value}, a disk of {format_size(image.size)}, {shared if image.below else alone}"
 
 
 def _to_data(found: FoundImage) -> dict[str, Any]:
@@ -337,7 +338,8 @@ def _to_data(found: FoundImage) -> dict[str, Any]:
 def _list_files(repositories: Repositories, found: FoundImage) -> dict[str, str]:
     store = repositories.store(found.repository)
     blobs = {"disk": found.image.disk, "kernel": found.image.kernel, "initrd": found.image.initrd}
-    return {kind: str(store.blob_path(blob)) for kind, blob in blobs.items() if blob is not None}
+    found_files = {f"layer {i}": str(store.blob_path(each.blob)) for i, each in enumerate(found.image.below, start=1)}
+    return found_files | {kind: str(store.blob_path(blob)) for kind, blob in blobs.items() if blob is not None}
 
 
 def _print_image(repositories: Repositories, found: FoundImage) -> None:
@@ -350,6 +352,10 @@ def _print_image(repositories: Repositories, found: FoundImage) -> None:
         ("created", f"{_format_time(data.created)} by {data.owner or '-'}"),
         ("disk", f"{format_size(data.size)}, {data.format.value}, sha256 {data.disk.sha256}"),
         ("stored", format_size(data.stored_size)),
+        *(
+            (f"layer {i}", f"{format_size(each.blob.size)}, {each.format.value}, sha256 {each.blob.sha256}")
+            for i, each in enumerate(data.below, start=1)
+        ),
         ("boots", "directly" if data.kernel else "by the disk's boot loader"),
     ]
     if data.kernel:

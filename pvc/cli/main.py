@@ -45,6 +45,7 @@ COMMANDS = {
     "reset": Entry("pvc.cli.vm", "reset", "Press the reset button of VMs.", MACHINES),
     "monitor": Entry("pvc.cli.vm", "monitor", "Give a command to a VM's QEMU.", MACHINES),
     "dump": Entry("pvc.cli.vm", "dump", "Write a guest's memory to a file.", MACHINES),
+    "save": Entry("pvc.cli.save", "save", "Save a VM's disk as an image, while it runs.", MACHINES),
     "display": Entry("pvc.cli.vm", "display", "Say where a VM's screen is served, or save what it shows.", MACHINES),
     "pause": Entry("pvc.cli.vm", "pause", "Let VMs stand still.", MACHINES),
     "resume": Entry("pvc.cli.vm", "resume", "Let paused VMs go on.", MACHINES),

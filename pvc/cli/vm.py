@@ -37,7 +37,7 @@ def ssh(words: tuple[str, ...], job_id: int | None, job_name: str | None) -> Non
     from pvc.ops.jobdir import JobDir
 
     line = openssh.parse_ssh_line(words)
-    control = _find_control(job_id, job_name)
+    control = find_control(job_id, job_name)
     (vm,) = _wait_for(control, [line.vm])
     openssh.become(openssh.ssh_argv(line, openssh.find_target(vm, _carrier(control)), JobDir.of(control.record.job_id)))
 
@@ -55,7 +55,7 @@ def scp(words: tuple[str, ...], job_id: int | None, job_name: str | None) -> Non
     names = [parts[1] for parts in map(openssh.split_place, places) if parts is not None]
     if not names:
         raise UsageError("no place is in a VM", hint="write it as vm0:/path")
-    control = _find_control(job_id, job_name)
+    control = find_control(job_id, job_name)
     names = list(dict.fromkeys(names))
     targets = {vm.name: openssh.find_target(vm, _carrier(control)) for vm in _wait_for(control, names)}
     openssh.become(openssh.scp_argv(options, places, targets, JobDir.of(control.record.job_id)))
@@ -69,7 +69,7 @@ def carry(job: int, host: str, port: int) -> None:
     """Be ssh's connection to a VM, through the supervisor at HOST."""
     from pvc.ops import relay
 
-    relay.carry(_find_control(job, None), host, port)
+    relay.carry(find_control(job, None), host, port)
 
 
 def _carrier(control: Control) -> Callable[[], Sequence[str]]:
@@ -93,8 +93,8 @@ def console(vm: str, log: bool, job_id: int | None, job_name: str | None) -> Non
     from pvc.ops.console import attach
     from pvc.ops.status import find_endpoint, parse_vms
 
-    control = _find_control(job_id, job_name)
-    (rank,) = _only_one(parse_vms([vm], control.record.placement.count), vm)
+    control = find_control(job_id, job_name)
+    (rank,) = only_one(parse_vms([vm], control.record.placement.count), vm)
     endpoint = find_endpoint(control.record, rank)
     if log:
         sys.stdout.buffer.write(control.read_log(endpoint, rank, timeout_s=30.0))
@@ -117,7 +117,7 @@ def reset(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_jso
     """
     from pvc.model.vm import Order
 
-    give_order(_find_control(job_id, job_name), Order.RESET, vms, as_json=as_json)
+    give_order(find_control(job_id, job_name), Order.RESET, vms, as_json=as_json)
 
 
 @click.command()
@@ -131,7 +131,7 @@ def pause(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_jso
     """
     from pvc.model.vm import Order
 
-    give_order(_find_control(job_id, job_name), Order.PAUSE, vms, as_json=as_json)
+    give_order(find_control(job_id, job_name), Order.PAUSE, vms, as_json=as_json)
 
 
 @click.command()
@@ -145,7 +145,7 @@ def resume(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_js
     """
     from pvc.model.vm import Order
 
-    give_order(_find_control(job_id, job_name), Order.RESUME, vms, as_json=as_json)
+    give_order(find_control(job_id, job_name), Order.RESUME, vms, as_json=as_json)
 
 
 @click.command(context_settings=_FOREIGN)
@@ -162,8 +162,8 @@ def monitor(ctx: click.Context, vm: str, words: tuple[str, ...], job_id: int | N
     from pvc.ops.monitor import parse_command
     from pvc.ops.status import find_endpoint, parse_vms
 
-    control = _find_control(job_id, job_name)
-    (rank,) = _only_one(parse_vms([vm], control.record.placement.count), vm)
+    control = find_control(job_id, job_name)
+    (rank,) = only_one(parse_vms([vm], control.record.placement.count), vm)
     endpoint = find_endpoint(control.record, rank)
     if words:
         ctx.exit(_ask_monitor(control, endpoint, rank, parse_command(words)))
@@ -217,8 +217,8 @@ def dump(vm: str, file: str, form: str, force: bool, job_id: int | None, job_nam
     from pvc.ops.monitor import dump_memory
     from pvc.ops.status import find_endpoint, parse_vms
 
-    control = _find_control(job_id, job_name)
-    (rank,) = _only_one(parse_vms([vm], control.record.placement.count), vm)
+    control = find_control(job_id, job_name)
+    (rank,) = only_one(parse_vms([vm], control.record.placement.count), vm)
     endpoint = find_endpoint(control.record, rank)
     bar = output.Bar(f"memory of {vm}")
     request = {"vm": rank, "path": os.path.abspath(file), "format": form, "force": force}
@@ -248,8 +248,8 @@ def display(vm: str, show: bool, picture: str | None, job_id: int | None, job_na
 
     if not show and not as_json and picture is None:
         raise UsageError("say --print to see where a viewer finds the screen, or --screenshot FILE")
-    control = _find_control(job_id, job_name)
-    (rank,) = _only_one(parse_vms([vm], control.record.placement.count), vm)
+    control = find_control(job_id, job_name)
+    (rank,) = only_one(parse_vms([vm], control.record.placement.count), vm)
     endpoint = find_endpoint(control.record, rank)
     if picture is not None:
         monitor.save_screenshot(control, endpoint, rank, Path(picture))
@@ -288,7 +288,11 @@ def give_order(
     orders.check_results(results)
 
 
-def _only_one(ranks: Sequence[int], text: str) -> Sequence[int]:
+def only_one(ranks: Sequence[int], text: str) -> Sequence[int]:
+    """The VM that ``text`` means.
+
+    :raise UsageError: it means several.
+    """
     from pvc.errors import UsageError
 
     if len(ranks) != 1:
@@ -296,7 +300,11 @@ def _only_one(ranks: Sequence[int], text: str) -> Sequence[int]:
     return ranks
 
 
-def _find_control(job_id: int | None, job_name: str | None) -> Control:
+def find_control(job_id: int | None, job_name: str | None) -> Control:
+    """The control ports of the cluster that the options choose.
+
+    :raise JobError: there is none, or several.
+    """
     from pvc.ops.control import Control
     from pvc.ops.jobdir import JobDir
     from pvc.ops.registry import find_cluster

@@ -45,7 +45,7 @@ def find_damage(path: Path, kind: str) -> str | None:
     :raise CommandError: qemu-img could not look at it at all.
     :raise HostError: there is no qemu-img.
     """
-    argv = ["qemu-img", "check", "-q", "-f", kind, "--output=json", os.fspath(path)]
+    argv = ["qemu-img", "check", "-q", "--output=json", _alone(path, kind)]
     try:
         # 3: leaked clusters only; 2: errors; 1: it could not be opened or read (qemu-img(1), "check").
         answer = run.run(argv, ok_codes=(0, 2, 3), timeout_s=_CHECK_TIMEOUT_S)
@@ -71,12 +71,20 @@ def convert(source: Path, source_kind: str, target: Path, target_kind: str, *, c
 
 
 def resize(path: Path, kind: str, size: int) -> None:
-    """Give a disk another size, in bytes.
+    """Give a disk another size, in bytes; what it rests on is not looked at.
 
     :raise CommandError: qemu-img failed.
     :raise HostError: there is no qemu-img.
     """
-    run.run(["qemu-img", "resize", "-q", "-f", kind, path, str(size)], timeout_s=_CHECK_TIMEOUT_S)
+    run.run(["qemu-img", "resize", "-q", _alone(path, kind), str(size)], timeout_s=_CHECK_TIMEOUT_S)
+
+
+def _alone(path: Path, kind: str) -> str:
+    """A disk without the file that its header may name: nobody opens that."""
+    disk: dict[str, object] = {"driver": kind, "file": {"driver": "file", "filename": os.fspath(path)}}
+    if kind == "qcow2":
+        disk["backing"] = None
+    return f"json:{json.dumps(disk)}"
 
 
 def convert_foreign(source: Path, kind: str, target: Path, *, most: int, progress: Callable[[int], None]) -> None:

@@ -21,6 +21,7 @@ from typing import IO
 from pvc import codec, run
 from pvc.errors import GuestError, HostError, PvcError, UsageError
 from pvc.images import header
+from pvc.images.chain import walk_layers
 from pvc.images.foreign import find_unpacker, reading_command
 from pvc.images.image import Blob, Image
 from pvc.images.store import Session, Store
@@ -321,7 +322,8 @@ def _read_blob(pipe: IO[bytes], blob: Blob, store: Store, session: Session, prog
 
 
 def _check_image(session: Session, image: Image, source: Path) -> None:
-    check_disk(session.path_of(image.disk), source, image.format, image.size)
+    for layer, backing in walk_layers(image):
+        check_disk(session.path_of(layer.blob), source, layer.format, layer.size, backing)
     for kind, blob in (("kernel", image.kernel), ("initrd", image.initrd)):
         if blob is not None:
             with session.path_of(blob).open("rb", buffering=0) as stream:

@@ -12,6 +12,7 @@ from pathlib import Path
 from pvc.errors import GuestError, HostError, UsageError
 from pvc.host import qemuimg
 from pvc.images import header
+from pvc.images.chain import find_wrong_header
 from pvc.images.image import Blob, Format, Image
 from pvc.images.store import Session, Store
 from pvc.images.streams import Progress, check_space, copy_stream, hash_file
@@ -25,22 +26,31 @@ def copy_image(source: Store, image: Image, target: Store, name: str, owner: str
     """
     with target.session() as session, ExitStack() as opened:
         missing = [blob for blob in dict.fromkeys(image.blobs) if not session.claim(blob)]
-        check_space(target, [opened.enter_context(_open_blob(source, image, blob)) for blob in missing])
+        check_space(target, [opened.enter_context(open_blob(source, image, blob)) for blob in missing])
         for blob in missing:
-            _copy_blob(source, image, blob, target, session, progress)
+            copy_blob(source, image, blob, target, session, progress)
         return session.commit(replace(image, name=name, revision=1, created=time.time(), owner=owner))
 
 
-def _open_blob(store: Store, image: Image, blob: Blob) -> FileIO:
+def open_blob(store: Store, image: Image, blob: Blob) -> FileIO:
+    """A file of an image, to read.
+
+    :raise GuestError: it cannot be opened.
+    """
     try:
         return FileIO(store.blob_path(blob))
     except OSError as err:
         raise GuestError(f"image {store.name}:{image} cannot be read") from err
 
 
-def _copy_blob(source: Store, image: Image, blob: Blob, target: Store, session: Session, progress: Progress) -> None:
-    sparse = blob == image.disk and image.format is Format.RAW
-    with target.temporary() as (stream, path), _open_blob(source, image, blob) as content:
+def copy_blob(source: Store, image: Image, blob: Blob, target: Store, session: Session, progress: Progress) -> None:
+    """Add a file of ``image`` to a session of another repository.
+
+    :raise GuestError: it cannot be read, or is damaged.
+    :raise OSError: it cannot be written.
+    """
+    sparse = image.is_raw(blob)
+    with target.temporary() as (stream, path), open_blob(source, image, blob) as content:
         try:
             copied = copy_stream(content, source.blob_path(blob), stream, sparse, _labelled(progress, image))
         except UsageError as err:
@@ -75,20 +85,20 @@ def resize_image(store: Store, image: Image, size: int, owner: str, progress: Pr
         raise UsageError(f"a disk of {size} bytes is absurd (at most {header.MAX_DISK >> 40} TiB)")
     with store.session() as session:
         path = session.work_path("resize")
-        with _open_blob(store, image, image.disk) as content:
+        with open_blob(store, image, image.disk) as content:
             check_space(store, [content])
             _copy_whole(store, image, content, path, progress)
         _grow(path, image.format, size)
         blob = hash_file(path, str(image), progress)
-        with path.open("rb") as stream:
-            facts = header.parse_header(stream.read(header.PROBE_SIZE), blob.size, image.format)
-        if facts.size != size:
-            raise HostError(f"the disk has {facts.size} bytes after it was resized to {size}")
+        larger = replace(image, revision=1, created=time.time(), owner=owner, size=size, disk=blob)
+        problem = find_wrong_header(larger, lambda each: path if each == blob else store.blob_path(each))
+        if problem:
+            raise HostError(f"the disk is not what it should be after it was resized: {problem}")
         session.add(blob, path)
         for other in image.blobs:
             if not session.has(other) and other != image.disk and not session.claim(other):
                 raise GuestError(f"image {store.name}:{image} is damaged: {store.blob_path(other)} is missing")
-        return session.commit(replace(image, revision=1, created=time.time(), owner=owner, size=size, disk=blob))
+        return session.commit(larger)
 
 
 def _copy_whole(store: Store, image: Image, content: FileIO, path: Path, progress: Progress) -> None:

@@ -8,6 +8,7 @@ of QEMU. Pure: bytes in, facts or ValueError out.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pvc.images.image import Format
@@ -24,6 +25,7 @@ _DIRTY, _CORRUPT, _DATA_FILE = 1, 2, 4
 _KNOWN_INCOMPATIBLE = 0x1F
 _EXTENSION_DATA_FILE = 0x44415441
 _EXTENSION_CRYPTO = 0x0537BE77
+_EXTENSION_BACKING_FORMAT = 0xE2792ACA
 _MAX_L1 = 32 << 20  # bytes; QEMU's own limit
 
 # Formats that QEMU or a person could mean, which pvc does not store: (offset, magic, name, how to get further).
@@ -77,8 +79,20 @@ class HeaderFacts:
     size: int
 
 
-def parse_header(head: bytes, file_size: int, expected: Format | None = None) -> HeaderFacts:
+@dataclass(frozen=True)
+class Backing:
+    """The file that a qcow2 reads from where it holds nothing, as its header names it."""
+
+    name: str
+    format: Format
+
+
+def parse_header(
+    head: bytes, file_size: int, expected: Format | None = None, *, backing: Backing | None = None
+) -> HeaderFacts:
     """What the first PROBE_SIZE bytes of a file of ``file_size`` bytes say.
+
+    ``backing``: the file that it must need, by exactly this name; None: it may need none.
 
     :raise HeaderError: not a disk image that pvc takes, not of the ``expected`` format, or a dangerous one.
     """
@@ -87,7 +101,9 @@ def parse_header(head: bytes, file_size: int, expected: Format | None = None) ->
     if head[:4] == _QCOW2:
         if expected is Format.RAW:
             raise HeaderError("its header says qcow2, not raw", "leave -t away, or say -t qcow2")
-        return HeaderFacts(Format.QCOW2, _parse_qcow2(head, file_size))
+        return HeaderFacts(Format.QCOW2, _parse_qcow2(head, file_size, backing))
+    if backing is not None:
+        raise HeaderError(f"it is no qcow2 that rests on {backing.name}")
     if expected is Format.QCOW2:
         raise HeaderError("it has no qcow2 header", "leave -t away, or say -t raw if it is a raw disk")
     if expected is None:
@@ -114,7 +130,7 @@ def check_size(size: int) -> None:
         raise HeaderError(f"a disk of {size} bytes is absurd (at most {MAX_DISK >> 40} TiB)")
 
 
-def _parse_qcow2(head: bytes, file_size: int) -> int:
+def _parse_qcow2(head: bytes, file_size: int, backing: Backing | None) -> int:
     if len(head) < 104 or file_size < 104:
         raise HeaderError("its qcow2 header is cut off")
     fields = _QCOW2_FIXED.unpack_from(head)
@@ -122,7 +138,9 @@ def _parse_qcow2(head: bytes, file_size: int) -> int:
     refcount_offset, refcount_clusters = fields[9:11]
     if version not in (2, 3):
         raise HeaderError(f"qcow2 of version {version} is unknown")
-    if backing_offset or backing_size:
+    if backing is not None:
+        _check_backing(head, version, backing_offset, backing_size, backing)
+    elif backing_offset or backing_size:
         raise HeaderError("it needs a backing file", "flatten it: qemu-img convert -O qcow2 SRC DEST")
     if crypt:
         raise HeaderError("it is encrypted", "decrypt it with qemu-img convert")
@@ -139,6 +157,26 @@ def _parse_qcow2(head: bytes, file_size: int) -> int:
         raise HeaderError(f"its table of reference counts has {refcount_clusters} clusters")
     _check_inside("table of reference counts", refcount_offset, refcount_clusters * cluster, cluster, file_size)
     return int(size)
+
+
+def _check_backing(head: bytes, version: int, offset: int, size: int, backing: Backing) -> None:
+    """Compare the bytes; what a name means (a protocol, a JSON object) is not even asked."""
+    if version != 3 or not offset or head[offset : offset + size] != backing.name.encode():
+        said = head[offset : offset + min(size, 200)].decode(errors="backslashreplace") if offset else ""
+        raise HeaderError(f"it names {said!r} as its backing file, not {backing.name}")
+    formats = [data for kind, data in _walk_extensions(head[:offset]) if kind == _EXTENSION_BACKING_FORMAT]
+    if formats != [backing.format.value.encode()]:
+        raise HeaderError(f"it does not say that {backing.name} is {backing.format}")
+
+
+def _walk_extensions(head: bytes) -> Iterator[tuple[int, bytes]]:
+    at = _QCOW2_V3.unpack_from(head, 72)[4] if len(head) >= 104 else len(head)
+    while at + 8 <= len(head):
+        kind, length = struct.unpack_from(">II", head, at)
+        if kind == 0:
+            return
+        yield kind, head[at + 8 : at + 8 + length]
+        at += 8 + -(-length // 8) * 8
 
 
 def _check_inside(what: str, offset: int, length: int, cluster: int, file_size: int) -> None:
@@ -162,17 +200,13 @@ def _check_version_3(head: bytes, cluster_bits: int) -> bool:
         raise HeaderError(f"it has features that pvc does not know ({incompatible:#x})")
     if refcount_order > 6 or header_length < 104 or header_length % 8 or header_length > 1 << cluster_bits:
         raise HeaderError("its qcow2 header contradicts itself")
-    _check_extensions(head[: 1 << cluster_bits], header_length)
+    _check_extensions(head[: 1 << cluster_bits])
     return bool(incompatible & 16)
 
 
-def _check_extensions(head: bytes, at: int) -> None:
-    while at + 8 <= len(head):
-        kind, length = struct.unpack_from(">II", head, at)
-        if kind == 0:
-            return
+def _check_extensions(head: bytes) -> None:
+    for kind, _ in _walk_extensions(head):
         if kind == _EXTENSION_DATA_FILE:
             raise HeaderError("its data is in another file", "make it one file: qemu-img convert -O qcow2 SRC DEST")
         if kind == _EXTENSION_CRYPTO:
             raise HeaderError("it is encrypted", "decrypt it with qemu-img convert")
-        at += 8 + -(-length // 8) * 8

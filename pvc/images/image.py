@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,6 +12,8 @@ from pvc.parse import parse_name
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _REVISION = re.compile(r"^[1-9][0-9]{0,8}$")
 MAX_REVISION = 999_999_999
+# More than pvc ever makes (chain.MAX_LAYERS): what else a description may claim.
+_MAX_BELOW = 64
 
 
 class Format(StrEnum):
@@ -34,6 +37,15 @@ class Blob:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A disk that another one reads from where it holds nothing itself; ``size`` as a guest sees it, in bytes."""
+
+    blob: Blob
+    format: Format
+    size: int
+
+
+@dataclass(frozen=True)
 class ImageUri:
     """``[repository:]name[@revision]``; without a revision the newest is meant."""
 
@@ -51,7 +63,8 @@ class Image:
     """One revision of an image. ``size`` is the guest's disk in bytes, ``created`` seconds since the epoch.
 
     With a ``kernel`` the guest is booted directly, with ``append`` as its command line; else by the boot
-    loader on the disk. ``hints`` tell people how to use it (``user``: whom to log in as).
+    loader on the disk. ``hints`` tell people how to use it (``user``: whom to log in as). ``below``: the layers
+    that the disk rests on, lowest first, for an image that holds only what changed.
     """
 
     name: str
@@ -66,11 +79,31 @@ class Image:
     append: str = ""
     description: str = ""
     hints: dict[str, str] = field(default_factory=dict)
+    below: tuple[Layer, ...] = ()
+
+    def __post_init__(self) -> None:
+        """:raise ValueError: its layers cannot be a chain."""
+        layers = self.layers
+        if len(layers) > _MAX_BELOW or len({each.blob.sha256 for each in layers}) < len(layers):
+            raise ValueError(f"{len(layers)} layers, or one of them twice, are no disk")
+        for lower, upper in itertools.pairwise(layers):
+            if upper.format is not Format.QCOW2 or upper.size < lower.size:
+                raise ValueError(f"{upper.blob.sha256} cannot rest on {lower.blob.sha256}")
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers of the disk, lowest first, the disk last."""
+        return (*self.below, Layer(self.disk, self.format, self.size))
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
         """All files that the image consists of."""
-        return tuple(blob for blob in (self.disk, self.kernel, self.initrd) if blob is not None)
+        found = (*(each.blob for each in self.layers), self.kernel, self.initrd)
+        return tuple(blob for blob in found if blob is not None)
+
+    def is_raw(self, blob: Blob) -> bool:
+        """Whether a file of the image is a raw disk, which has holes where it is zero."""
+        return any(each.blob == blob and each.format is Format.RAW for each in self.layers)
 
     @property
     def stored_size(self) -> int:

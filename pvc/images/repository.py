@@ -12,6 +12,7 @@ from pathlib import Path
 from pvc.errors import GuestError, PvcError, UsageError
 from pvc.images import header
 from pvc.images.archive import export_images, import_archive
+from pvc.images.chain import check_head, walk_layers
 from pvc.images.derive import copy_image, resize_image
 from pvc.images.image import Image, ImageUri, parse_uri
 from pvc.images.store import Store
@@ -135,6 +136,7 @@ class Repositories:
         """
         store = self.store(found.repository)
         hint = f"import it again, or choose another: pvc image list; remove it: pvc image delete {found.uri}"
+        layers = {layer.blob: (layer, backing) for layer, backing in walk_layers(found.image)}
         for blob in found.image.blobs:
             path = store.blob_path(blob)
             try:
@@ -145,13 +147,10 @@ class Repositories:
                 raise GuestError(
                     f"image {found.uri} is damaged: {path} has {size} bytes instead of {blob.size}", hint=hint
                 )
-            if blob == found.image.disk:
-                try:
-                    facts = header.parse_header(head, size, found.image.format)
-                    if facts.size != found.image.size:
-                        raise header.HeaderError(f"a disk of {facts.size} bytes instead of {found.image.size}")
-                except header.HeaderError as err:
-                    raise GuestError(f"image {found.uri} is damaged: {path}: {err}", hint=hint) from None
+            if blob in layers:
+                problem = check_head(*layers[blob], head)
+                if problem:
+                    raise GuestError(f"image {found.uri} is damaged: {path}: {problem}", hint=hint)
 
     def import_file(
         self, incoming: Incoming, progress: Progress, *, repository: str | None = None, reuse: bool = False

@@ -9,7 +9,7 @@ from pvc.images.image import Image
 from pvc.images.repository import Repositories
 from pvc.images.store import Store
 from pvc.model.site import DiskWish, Template
-from pvc.model.vm import DirectBoot, Disk, ExtraDisk, Restart, VmTemplate
+from pvc.model.vm import DirectBoot, Disk, DiskFile, ExtraDisk, Restart, VmTemplate
 
 
 def resolve_template(template: Template, repositories: Repositories) -> VmTemplate:
@@ -63,7 +63,9 @@ def _find_disk(image: str, size: int | None, repositories: Repositories) -> tupl
             hint="leave the size out, or give a larger one: disks only grow",
         )
     path = str(store.blob_path(found.image.disk))
-    return Disk(path, found.image.format.value, size or found.image.size), _find_boot(found.image, store)
+    below = tuple(DiskFile(str(store.blob_path(each.blob)), each.format.value) for each in found.image.below)
+    disk = Disk(path, found.image.format.value, size or found.image.size, below, found.uri)
+    return disk, _find_boot(found.image, store)
 
 
 def _resolve_disk(wish: DiskWish, repositories: Repositories) -> ExtraDisk:

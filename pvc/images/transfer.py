@@ -115,13 +115,15 @@ def _bring_disk(
         return facts, blob
 
 
-def check_disk(path: Path, source: Path, kind: Format, size: int) -> None:
+def check_disk(path: Path, source: Path, kind: Format, size: int, backing: header.Backing | None = None) -> None:
     """Look at the copy of ``source`` that nobody else can change: its header, and the tables of a qcow2.
+
+    ``backing``: what its header must name.
 
     :raise UsageError: it is not the disk that it was, or damaged.
     """
     with path.open("rb", buffering=0) as stream:
-        if _probe(stream, source, kind) != header.HeaderFacts(kind, size):
+        if _probe(stream, source, kind, backing) != header.HeaderFacts(kind, size):
             raise UsageError(f"{source} changed while it was read, or is not what it should be")
     _check_inside(path, source, kind)
 
@@ -151,11 +153,13 @@ def check_texts(append: str, description: str, hints: dict[str, str]) -> None:
             raise ValueError(f"a description is one printable line of at most {_MAX_TEXT} characters")
 
 
-def _probe(stream: IO[bytes], path: Path, expected: Format | None) -> header.HeaderFacts:
+def _probe(
+    stream: IO[bytes], path: Path, expected: Format | None, backing: header.Backing | None = None
+) -> header.HeaderFacts:
     try:
         stream.seek(0)
         head = read_exactly(stream, header.PROBE_SIZE)
-        return header.parse_header(head, os.fstat(stream.fileno()).st_size, expected)
+        return header.parse_header(head, os.fstat(stream.fileno()).st_size, expected, backing=backing)
     except OSError as err:
         raise UsageError(f"cannot read {path}") from err
     except header.HeaderError as err:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pvc.errors import GuestError, HostError
-from pvc.images import header
-from pvc.images.image import Blob, Image
+from pvc.images.chain import find_wrong_header
+from pvc.images.image import Blob
 from pvc.images.store import Store
 from pvc.images.streams import Progress, hash_file
 
@@ -52,7 +52,7 @@ def _verify_revision(
         if blob not in known:
             known[blob] = _find_damage(store.blob_path(blob), blob, uri, progress)
         problem = problem or known[blob]
-    problem = problem or _find_wrong_header(store.blob_path(image.disk), image)
+    problem = problem or find_wrong_header(image, store.blob_path)
     # Its files go only after its name.
     if problem is None or store.read(name, revision) is not None:
         yield Verdict(uri, problem)
@@ -67,14 +67,3 @@ def _find_damage(path: Path, blob: Blob, label: str, progress: Progress) -> str 
     except OSError as err:
         return f"{path}: {os.strerror(err.errno or 0)}"
     return None if found == blob else f"{path} has other content: sha256 {found.sha256}"
-
-
-def _find_wrong_header(path: Path, image: Image) -> str | None:
-    try:
-        with path.open("rb") as stream:
-            facts = header.parse_header(stream.read(header.PROBE_SIZE), image.disk.size, image.format)
-    except OSError as err:
-        return f"{path}: {os.strerror(err.errno or 0)}"
-    except header.HeaderError as err:
-        return f"{path}: {err}"
-    return None if facts.size == image.size else f"{path} is a disk of {facts.size} bytes instead of {image.size}"

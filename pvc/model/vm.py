@@ -52,12 +52,43 @@ class Restart(StrEnum):
 
 
 @dataclass(frozen=True)
+class DiskFile:
+    """A file that disks read from, on a file system that every node sees."""
+
+    path: str
+    format: str
+
+
+@dataclass(frozen=True)
 class Disk:
-    """A base image on a file system that every node sees; ``size`` is the guest's, in bytes."""
+    """A base image on a file system that every node sees; ``size`` is the guest's, in bytes.
+
+    ``below``: the files that it rests on, lowest first. ``image``: where it is from, as "REPOSITORY:NAME@REVISION".
+    """
 
     path: str
     format: str
     size: int
+    below: tuple[DiskFile, ...] = ()
+    image: str = ""
+
+    @property
+    def files(self) -> tuple[DiskFile, ...]:
+        """All that must be read, lowest first."""
+        return (*self.below, DiskFile(self.path, self.format))
+
+
+@dataclass(frozen=True)
+class SavedDisk:
+    """A disk of a running VM, for whoever saves it: number 0 is the image's, the others are the template's ``disks``.
+
+    ``size`` is the guest's, in bytes; ``image`` is what it started from, "": an empty disk.
+    """
+
+    number: int
+    size: int
+    image: str
+    path: str
 
 
 @dataclass(frozen=True)

@@ -148,18 +148,21 @@ def _block(
         "file": {"driver": "file", "filename": path, "discard": unmap, "cache": cache},
     }
     if base is not None:
-        found["backing"] = _backing(base)
+        found["backing"] = plan_backing(base)
     return ("on" if write_cache else "off"), ["-blockdev", to_json(found)]
 
 
-def _backing(disk: Disk) -> dict[str, Any]:
-    # Nobody writes an image of a repository in place, and not every parallel file system has the locks that
-    # QEMU would take for each reader.
-    return {
-        "driver": disk.format,
-        "read-only": True,
-        "file": {"driver": "file", "filename": disk.path, "locking": "off", "read-only": True},
-    }
+def plan_backing(disk: Disk) -> dict[str, Any]:
+    """The node of a base image, with those below it: all that QEMU opens is said, no header's name is followed."""
+    node: dict[str, Any] | None = None
+    for each in disk.files:
+        # Nobody writes an image of a repository in place, and not every parallel file system has the locks that
+        # QEMU would take for each reader.
+        file = {"driver": "file", "filename": each.path, "locking": "off", "read-only": True}
+        below = {"backing": node} if each.format == "qcow2" else {}
+        node = {"driver": each.format, "read-only": True, "file": file, **below}
+    assert node is not None
+    return node
 
 
 def _seed(template: VmTemplate, path: str | None) -> list[str]:

@@ -23,6 +23,7 @@ from pvc.supervisor import relay
 from pvc.supervisor.console import Console
 from pvc.supervisor.monitor import dump_memory, find_display, run_command, take_screenshot
 from pvc.supervisor.orders import carry_out, parse_grace
+from pvc.supervisor.save import list_disks, save_disk
 from pvc.supervisor.vm import Vm
 
 LOG = logging.getLogger(__name__)
@@ -136,6 +137,10 @@ class Control:
                     await _send(writer, {"ok": True, "size": len(picture)}, picture)
                 case "dump":
                     await self._dump(request, reader, writer)
+                case "disks":
+                    await _send(writer, {"ok": True, "disks": codec.to_data(list_disks(self._find_vm(request)))})
+                case "save":
+                    await self._save(request, reader, writer)
                 case "console":
                     await self._console(self._find_console(request), reader, writer)
                 case "console-log":
@@ -176,13 +181,13 @@ class Control:
 
     async def _dump(self, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Lines of progress, then the answer; QEMU cannot be stopped, but nothing stays for a caller who has left."""
-
-        async def tell(done: int, total: int) -> None:
-            if reader.at_eof():
-                raise ConnectionAbortedError("the caller of a dump has left")
-            await _send(writer, {"done": done, "total": total})
-
+        tell = _tell_progress(reader, writer)
         await _send(writer, {"ok": True, "size": await dump_memory(self._find_vm(request), request, tell)})
+
+    async def _save(self, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """As ``_dump``; a save ends with its caller."""
+        tell = _tell_progress(reader, writer)
+        await _send(writer, {"ok": True, "frozen": await save_disk(self._find_vm(request), request, tell)})
 
     async def _ssh(self, port: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Ports of this node's own VMs, and nothing else that the job's owner may reach here.
@@ -203,6 +208,15 @@ class Control:
             typing.cancel()
             await asyncio.gather(typing, return_exceptions=True)
         await writer.drain()
+
+
+def _tell_progress(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Callable[[int, int], Awaitable[None]]:
+    async def tell(done: int, total: int) -> None:
+        if reader.at_eof():
+            raise ConnectionAbortedError("the caller has left")
+        await _send(writer, {"done": done, "total": total})
+
+    return tell
 
 
 async def _copy_input(reader: asyncio.StreamReader, console: Console) -> None:

@@ -126,6 +126,17 @@ class Machine:
             raise GuestError("QEMU took no descriptor") from err
         await self.execute("getfd", {"fdname": name})
 
+    async def share_file(self, fd: int) -> int:
+        """Give QEMU a copy of a descriptor that it may open as /dev/fdset/NUMBER; returns the number.
+
+        :raise GuestError: QEMU refused, ended, or did not answer.
+        """
+        try:
+            self.qmp.send_fd_scm(fd)
+        except (QMPError, OSError) as err:
+            raise GuestError("QEMU took no descriptor") from err
+        return int((await self.execute("add-fd"))["fdset-id"])
+
     async def pin(self, cpus: Sequence[int]) -> None:
         """Pin vCPU i to cpus[i], and QEMU's other threads to all of them.
 

@@ -14,7 +14,7 @@ from pvc.host.firmware import find_firmware
 from pvc.host.overlay import write_overlay
 from pvc.host.seed import write_seed
 from pvc.model.cluster import ClusterSpec
-from pvc.model.vm import ExtraDisk, Firmware, VmTemplate
+from pvc.model.vm import Disk, ExtraDisk, Firmware, VmTemplate
 from pvc.plan.cloudinit import SeedSpec, plan_seed
 from pvc.plan.disks import plan_empty, plan_overlay
 from pvc.plan.qemudrives import VmPaths
@@ -52,11 +52,16 @@ def write_error(directory: Path, err: OSError) -> GuestError:
     return GuestError(f"cannot write the VM's files in {directory}", hint=hint)
 
 
+def overlay_path(vm: VmShare, number: int) -> Path:
+    """What a VM has written to its disk 0, the image's, or to one of the template's ``disks``."""
+    return vm.directory / (f"disk{number}.qcow2" if number else "disk.qcow2")
+
+
 def _make_overlay(vm: VmShare) -> Path | None:
     disk = vm.template.disk
     if disk is None:
         return None
-    overlay = vm.directory / "disk.qcow2"
+    overlay = overlay_path(vm, 0)
     try:
         write_overlay(overlay, plan_overlay(disk.path, disk.format, disk.size))
     except ValueError as err:
@@ -65,7 +70,7 @@ def _make_overlay(vm: VmShare) -> Path | None:
 
 
 def _make_disk(vm: VmShare, number: int, disk: ExtraDisk) -> str:
-    path = vm.directory / f"disk{number}.qcow2"
+    path = overlay_path(vm, number)
     try:
         base = disk.base
         plan = plan_empty(disk.size) if base is None else plan_overlay(base.path, base.format, disk.size)
@@ -100,6 +105,14 @@ def _seed_spec(vm: VmShare, spec: ClusterSpec, instance_id: str) -> SeedSpec:
     )
 
 
+def _name_files(what: str, disk: Disk | None) -> dict[str, str | None]:
+    """The files that a disk reads from; ``what`` it is called."""
+    if disk is None:
+        return {}
+    below = {f"{what} (layer {i})": each.path for i, each in enumerate(disk.below, start=1)}
+    return {**below, what: disk.path}
+
+
 def _check_template(template: VmTemplate) -> None:
     if shutil.which(template.qemu_bin, path=run.PATH) is None:
         raise GuestError(
@@ -112,10 +125,11 @@ def _check_template(template: VmTemplate) -> None:
                 f"template {template.name}: {mount.source}, for {mount.target}, is no directory that you can read here",
                 hint="directories for VMs must be there on every node of the job",
             )
-    wanted = {"image": template.disk.path if template.disk else None}
+    wanted = _name_files("image", template.disk)
     if template.boot is not None:
         wanted |= {"kernel": template.boot.kernel, "initrd": template.boot.initrd}
-    wanted |= {f"disk {i}": disk.base.path for i, disk in enumerate(template.disks, start=1) if disk.base is not None}
+    for i, disk in enumerate(template.disks, start=1):
+        wanted |= _name_files(f"disk {i}", disk.base)
     for what, path in wanted.items():
         if path is None:
             continue

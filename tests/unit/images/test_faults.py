@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pvc.images.repository import Repositories
+from pvc.images.save import Changed, save_changed
 from pvc.images.transfer import Incoming
 from tests.unit.images.disks import quiet, raw_disk, repositories
 from tests.unit.images.faults import boundaries, die
@@ -29,6 +30,17 @@ def import_small(where: Repositories, base: Path, name: str, mark: bytes) -> str
     source = base / f"{name}.src"
     source.write_bytes(raw_disk(4096, mark))
     return where.import_file(Incoming(source, name), quiet).uri
+
+
+def save_small(where: Repositories, mark: bytes) -> None:
+    """A new revision of "a" that rests on a@2."""
+
+    def fill(path: Path) -> None:
+        with path.open("ab") as stream:
+            stream.write(mark)
+
+    changed = Changed(4096, where.find("a@2"), where.store())
+    save_changed(changed, where.store(), "a", "me", fill, quiet)
 
 
 def check(where: Repositories) -> set[str]:
@@ -70,10 +82,11 @@ ACTIONS = {
     "new": lambda where, base: import_small(where, base, "b", b"4"),
     "known": lambda where, base: import_small(where, base, "b", b"1"),
     "unnamed": lambda where, base: import_small(where, base, "b", b"3"),
+    "save": lambda where, base: save_small(where, base.name.encode()),
     "delete": lambda where, _: where.delete("a@1"),
     "collect": lambda where, _: where.store().collect(),
 }
-AFTER = {"new": {"b@1"}, "known": {"b@1"}, "unnamed": {"b@1"}, "delete": set(), "collect": set()}
+AFTER = {"new": {"b@1"}, "known": {"b@1"}, "unnamed": {"b@1"}, "save": {"a@3"}, "delete": set(), "collect": set()}
 
 
 @pytest.mark.parametrize("name", ACTIONS)
