@@ -2,134 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from guests import build_guest
-from harness import NODE, Console, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec, wait_until
+from harness import Console
+from savers import SIZE, Saver, make_base, quiet, read_whole, started, write
 
-from pvc.errors import GuestError, HostError, UsageError
-from pvc.images.repository import FoundImage, Repositories
-from pvc.images.transfer import Incoming
+from pvc.errors import UsageError
 from pvc.images.verify import verify_store
-from pvc.model.cluster import ClusterRecord, NodeEndpoint
-from pvc.model.event import EventKind
-from pvc.model.node import VmGrant
-from pvc.model.site import Repository
-from pvc.model.vm import Disk, DiskFile, ExtraDisk, Phase
-from pvc.ops.control import Control
-from pvc.ops.jobdir import JobDir
-from pvc.ops.save import Saved, Wish, save
+from pvc.model.vm import ExtraDisk
 
 pytestmark = pytest.mark.vm
-SIZE = 64 << 20
 
 
-def quiet(*_: object) -> None:
-    """Progress for nobody."""
-
-
-@pytest.fixture
-def where(tmp_path: Path) -> Repositories:
-    """A repository with a raw image, which has a mark at its start."""
-    found = Repositories([Repository("site", os.fspath(tmp_path / "site"))], home=tmp_path)
-    disk = tmp_path / "base.raw"
-    disk.write_bytes(b"MARK-0 of the base".ljust(510, b".") + b"\x55\xaa")
-    os.truncate(disk, SIZE)
-    guest = build_guest()
-    found.import_file(Incoming(disk, "base", kernel=guest.kernel, initrd=guest.initrd, append=guest.append), quiet)
-    return found
-
-
-class Saver:
-    """A cluster of one VM, started from an image, and what its owner's commands see of it."""
-
-    def __init__(self, base: Path, where: Repositories, image: str, *extra: ExtraDisk) -> None:
-        base.mkdir()
-        (base / "run").mkdir()
-        self.where = where
-        found = where.locate(image)
-        where.verify(found)
-        store = where.store(found.repository)
-        files = [DiskFile(os.fspath(store.blob_path(each.blob)), each.format.value) for each in found.image.layers]
-        disk = Disk(files[-1].path, files[-1].format, found.image.size, tuple(files[:-1]), found.uri)
-        template = guest_template(build_guest(), disk, disks=extra)
-        keys = make_keys(base / "keys")
-        spec = make_spec([template], keys)
-        self.node = FakeNode(base / "sock", make_grant(base / "run", [VmGrant(0, (), {})]))
-        self.cluster = Launched(spec, base / "sock", home=base)
-        listening = self.cluster.wait_event(EventKind.LISTENING)
-        assert listening.host is not None
-        assert listening.port is not None
-        self.endpoint = NodeEndpoint(NODE, listening.host, listening.port)
-        jobdir = JobDir(base / "job")
-        jobdir.path.mkdir()
-        jobdir.write_keys(keys)
-        record = ClusterRecord(12, "test", "tiny", 0.0, "here", 1, spec.placement, spec.groups, (self.endpoint,))
-        self.control = Control(record, jobdir)
-        self.cluster.wait_phase(0, Phase.BOOTING)
-
-    @contextmanager
-    def shell(self) -> Iterator[Console]:
-        """The guest's shell."""
-        with self.cluster.connect() as connection:
-            console = Console(connection, 0)
-            console.wait_prompt()
-            yield console
-
-    def save(self, image: str | None = None, **wish: Any) -> Saved:
-        """As the command."""
-        return save(self.control, self.endpoint, Wish("vm0", 0, image=image, **wish), self.where, "me", quiet)
-
-    def ask_qemu(self, command: str) -> Any:
-        """What QEMU answers."""
-        return self.cluster.ask(op="monitor", vm=0, qmp={"execute": command})["return"]
-
-    def is_clean(self) -> bool:
-        """Whether QEMU has nothing left of a save, and runs the guest."""
-        nodes = [each["node-name"] for each in self.ask_qemu("query-named-block-nodes")]
-        running = self.ask_qemu("query-status")["status"] == "running"
-        nothing = not self.ask_qemu("query-jobs") and not self.ask_qemu("query-fdsets")
-        return running and nothing and not any(name.startswith("save-") for name in nodes)
-
-    def close(self) -> None:
-        """End it."""
-        self.cluster.close()
-        self.node.close()
-
-
-@contextmanager
-def started(base: Path, where: Repositories, image: str, *extra: ExtraDisk) -> Iterator[Saver]:
-    saver = Saver(base, where, image, *extra)
-    try:
-        yield saver
-    finally:
-        saver.close()
-
-
-def write(console: Console, text: str, at_mib: int, device: str = "vda") -> None:
-    """Let the guest write a word, and bring it to its disk."""
-    console.send(
-        f"echo {text} | dd of=/dev/{device} bs=1M seek={at_mib} conv=notrunc,fsync; echo WRO''TE-{text}\n".encode()
-    )
-    console.wait(f"WROTE-{text}".encode())
-
-
-def read_whole(where: Repositories, found: FoundImage, base: Path) -> bytes:
-    """All of the disk, as any tool sees it: by the names in the headers alone."""
-    out = base / "whole.raw"
-    path = where.store(found.repository).blob_path(found.image.disk)
-    subprocess.run(["qemu-img", "convert", "-O", "raw", path, out], check=True)
-    return out.read_bytes()
-
-
-def test_saves_on_saves(tmp_path: Path, where: Repositories) -> None:
+def test_saves_on_saves(tmp_path: Path) -> None:
+    where = make_base(tmp_path)
     with started(tmp_path / "a", where, "base") as saver:
         with saver.shell() as console:
             write(console, "FIRST", 8)
@@ -175,19 +62,11 @@ def test_saves_on_saves(tmp_path: Path, where: Repositories) -> None:
         console.wait(b"SECOND")
 
 
-def test_one_moment_and_no_half_images(tmp_path: Path, where: Repositories) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small], check=True)
-    try:
-        wanted = Repositories([Repository("site", os.fspath(tmp_path / "site")), Repository("small", f"{small}/r")])
-        with started(tmp_path / "a", wanted, "base", ExtraDisk(None, 32 << 20)) as saver, saver.shell() as console:
-            check_moment(saver, console, tmp_path)
-            check_more_disks(saver, console, tmp_path)
-            check_failures(saver)
-            check_kills(saver, tmp_path)
-    finally:
-        subprocess.run(["umount", small], check=True)
+def test_one_moment_and_more_disks(tmp_path: Path) -> None:
+    where = make_base(tmp_path)
+    with started(tmp_path / "a", where, "base", ExtraDisk(None, 32 << 20)) as saver, saver.shell() as console:
+        check_moment(saver, console, tmp_path)
+        check_more_disks(saver, console, tmp_path)
 
 
 def check_moment(saver: Saver, console: Console, base: Path) -> None:
@@ -216,53 +95,3 @@ def check_more_disks(saver: Saver, console: Console, base: Path) -> None:
     found = saver.save("extra", disk=1).found
     assert (found.image.below, found.image.kernel, found.image.size) == ((), None, 32 << 20)
     assert read_whole(saver.where, found, base)[3 << 20 :][:6] == b"EXTRA\n"
-
-
-def check_failures(saver: Saver) -> None:
-    """What cannot be saved leaves neither an image nor anything in QEMU."""
-    small = saver.where.store("small")
-    with pytest.raises(HostError) as caught:
-        saver.save("small:x")
-    assert "MiB free" in str(caught.value) or "No space left" in str(caught.value)
-    with pytest.raises(HostError, match="No space left on device") as caught:
-        saver.save("small:x", full=True)
-    assert "free space there" in (caught.value.find_hint() or "")
-    assert small.list_revisions() == {}
-    assert small.measure() == 0
-    assert not list((small.path / ".tmp").iterdir())
-    with pytest.raises(UsageError, match="numbered by the repository"):
-        saver.save("x@3")
-    for request in (
-        {"path": "relative"},
-        {"path": "/dev/null"},
-        {"path": "/no/such/file"},
-        {"path": "/tmp", "disk": "0"},
-        {"path": "/tmp", "disk": 7},
-        {"path": "/tmp", "speed": -1},
-    ):
-        assert saver.cluster.ask(op="save", vm=0, **request)["ok"] is False
-    assert saver.is_clean()
-
-
-def check_kills(saver: Saver, base: Path) -> None:
-    """A caller who leaves ends the job; a supervisor that is killed ends the save with an error."""
-    target = base / "target.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", target, str(SIZE)], check=True)
-    request = {"op": "save", "vm": 0, "path": os.fspath(target), "full": True, "speed": 1 << 16}
-    with saver.cluster.connect() as connection:
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        assert "done" in json.loads(connection.makefile("rb").readline())
-        again = saver.cluster.ask(**request)
-        assert again["ok"] is False  # one at a time
-    wait_until(saver.is_clean, 60)
-    before = saver.where.store("site").list_revisions()
-
-    def kill(_what: str, done: int, _total: int) -> None:
-        if done:
-            saver.cluster.process.kill()
-
-    wish = Wish("vm0", 0, image="killed", speed=1 << 20)
-    with pytest.raises((HostError, GuestError), match="answer"):
-        save(saver.control, saver.endpoint, wish, saver.where, "me", kill)
-    assert saver.where.store("site").list_revisions() == before
-    assert not list((saver.where.store("site").path / ".tmp").iterdir())
