@@ -1,0 +1,73 @@
+"""Each recipe of pvc's, built, booted as VMs of a user's job, and used for what it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pvc.images import build
+from pvc.images.recipe import find_recipe, load_recipe
+from pvc.images.repository import Repositories
+from pvc.images.transfer import Incoming
+from pvc.model.site import Repository
+from pvc.testbed.images import find_cache
+from tests.slurm.clusters import Cluster
+from tests.slurm.testbed import Testbed
+
+BOOT_S = 900.0
+# Services of the guest come up after ssh: ask until they answer, one minute each time.
+UNTIL = "for try in $(seq 20); do timeout 60 {} && exit 0; sleep 3; done; exit 1"
+
+
+def boot(tb: Testbed, name: str, count: int) -> Cluster:
+    recipe = load_recipe(find_recipe(name))
+    site = Repositories([Repository("site", str(tb.place.state_dir / "images"))])
+    with build.built(recipe, print, cache=find_cache() / "images") as made:
+        incoming = Incoming(made.disk, name, kernel=made.kernel, initrd=made.initrd, append=recipe.append)
+        site.import_file(incoming, lambda *_: None)
+    cluster = Cluster(tb, f"{name}:{count}", "-m", "700M").wait_running()
+    try:
+        tb.run(["pvc", "wait", "--timeout", f"{BOOT_S:g}s", "-j", str(cluster.job_id)], timeout=BOOT_S + 60)
+    except BaseException:
+        cluster.close()
+        raise
+    return cluster
+
+
+def ask(tb: Testbed, cluster: Cluster, vm: str, command: str) -> str:
+    argv = ["pvc", "ssh", "-j", str(cluster.job_id), vm, "--", command]
+    return tb.run(argv, timeout=1500).out
+
+
+@pytest.fixture
+def cluster(tb: Testbed, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    found = boot(tb, *request.param)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("cluster", [("slurm", 2)], indirect=True)
+def test_slurm_runs_jobs_on_all_vms(tb: Testbed, cluster: Cluster) -> None:
+    out = ask(tb, cluster, "vm0", UNTIL.format("srun -N2 hostname"))
+    assert sorted(out.split()) == ["vm0", "vm1"]
+    # The others have no configuration but the one that vm0 gave them.
+    assert sorted(ask(tb, cluster, "vm1", UNTIL.format("srun -N2 hostname")).split()) == ["vm0", "vm1"]
+    assert ask(tb, cluster, "vm1", "sinfo -h -o %D").split() == ["2"]
+
+
+@pytest.mark.parametrize("cluster", [("mpi", 2)], indirect=True)
+@pytest.mark.parametrize("user", ["root", "debian"])
+def test_mpi_ranks_are_on_all_vms(tb: Testbed, cluster: Cluster, user: str) -> None:
+    ask(tb, cluster, "vm0", UNTIL.format("test -s /run/pvc-cluster/names"))
+    command = "mpirun -np 2 --map-by node --hostfile /run/pvc-cluster/names mpi-hello"
+    out = ask(tb, cluster, "vm0", f"su - {user} -c '{command}'")
+    assert sorted(out.splitlines()) == [f"rank {i} of 2 on vm{i}, sum of ranks 1" for i in (0, 1)]
+
+
+@pytest.mark.parametrize("cluster", [("docker", 1)], indirect=True)
+def test_a_container_runs_without_a_registry(tb: Testbed, cluster: Cluster) -> None:
+    ask(tb, cluster, "vm0", "tar -C / -c bin/busybox | docker import - busybox")
+    for network in ("none", "bridge"):
+        out = ask(tb, cluster, "vm0", f"docker run --rm --network {network} busybox /bin/busybox echo hello")
+        assert out == "hello\n"
