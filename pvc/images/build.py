@@ -12,12 +12,14 @@ import io
 import json
 import logging
 import os
+import pwd
 import re
 import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -32,8 +34,12 @@ from pvc.images.recipe import Recipe
 LOG = logging.getLogger(__name__)
 
 # Raised when the builder makes something else of the same recipe.
-_BUILDER = 1
+_BUILDER = 2
 _TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "tar": "tar"}
+# The time of all that a build makes, where packages give none: two builds of the same are the same.
+_EPOCH = 1735689600  # 2025-01-01
+_UUID_SPACE = uuid.UUID("5d0f7b0e-6f5c-4c0e-9c57-0d5c1f0e7a10")
+_SWITCHES = ("/proc/sys/kernel/unprivileged_userns_clone", "/proc/sys/user/max_user_namespaces")
 _NEEDED_SPACE = 3 << 30
 _BUILD_TIMEOUT_S = 3600.0
 _RESULT = ("disk.qcow2", "kernel", "initrd", "packages")
@@ -76,6 +82,7 @@ def built(recipe: Recipe, step: Step, *, cache: Path | None = None) -> Iterator[
                 hint="check the network, and that apt-get update works on this machine",
             )
         _check_tools()
+        _check_rights()
         _check_space(work)
         _make_root(recipe, sources, work, step)
         _make_disk(recipe, work, step)
@@ -148,6 +155,38 @@ def _check_tools() -> None:
         raise HostError(f"cannot build an image without {', '.join(missing)}", hint=f"apt install {' '.join(missing)}")
 
 
+def _check_rights() -> None:
+    """A normal user becomes root of a user namespace, or mmdebstrap falls back to fakechroot."""
+    if os.geteuid() == 0 or shutil.which("fakechroot", path=run.PATH):
+        return
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    texts = {path: files.read_text(Path(path), "") for path in ("/etc/subuid", "/etc/subgid", *_SWITCHES)}
+    obstacles = find_obstacles(user, os.geteuid(), texts)
+    if shutil.which("newuidmap", path=run.PATH) is None:
+        obstacles.append("there is no newuidmap (package uidmap)")
+    if obstacles:
+        raise HostError(
+            f"cannot build an image as {user}: {'; '.join(obstacles)}",
+            hint=f"the administrator can do: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user} "
+            "(other numbers than other users have); or build the image as root",
+        )
+
+
+def find_obstacles(user: str, uid: int, texts: Mapping[str, str]) -> list[str]:
+    """Why ``user`` cannot be root in a namespace of many users, from the files that decide it: path to text."""
+    found = []
+    for path in ("/etc/subuid", "/etc/subgid"):
+        ranges = [line.split(":") for line in texts[path].splitlines()]
+        # A distribution's users and groups have numbers up to 65534.
+        if not any(
+            len(each) == 3 and each[0] in (user, str(uid)) and each[2].isdecimal() and int(each[2]) >= 65536
+            for each in ranges
+        ):
+            found.append(f"{path} gives {user} no 65536 numbers")
+    found += [f"{path} is 0, so there are no user namespaces" for path in _SWITCHES if texts[path].strip() == "0"]
+    return found
+
+
 def _check_space(work: Path) -> None:
     free = shutil.disk_usage(work).free
     if free < _NEEDED_SPACE:
@@ -169,6 +208,8 @@ def _environment(work: Path) -> dict[str, str]:
 def _make_root(recipe: Recipe, sources: tuple[aptsources.Source, ...], work: Path, step: Step) -> None:
     """Write work/root.tar: the guest's files with packages, recipe's files, and commands done."""
     (work / "files.tar").write_bytes(_pack_files(recipe))
+    # Whatever is younger was made by the build.
+    (work / "begin").touch()
     argv = ["mmdebstrap", "--variant=minbase", "--format=tar"]
     argv += ['--aptopt=Apt::Install-Recommends "false"', *(f"--aptopt={line}" for line in aptsources.read_proxies())]
     argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.exclude]
@@ -231,7 +272,7 @@ def _pack_files(recipe: Recipe) -> bytes:
         def add(path: str, content: str, mode: int, link: str | None = None) -> None:
             member = tarfile.TarInfo(path.lstrip("/"))
             member.mode = mode
-            member.mtime = int(time.time())
+            member.mtime = _EPOCH
             if link is not None:
                 member.type, member.linkname = tarfile.SYMTYPE, link
                 archive.addfile(member)
@@ -248,12 +289,13 @@ def _pack_files(recipe: Recipe) -> bytes:
 
 # --- file system
 
-# $1 work directory, $2 size in KiB. The journal is small: the disk is an overlay's base. Nothing of the
-# inode tables has to be written, neither here nor by the guest: the file is all zeros.
+# $1 work directory, $2 size in KiB, $3 UUID, $4 time of what is younger than the file $1/begin, $5 options of tar.
+# The journal is small: the disk is an overlay's base. Nothing of the inode tables has to be written, neither here
+# nor by the guest: the file is all zeros. Days in /etc/shadow are those of the build; logs tell its times.
 _DISK_SCRIPT = """
 cd "$1"
 mkdir root result
-tar -xpf root.tar -C root --numeric-owner --exclude='./dev/*' $3
+tar -xpf root.tar -C root --numeric-owner --exclude='./dev/*' $5
 rm root.tar
 mv root/var/lib/pvc-packages result/packages
 mkdir boot
@@ -261,8 +303,38 @@ for file in root/boot/vmlinu* root/boot/initrd* root/boot/System.map*; do
     [ ! -f "$file" ] || mv "$file" boot/
 done
 rm -f root/vmlinuz root/vmlinuz.old root/initrd.img root/initrd.img.old root/etc/hostname
+rm -f root/var/cache/ldconfig/aux-cache root/var/cache/debconf/*-old root/var/lib/dpkg/*-old
+rm -f root/etc/passwd- root/etc/group- root/etc/shadow- root/etc/gshadow- root/etc/subuid- root/etc/subgid-
+find root/var/log -type f -exec truncate -s 0 {} +
+sed -i "s/^\\([^:]*:[^:]*:\\)[0-9][0-9]*:/\\1$(($4 / 86400)):/" root/etc/shadow
 : > root/etc/machine-id
-mke2fs -q -F -t ext4 -L root -m 0 -i 65536 -J size=16 -E assume_storage_prezeroed=1 -d root disk.raw "$2"
+find root -newer begin -exec touch -h -d "@$4" {} +
+export E2FSPROGS_FAKE_TIME="$4"
+mke2fs -q -F -t ext4 -L root -m 0 -i 65536 -J size=16 -U "$3" \
+    -E assume_storage_prezeroed=1,hash_seed="$3" -d root disk.raw "$2"
+# mke2fs takes times from its sources, where those of change and access are of now.
+dumpe2fs disk.raw 2>/dev/null | awk -v time="@$4" '
+    /^Inodes per group:/ { size = $4 }
+    /^Group [0-9]+:/ { group = $2 + 0 }
+    /^  Free inodes:/ {
+        sub("^  Free inodes: *", "")
+        next_used = group * size + 1
+        count = split($0, free, ", *")
+        for (i = 1; i <= count; i++) {
+            split(free[i], ends, "-")
+            if (ends[1] == "") continue
+            for (; next_used < ends[1]; next_used++) set()
+            next_used = (ends[2] == "" ? ends[1] : ends[2]) + 1
+        }
+        for (; next_used <= (group + 1) * size; next_used++) set()
+    }
+    function set() {
+        if (next_used != 2 && next_used < 11) return
+        print "sif <" next_used "> atime " time
+        print "sif <" next_used "> ctime " time
+        print "sif <" next_used "> crtime " time
+    }' > times
+debugfs -w -f times disk.raw > /dev/null 2> times.log || { cat times.log >&2; exit 1; }
 """
 
 
@@ -271,8 +343,9 @@ def _make_disk(recipe: Recipe, work: Path, step: Step) -> None:
     step("making the file system")
     root = os.geteuid() == 0
     xattrs = "--xattrs --xattrs-include=security.capability" if root else ""
-    script = _DISK_SCRIPT.replace("$3", xattrs)
-    argv = ["sh", "-euc", script, "sh", os.fspath(work), f"{recipe.size_bytes // 1024}k"]
+    script = _DISK_SCRIPT.replace("$5", xattrs)
+    identity = uuid.uuid5(_UUID_SPACE, recipe.digest())
+    argv = ["sh", "-euc", script, "sh", os.fspath(work), f"{recipe.size_bytes // 1024}k", str(identity), str(_EPOCH)]
     run.run(argv if root else ["fakeroot", "--", *argv], env=_environment(work), timeout_s=_BUILD_TIMEOUT_S)
     step("writing the disk")
     raw = work / "disk.raw"

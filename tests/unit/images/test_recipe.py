@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import tarfile
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -127,6 +129,25 @@ def test_bad_relations_are_explained(tmp_path: Path, change: tuple[str, str], te
         load_child(tmp_path, CHILD.replace(*change))
 
 
+def test_all_shipped_recipes_build_upon_debian() -> None:
+    names = sorted(path.stem for path in find_recipe("debian").parent.glob("*.yaml"))
+    assert names == ["cluster", "debian", "docker", "mpi", "slurm"]
+    for name in names:
+        recipe = load_recipe(find_recipe(name))
+        assert recipe.packages[: len(debian().packages)] == debian().packages
+        assert recipe.commands[: len(debian().commands)] == debian().commands
+
+
+@pytest.mark.allow_run  # sh reads what the guests will run
+def test_the_shipped_scripts_are_shell() -> None:
+    for name in ("cluster", "docker", "mpi", "slurm"):
+        recipe = load_recipe(find_recipe(name))
+        scripts = [file.content for file in recipe.files if file.content.startswith("#!/bin/busybox sh")]
+        for script in (*scripts, *recipe.commands):
+            done = subprocess.run(["sh", "-n"], input=script, text=True, capture_output=True)
+            assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_recipes_are_found_by_name_or_path(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no recipe 'nope' \(known: .*debian"):
         find_recipe("nope")
@@ -143,6 +164,70 @@ def test_files_are_packed_with_their_modes(tmp_path: Path) -> None:
         assert script.read() == b"true\n"
     assert members["etc/motd"].mode == 0o600
     assert members["a"].linkname == "b"
+
+
+def make_disk(work: Path, recipe: Recipe, *, mtime: float) -> bytes:
+    """The disk of a small guest, one of whose files was made by the build."""
+    guest = work / "guest"
+    for name, content in {
+        "etc/shadow": f"root:*:{int(mtime) // 86400}:0:99999:7:::\n",
+        "etc/passwd-": f"{mtime}",
+        "var/lib/pvc-packages": "a 1\n",
+        "var/log/apt/history.log": f"{mtime}",
+        "usr/bin/packaged": "#!/bin/sh\n",
+        "usr/lib/made here": "made",
+    }.items():
+        (guest / name).parent.mkdir(parents=True, exist_ok=True)
+        (guest / name).write_text(content)
+    os.utime(guest / "usr/bin/packaged", (mtime, 1_600_000_000))
+    os.link(guest / "usr/bin/packaged", guest / "usr/bin/linked")
+    (guest / "usr/bin/pointer").symlink_to("packaged")
+    (work / "begin").touch()
+    os.utime(work / "begin", (mtime - 1, mtime - 1))
+    for path in [*guest.rglob("*"), guest]:
+        if path.name not in ("packaged", "linked"):
+            os.utime(path, (mtime, mtime), follow_symlinks=False)
+    members = [f"./{path.relative_to(guest)}" for path in sorted(guest.rglob("*"))]
+    tar = ["tar", "-cf", work / "root.tar", "--no-recursion", "-C", guest, *members]
+    subprocess.run(tar, check=True)
+    build._make_disk(recipe, work, lambda _: None)
+    return (work / "result" / "disk.qcow2").read_bytes()
+
+
+@pytest.mark.allow_run  # tar, mke2fs and qemu-img
+def test_two_builds_are_equal_to_the_byte(tmp_path: Path) -> None:
+    recipe = load(tmp_path, GOOD.replace("2G", "256M"))
+    disks = []
+    for mtime in (1_760_000_000.25, 1_770_086_400.75):
+        work = tmp_path / str(mtime)
+        work.mkdir()
+        disks.append(make_disk(work, recipe, mtime=mtime))
+        time.sleep(1.1 if len(disks) == 1 else 0)
+    assert disks[0] == disks[1]
+    raw = tmp_path / "disk.raw"
+    subprocess.run(["qemu-img", "convert", work / "result" / "disk.qcow2", "-O", "raw", raw], check=True)
+    subprocess.run(["e2fsck", "-fn", raw], check=True, capture_output=True)
+
+    def look(command: str) -> str:
+        return subprocess.run(["debugfs", "-R", command, raw], check=True, capture_output=True, text=True).stdout
+
+    assert look("cat /etc/shadow") == f"root:*:{build._EPOCH // 86400}:0:99999:7:::\n"
+    assert look("cat /var/log/apt/history.log") == ""
+    assert "0x5f5e1000" in look("stat /usr/bin/packaged")  # what packages say stays
+    assert hex(build._EPOCH) in look('stat "/usr/lib/made here"')
+
+
+def test_what_a_user_lacks_is_said() -> None:
+    good = {"/etc/subuid": "bob:1:9\nann:100000:65536\n", "/etc/subgid": "1001:100000:65536\n"}
+    good |= dict.fromkeys(build._SWITCHES, "1\n")
+    assert build.find_obstacles("ann", 1001, good) == []
+    assert build.find_obstacles("ann", 1001, good | dict.fromkeys(build._SWITCHES, "")) == []
+    assert build.find_obstacles("ann", 1001, good | {"/etc/subgid": "ann:1:9\nann:x:y\nann\n"}) == [
+        "/etc/subgid gives ann no 65536 numbers"
+    ]
+    (off,) = build.find_obstacles("ann", 1001, good | {build._SWITCHES[1]: "0\n"})
+    assert off == "/proc/sys/user/max_user_namespaces is 0, so there are no user namespaces"
+    assert len(build.find_obstacles("bob", 7, good)) == 2
 
 
 TARGETS = """Debian|http://mirror/debian/|bookworm|bookworm|main|
