@@ -208,8 +208,9 @@ def _environment(work: Path) -> dict[str, str]:
 def _make_root(recipe: Recipe, sources: tuple[aptsources.Source, ...], work: Path, step: Step) -> None:
     """Write work/root.tar: the guest's files with packages, recipe's files, and commands done."""
     (work / "files.tar").write_bytes(_pack_files(recipe))
-    # Whatever is younger was made by the build.
+    # Whatever is younger was made by the build. mmdebstrap turns its times back to the second in which it began.
     (work / "begin").touch()
+    os.utime(work / "begin", (time.time() - 2, time.time() - 2))
     argv = ["mmdebstrap", "--variant=minbase", "--format=tar"]
     argv += ['--aptopt=Apt::Install-Recommends "false"', *(f"--aptopt={line}" for line in aptsources.read_proxies())]
     argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.exclude]
