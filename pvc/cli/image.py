@@ -280,7 +280,7 @@ def resize(name: str, size: str) -> None:
 def build(recipe: str, suite: str | None, name: str | None, cache: Path | None, repository: str | None) -> None:
     """Make an image from Debian packages and import it.
 
-    RECIPE is one of pvc's own (debian, cluster, docker, mpi, slurm) or a YAML file of the same form (./mine.yaml). It
+    RECIPE is one of pvc's own (debian, cluster, mpi) or a YAML file of the same form (./mine.yaml). It
     may extend another. Packages come from the mirrors that this machine's apt uses. It needs mmdebstrap, e2fsprogs
     and qemu-utils, no loop device, and as a normal user fakeroot and subordinate user ids (see subuid(5)).
     """

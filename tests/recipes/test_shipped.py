@@ -47,15 +47,6 @@ def cluster(tb: Testbed, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     found.close()
 
 
-@pytest.mark.parametrize("cluster", [("slurm", 2)], indirect=True)
-def test_slurm_runs_jobs_on_all_vms(tb: Testbed, cluster: Cluster) -> None:
-    out = ask(tb, cluster, "vm0", UNTIL.format("srun -N2 hostname"))
-    assert sorted(out.split()) == ["vm0", "vm1"]
-    # The others have no configuration but the one that vm0 gave them.
-    assert sorted(ask(tb, cluster, "vm1", UNTIL.format("srun -N2 hostname")).split()) == ["vm0", "vm1"]
-    assert ask(tb, cluster, "vm1", "sinfo -h -o %D").split() == ["2"]
-
-
 @pytest.mark.parametrize("cluster", [("mpi", 2)], indirect=True)
 @pytest.mark.parametrize("user", ["root", "debian"])
 def test_mpi_ranks_are_on_all_vms(tb: Testbed, cluster: Cluster, user: str) -> None:
@@ -63,11 +54,3 @@ def test_mpi_ranks_are_on_all_vms(tb: Testbed, cluster: Cluster, user: str) -> N
     command = "mpirun -np 2 --map-by node --hostfile /run/pvc-cluster/names mpi-hello"
     out = ask(tb, cluster, "vm0", f"su - {user} -c '{command}'")
     assert sorted(out.splitlines()) == [f"rank {i} of 2 on vm{i}, sum of ranks 1" for i in (0, 1)]
-
-
-@pytest.mark.parametrize("cluster", [("docker", 1)], indirect=True)
-def test_a_container_runs_without_a_registry(tb: Testbed, cluster: Cluster) -> None:
-    ask(tb, cluster, "vm0", "tar -C / -c bin/busybox | docker import - busybox")
-    for network in ("none", "bridge"):
-        out = ask(tb, cluster, "vm0", f"docker run --rm --network {network} busybox /bin/busybox echo hello")
-        assert out == "hello\n"

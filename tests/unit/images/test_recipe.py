@@ -131,7 +131,7 @@ def test_bad_relations_are_explained(tmp_path: Path, change: tuple[str, str], te
 
 def test_all_shipped_recipes_build_upon_debian() -> None:
     names = sorted(path.stem for path in find_recipe("debian").parent.glob("*.yaml"))
-    assert names == ["cluster", "debian", "docker", "mpi", "slurm"]
+    assert names == ["cluster", "debian", "mpi"]
     for name in names:
         recipe = load_recipe(find_recipe(name))
         assert recipe.packages[: len(debian().packages)] == debian().packages
@@ -140,7 +140,7 @@ def test_all_shipped_recipes_build_upon_debian() -> None:
 
 @pytest.mark.allow_run  # sh reads what the guests will run
 def test_the_shipped_scripts_are_shell() -> None:
-    for name in ("cluster", "docker", "mpi", "slurm"):
+    for name in ("cluster", "mpi"):
         recipe = load_recipe(find_recipe(name))
         scripts = [file.content for file in recipe.files if file.content.startswith("#!/bin/busybox sh")]
         for script in (*scripts, *recipe.commands):
