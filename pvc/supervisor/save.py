@@ -29,6 +29,8 @@ LOG = logging.getLogger(__name__)
 
 _TICK_S = 0.25
 _CANCEL_S = 30.0
+# What QEMU did not answer may be because it has just ended.
+_END_S = 1.0
 # Tables of the new file, and what the guest writes between our look at its disk and the start of the job.
 _EXTRA_BYTES = 4 << 20
 _ENDED = ("concluded", "null")
@@ -72,7 +74,14 @@ async def save_disk(vm: Vm, request: dict[str, Any], tell: Callable[[int, int], 
         _reserve(vm, number, base if full else None, fd, path)
         backing = None if full or base is None else plan_backing(base)
         job = {"device": f"extra{number}" if number else "disk", "speed": speed}
-        await _back_up(machine, job, fd, backing, tell)
+        try:
+            await _back_up(machine, job, fd, backing, tell)
+        except GuestError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_S):
+                    await machine.wait()
+                raise GuestError(f"{vm.share.name} ended while its disk was saved") from None
+            raise
         await asyncio.to_thread(_finish, fd, path)
     finally:
         os.close(fd)
@@ -144,7 +153,10 @@ async def _back_up(
                 await machine.execute("blockdev-backup", {**job, "sync": "full" if backing is None else "top"})
                 await _follow(machine, name, changes, tell)
         finally:
-            await machine.execute("blockdev-del", {"node-name": name})
+            try:
+                await machine.execute("blockdev-del", {"node-name": name})
+            except GuestError as err:
+                LOG.warning("%s stays in QEMU: %s", name, err)
     finally:
         with suppress(GuestError):
             await machine.execute("remove-fd", {"fdset-id": fdset})
