@@ -141,9 +141,9 @@ def _common(target: SshTarget, jobdir: JobDir) -> list[str]:
         "ConnectTimeout": "20",
     }
     if target.through:
-        # ssh_config(5): given to a shell, which is to become the command; %h and %p are its address and port
+        # ssh puts `exec` before it and gives that to a shell, which takes no second one; %h and %p are address and port
         words = [shlex.quote(word.replace("%", "%%")) for word in target.through]
-        options["ProxyCommand"] = " ".join(["exec", *words, "%h", "%p"])
+        options["ProxyCommand"] = " ".join([*words, "%h", "%p"])
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     # ssh looks for the user's own keys by itself only where no key is named
     own = [Path.home() / ".ssh" / name for name in ("id_ed25519", "id_ecdsa", "id_rsa")]

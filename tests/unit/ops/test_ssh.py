@@ -82,7 +82,7 @@ def test_a_port_of_the_owners_is_reached_through_the_supervisor(tmp_path: Path) 
     status = replace(make_status(1, Phase.REACHABLE), ssh_by_owner=True)
     target = find_target(status, lambda: ("/opt/my pvc/100%/pvc", "carry", "12"))
     argv = ssh_argv(parse_ssh_line(["vm1"]), target, JobDir(tmp_path))
-    assert "ProxyCommand=exec '/opt/my pvc/100%%/pvc' carry 12 %h %p" in argv
+    assert "ProxyCommand='/opt/my pvc/100%%/pvc' carry 12 %h %p" in argv
     assert find_target(make_status(1, Phase.REACHABLE), tuple).through == ()
     both = {"vm0": SshTarget("vm0", "127.0.0.1", 60001), "vm1": target}
     assert any(word.startswith("ProxyCommand=") for word in scp_argv([], ["vm0:a", "vm1:b"], both, JobDir(tmp_path)))
