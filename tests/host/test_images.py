@@ -115,6 +115,9 @@ def test_anothers_repository_can_be_used_but_not_written(tmp_path: Path) -> None
     where._home = Path("/nonexistent")
     (tmp_path / "outside").mkdir()
     import_raw(where, tmp_path, "a")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    theirs.chmod(0o777)
     reader = os.fork()
     if reader == 0:
         code = 1
@@ -122,7 +125,7 @@ def test_anothers_repository_can_be_used_but_not_written(tmp_path: Path) -> None
             os.setuid(65534)
             where.verify(where.locate("a"))
             try:
-                import_raw(where, Path("/var/tmp"), f"b{os.getpid()}")
+                import_raw(where, theirs, "b")
             except HostError as err:
                 code = 0 if "Permission denied" in str(err) and "of your own" in (err.find_hint() or "") else 2
         finally:
