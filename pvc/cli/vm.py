@@ -106,46 +106,28 @@ def console(vm: str, log: bool, job_id: int | None, job_name: str | None) -> Non
         output.print_note(f"left the console of {vm}")
 
 
-@click.command()
-@click.argument("vms", nargs=-1, required=True)
-@cluster_options
-@json_option
-def reset(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_json: bool) -> None:
-    """Press the reset button of VMs: their guests boot again at once, whatever they were doing.
+def _order_command(name: str, does: str) -> click.Command:
+    """The command that gives VMs the order of this name; ``does`` says what comes of it."""
 
-    VMS are names or sets of VMs, such as vm0 or vm[2-5].
-    """
-    from pvc.model.vm import Order
+    @click.command(name, help=f"{does}\n\nVMS are names or sets of VMs, such as vm0 or vm[2-5].")
+    @click.argument("vms", nargs=-1, required=True)
+    @cluster_options
+    @json_option
+    def command(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_json: bool) -> None:
+        from pvc.model.vm import Order
 
-    give_order(find_control(job_id, job_name), Order.RESET, vms, as_json=as_json)
+        give_order(find_control(job_id, job_name), Order(name), vms, as_json=as_json)
 
-
-@click.command()
-@click.argument("vms", nargs=-1, required=True)
-@cluster_options
-@json_option
-def pause(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_json: bool) -> None:
-    """Let the processors of VMs stand still until pvc resume; memory and connections stay as they are.
-
-    VMS are names or sets of VMs, such as vm0 or vm[2-5].
-    """
-    from pvc.model.vm import Order
-
-    give_order(find_control(job_id, job_name), Order.PAUSE, vms, as_json=as_json)
+    return command
 
 
-@click.command()
-@click.argument("vms", nargs=-1, required=True)
-@cluster_options
-@json_option
-def resume(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_json: bool) -> None:
-    """Let paused VMs go on.
-
-    VMS are names or sets of VMs, such as vm0 or vm[2-5].
-    """
-    from pvc.model.vm import Order
-
-    give_order(find_control(job_id, job_name), Order.RESUME, vms, as_json=as_json)
+reset = _order_command(
+    "reset", "Press the reset button of VMs: their guests boot again at once, whatever they were doing."
+)
+pause = _order_command(
+    "pause", "Let the processors of VMs stand still until pvc resume; memory and connections stay as they are."
+)
+resume = _order_command("resume", "Let paused VMs go on.")
 
 
 @click.command(context_settings=_FOREIGN)

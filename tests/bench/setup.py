@@ -18,6 +18,7 @@ from tests.bench import _plot
 from tests.bench._forks import count_forks
 from tests.bench._node import TOP, Remote, address_of
 from tests.bench._rows import Row, row
+from tests.host.scenario import WRAPPER
 from tests.host.site import make_underlay
 
 SETS = {"kernel": "nat", "ovs": "nat-ovs"}
@@ -45,8 +46,7 @@ def measure(*words: str) -> Iterator[Row]:
     if os.geteuid() != 0:
         print("setup: needs root, not measured", file=sys.stderr)
         return
-    wrapper = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    argv = [*wrapper, sys.executable, "-m", "tests.bench", "setup", _INSIDE, *(["--more"] if plot else [])]
+    argv = [*WRAPPER, sys.executable, "-m", "tests.bench", "setup", _INSIDE, *(["--more"] if plot else [])]
     rows = []
     with subprocess.Popen(argv, cwd=TOP, stdout=subprocess.PIPE, text=True) as inside:
         assert inside.stdout is not None

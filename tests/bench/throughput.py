@@ -21,6 +21,7 @@ from pvc.config.load import load_root_config
 from tests.bench._node import MTU, TOP, Remote, address_of
 from tests.bench._rows import Row, row, spread
 from tests.bench.setup import SETS
+from tests.host.scenario import WRAPPER
 
 RUNS = 11
 SECONDS = 1
@@ -40,8 +41,7 @@ def measure(*words: str) -> Iterator[Row]:
     if os.geteuid() != 0:
         print("throughput: needs root, not measured", file=sys.stderr)
         return
-    wrapper = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    argv = [*wrapper, sys.executable, "-m", "tests.bench", "throughput", _INSIDE]
+    argv = [*WRAPPER, sys.executable, "-m", "tests.bench", "throughput", _INSIDE]
     sys.stdout.write(subprocess.run(argv, cwd=TOP, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
