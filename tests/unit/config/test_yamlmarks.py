@@ -115,7 +115,8 @@ def test_deep_nesting_is_refused(unit: bytes) -> None:
     """PyYAML's C composer would end the process with a stack overflow."""
     problems = parse_document("f", unit * 200_000).problems
     assert len(problems) == 1
-    assert "levels" in problems[0].text
+    # libyaml has a limit of its own since PyYAML 6.0.4, and meets it first where it scans ahead.
+    assert any(words in problems[0].text for words in (f"{MAX_DEPTH} levels", "maximum nesting depth"))
 
 
 def test_nesting_that_people_write_is_not() -> None:
