@@ -23,6 +23,7 @@ def setup(level: int = logging.WARNING, *, timestamps: bool = False) -> None:
     handler = logging.StreamHandler(sys.stderr)
     layout = "%(asctime)s %(levelname)s %(message)s" if timestamps else "pvc: %(message)s"
     handler.setFormatter(_Prefix(layout))
+    handler.setLevel(level)  # other handlers may want to hear more
     root = logging.getLogger("pvc")
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -16,6 +16,8 @@ _SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 _MAC_PREFIX = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){2}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
+# What VT100s and their heirs take for commands (ECMA-48): CSI and OSC sequences, and two-character escapes.
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 _CPU_RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 
 
@@ -29,6 +31,11 @@ def parse_size(text: str, *, default_unit: str = "") -> int:
         raise ValueError(f"{text!r} is not a size such as 512M or 4G")
     unit = (match[2] or default_unit).lower()
     return int(float(match[1]) * 1024 ** _UNITS[unit])
+
+
+def strip_controls(text: str) -> str:
+    """``text`` without what would command a terminal: escape sequences and control characters, line ends too."""
+    return "".join(char for char in _ESCAPE.sub("", text).expandtabs() if char.isprintable())
 
 
 def parse_bool(text: str) -> bool:

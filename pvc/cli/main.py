@@ -42,6 +42,7 @@ COMMANDS = {
     "ssh": Entry("pvc.cli.vm", "ssh", "Log in to a VM, or run a command in it.", MACHINES),
     "scp": Entry("pvc.cli.vm", "scp", "Copy files to or from a VM.", MACHINES),
     "console": Entry("pvc.cli.vm", "console", "Attach to a VM's serial console, or print its log.", MACHINES),
+    "logs": Entry("pvc.cli.logs", "logs", "Print what VMs and their supervisors have said.", MACHINES),
     "reset": Entry("pvc.cli.vm", "reset", "Press the reset button of VMs.", MACHINES),
     "monitor": Entry("pvc.cli.vm", "monitor", "Give a command to a VM's QEMU.", MACHINES),
     "dump": Entry("pvc.cli.vm", "dump", "Write a guest's memory to a file.", MACHINES),

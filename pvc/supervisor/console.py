@@ -68,9 +68,9 @@ class Console:
                 await asyncio.get_running_loop().sock_sendall(self._connection, data)
 
     @contextmanager
-    def watch(self, watcher: Watcher) -> Iterator[None]:
+    def watch(self, watcher: Watcher, *, replay: bool = True) -> Iterator[None]:
         """Replay the last bytes to ``watcher``, then send it all that comes, until the block ends."""
-        if self._recent:
+        if replay and self._recent:
             watcher.write(self.recent)
         self._watchers.add(watcher)
         try:

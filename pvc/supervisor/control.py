@@ -21,6 +21,8 @@ from pvc.model.cluster import ClusterKeys
 from pvc.model.vm import VmStatus
 from pvc.supervisor import relay
 from pvc.supervisor.console import Console
+from pvc.supervisor.journal import Journal
+from pvc.supervisor.logs import send_log
 from pvc.supervisor.monitor import dump_memory, find_display, run_command, take_screenshot
 from pvc.supervisor.orders import carry_out, parse_grace
 from pvc.supervisor.save import list_disks, save_disk
@@ -70,10 +72,12 @@ class Control:
         vms: Callable[[], Sequence[Vm]],
         on_stop: Callable[[float], Awaitable[None]],
         ask_node: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]],
+        journal: Journal,
     ) -> None:
         self._vms = vms
         self._on_stop = on_stop
         self._ask_node = ask_node
+        self._journal = journal
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -146,6 +150,8 @@ class Control:
                 case "console-log":
                     log = self._find_console(request).read_log()
                     await _send(writer, {"ok": True, "size": len(log)}, log)
+                case "log":
+                    await send_log(self._find_vm(request), self._journal, request, reader, writer)
                 case "ssh":
                     await self._ssh(request.get("port"), reader, writer)
                 case "network" | "check" | "probe":

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from dataclasses import dataclass
 
 from pvc.model.vm import Phase, Restart
+from pvc.parse import strip_controls
 
-# What VT100s and their heirs take for commands (ECMA-48): CSI and OSC sequences, and two-character escapes.
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 _LINE = 160
 _REASONS = ("Kernel panic - not syncing", "BUG: ", "Oops: ")  # of Linux
 # A guest that fails again and again is not started for ever; one that ran this long has begun anew.
@@ -66,8 +64,8 @@ def read_last_words(console: bytes, count: int = 5) -> tuple[str, ...]:
     A kernel says why before it prints its registers: that line comes first, however far up it is.
     """
     lines: list[str] = []
-    for line in _ESCAPE.sub("", console.decode(errors="replace")).splitlines():
-        text = "".join(char for char in line if char.isprintable()).strip()
+    for line in console.decode(errors="replace").splitlines():
+        text = strip_controls(line).strip()
         if text:
             lines.append(text[:_LINE])
     last = lines[-count:]

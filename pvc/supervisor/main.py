@@ -27,6 +27,7 @@ from pvc.slurm.job import cancel_job
 from pvc.supervisor.attach import Attached, ask, attach, attach_vm, find_socket
 from pvc.supervisor.control import Control
 from pvc.supervisor.events import Events
+from pvc.supervisor.journal import Journal
 from pvc.supervisor.share import find_node_share, node_templates, plan_vms
 from pvc.supervisor.vm import Vm
 
@@ -71,11 +72,14 @@ def find_allocated(environ: Mapping[str, str], index: int) -> int | None:
 class Supervisor:
     """One node's share of one cluster."""
 
-    def __init__(self, spec: ClusterSpec, events: Events, node: str, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, spec: ClusterSpec, events: Events, node: str, environ: Mapping[str, str], journal: Journal
+    ) -> None:
         self._spec = spec
         self._events = events
         self._node = node
         self._environ = environ
+        self._journal = journal
         self._vms: tuple[Vm, ...] = ()
         self._running: set[asyncio.Task[None]] = set()
         self._leave = asyncio.Event()
@@ -143,7 +147,7 @@ class Supervisor:
         try:
             attached = await attach(find_socket(self._environ), self._spec.job_id)
             await self._exits.enter_async_context(_sole_supervisor(Path(attached.grant.run_dir)))
-            control = Control(lambda: self._vms, self._stop_on_request, self._ask_node)
+            control = Control(lambda: self._vms, self._stop_on_request, self._ask_node, self._journal)
             try:
                 port = await control.start(attached.grant.node_address, self._spec.keys)
             except OSError as err:
@@ -169,7 +173,9 @@ class Supervisor:
     def _make_vms(self, share: NodeShare, attached: Attached, facts: dict[str, AccelFacts]) -> tuple[Vm, ...]:
         slow = [each for each in facts.values() if each.accel is Accel.TCG]
         if slow and self._spec.accel is not Accel.TCG:
-            self._events.notice(f"no KVM on {self._node}, guests are emulated and slow: {slow[0].reason}")
+            notice = f"no KVM on {self._node}, guests are emulated and slow: {slow[0].reason}"
+            self._events.notice(notice)
+            self._journal.note(None, notice)
         pinning = self._plan_pinning(share)
         if pinning.reason is not None:
             LOG.info("VMs are not pinned: %s", pinning.reason)
@@ -191,7 +197,13 @@ class Supervisor:
             async with turns:
                 return await attach_vm(find_socket(self._environ), self._spec.job_id, rank)
 
-        return tuple(Vm(vm, self._events.vm, fetch_taps) for vm in vms)
+        return tuple(Vm(vm, self._report, fetch_taps) for vm in vms)
+
+    def _report(self, vm: Vm, hint: str | None) -> None:
+        """A VM's phase or detail has changed."""
+        self._events.vm(vm, hint)
+        said = [f"{vm.share.name} {vm.phase.value}", *([vm.detail] if vm.detail else [])]
+        self._journal.note(vm.share.rank, ": ".join(said) + (f" (hint: {hint})" if hint else ""))
 
     def _plan_pinning(self, share: NodeShare) -> Pinning:
         try:
@@ -264,4 +276,7 @@ def supervise(stdin_fd: int, stdout_fd: int, environ: Mapping[str, str]) -> int:
     spec = read_spec(stdin_fd)
     _raise_file_limit()
     node = node_name(environ)
-    return asyncio.run(Supervisor(spec, Events(stdout_fd, node), node, environ).run(stdin_fd))
+    journal = Journal()
+    logging.getLogger("pvc").addHandler(journal)
+    logging.getLogger("pvc.supervisor").setLevel(min(LOG.getEffectiveLevel(), logging.INFO))
+    return asyncio.run(Supervisor(spec, Events(stdout_fd, node), node, environ, journal).run(stdin_fd))

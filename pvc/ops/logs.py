@@ -1,0 +1,122 @@
+"""The logs of VMs: what their consoles, their supervisors and the cluster's launcher have said."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pvc.errors import HostError, PvcError
+from pvc.ops.control import Control, close_quietly, in_parallel, send_request
+from pvc.ops.jobdir import JobDir
+from pvc.ops.status import find_endpoint
+from pvc.parse import strip_controls
+
+# Where a log is kept, and what it is, for the help texts.
+SOURCES = {
+    "console": "the VM's serial console",
+    "supervisor": "what the VM's supervisor did and saw",
+    "launcher": "what the launcher and all supervisors wrote to standard error",
+}
+_CONNECT_S = 20.0
+_SILENCE_S = 60.0
+_CHUNK = 1 << 16
+Write = Callable[[bytes], None]
+
+
+@dataclass(frozen=True)
+class LogWish:
+    """Which log, its last ``lines`` (None: all of it), and whether to go on with what is said later."""
+
+    source: str = "console"
+    lines: int | None = None
+    follow: bool = False
+
+
+def read_logs(control: Control, ranks: Sequence[int], wish: LogWish, write: Callable[[int], Write]) -> None:
+    """The log of each VM, by ``write(rank)``; of several, those that are followed come at the same time.
+
+    :raise PvcError: a VM has no such log; the others' were read.
+    """
+    errors: list[PvcError] = []
+    lock = threading.Lock()
+
+    def read(rank: int) -> None:
+        out = write(rank)
+
+        def put(data: bytes) -> None:
+            with lock:
+                out(data)
+
+        try:
+            read_log(control, rank, wish, put)
+        except PvcError as err:
+            errors.append(err)
+
+    if wish.follow:
+        in_parallel(read, ranks, len(ranks))
+    else:
+        for rank in ranks:
+            read(rank)
+    if errors:
+        raise errors[0]
+
+
+def read_log(control: Control, rank: int, wish: LogWish, write: Write) -> None:
+    """One VM's log.
+
+    :raise PvcError: it has none, or its supervisor does not answer.
+    """
+    endpoint = find_endpoint(control.record, rank)
+    try:
+        connection = control.connect(endpoint, _CONNECT_S)
+    except HostError as err:
+        raise HostError(str(err), hint="pvc logs --source launcher shows what is left of its words") from err
+    request = {"op": "log", "vm": rank, "source": wish.source, "lines": wish.lines, "follow": wish.follow}
+    try:
+        _, data = send_request(connection, request, endpoint.node)
+        connection.settimeout(None if wish.follow else _SILENCE_S)
+        while data:
+            write(data)
+            data = connection.recv(_CHUNK)
+    except OSError as err:
+        raise HostError(f"the supervisor on {endpoint.node} stopped answering") from err
+    finally:
+        close_quietly(connection)
+
+
+def read_launcher_log(control: Control, lines: int | None) -> bytes:
+    """What the launcher has collected in the cluster's directory.
+
+    :raise HostError: it cannot be read.
+    """
+    try:
+        with JobDir.of(control.record.job_id).log.open("rb") as stream:
+            return b"".join(deque(stream, lines) if lines is not None else stream)
+    except FileNotFoundError:
+        return b""
+    except OSError as err:
+        raise HostError("cannot read the launcher's log") from err
+
+
+class Lines:
+    """Cuts what comes into whole lines fit for anybody's terminal, each after ``prefix``."""
+
+    def __init__(self, write: Write, prefix: str = "") -> None:
+        self._write = write
+        self._prefix = prefix
+        self._rest = b""
+
+    def put(self, data: bytes) -> None:
+        """Take in more of the text."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._write("".join(self._show(line) for line in lines).encode(errors="replace"))
+
+    def end(self) -> None:
+        """Nothing more comes: what is left is a line."""
+        if self._rest:
+            self.put(b"\n")
+
+    def _show(self, line: bytes) -> str:
+        return f"{self._prefix}{strip_controls(line.decode(errors='replace')).rstrip()}\n"
