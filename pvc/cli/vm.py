@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,8 @@ def ssh(words: tuple[str, ...], job_id: int | None, job_name: str | None) -> Non
     line = openssh.parse_ssh_line(words)
     control = find_control(job_id, job_name)
     (vm,) = _wait_for(control, [line.vm])
-    openssh.become(openssh.ssh_argv(line, openssh.find_target(vm, _carrier(control)), JobDir.of(control.record.job_id)))
+    jobdir = JobDir.of(control.record.job_id)
+    openssh.become(openssh.ssh_argv(line, openssh.find_target(vm), jobdir, _carrier(control)))
 
 
 @click.command(context_settings=_FOREIGN)
@@ -57,28 +58,55 @@ def scp(words: tuple[str, ...], job_id: int | None, job_name: str | None) -> Non
         raise UsageError("no place is in a VM", hint="write it as vm0:/path")
     control = find_control(job_id, job_name)
     names = list(dict.fromkeys(names))
-    targets = {vm.name: openssh.find_target(vm, _carrier(control)) for vm in _wait_for(control, names)}
-    openssh.become(openssh.scp_argv(options, places, targets, JobDir.of(control.record.job_id)))
+    targets = {vm.name: openssh.find_target(vm) for vm in _wait_for(control, names)}
+    jobdir = JobDir.of(control.record.job_id)
+    openssh.become(openssh.scp_argv(options, places, targets, jobdir, _carrier(control)))
+
+
+@click.command("ssh-config", epilog="Example: pvc ssh-config && rsync -a data/ vm0:")
+@click.option("--print", "show", is_flag=True, help="Print the settings instead of writing them.")
+@cluster_options
+def ssh_config(show: bool, job_id: int | None, job_name: str | None) -> None:
+    """Write settings by which ssh, scp, rsync, VS Code and the like reach a cluster's VMs as vm0, vm1, and so on.
+
+    They are in a file of the cluster's own, which goes with it: one line in ~/.ssh/config includes those of all
+    clusters.
+    """
+    from pvc.files import write_atomic
+    from pvc.ops import ssh as openssh
+    from pvc.ops.jobdir import JobDir
+
+    control = find_control(job_id, job_name)
+    text = openssh.write_config(control.record, _carrier(control))
+    if show:
+        print(text, end="")
+        return
+    path = JobDir.of(control.record.job_id).ssh_config
+    write_atomic(path, text, mode=0o600)
+    print(path)
+    if not openssh.is_included(control.record):
+        output.print_note("for ssh to read it, ~/.ssh/config has to begin with: Include ~/.pvc/jobs/*/ssh_config")
 
 
 @click.command(hidden=True)
 @click.argument("job", type=int)
-@click.argument("host")
-@click.argument("port", type=int)
-def carry(job: int, host: str, port: int) -> None:
-    """Be ssh's connection to a VM, through the supervisor at HOST."""
+@click.argument("vm")
+def carry(job: int, vm: str) -> None:
+    """Be ssh's connection to VM (vmN or vmN.JOB)."""
     from pvc.ops import relay
+    from pvc.ops.status import parse_vms
 
-    relay.carry(find_control(job, None), host, port)
+    control = find_control(job, None)
+    name = vm.removesuffix(f".{job}")
+    (rank,) = only_one(parse_vms([name], control.record.placement.count), name)
+    relay.carry(control, rank)
 
 
-def _carrier(control: Control) -> Callable[[], Sequence[str]]:
-    def command() -> Sequence[str]:
-        from pvc.ops.launch import find_pvc
+def _carrier(control: Control) -> Sequence[str]:
+    """The command that carries a connection to the VM whose name is added."""
+    from pvc.ops.launch import find_pvc
 
-        return (find_pvc(), "carry", str(control.record.job_id))
-
-    return command
+    return (find_pvc(), "carry", str(control.record.job_id))
 
 
 @click.command()

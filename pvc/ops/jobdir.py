@@ -56,6 +56,11 @@ class JobDir:
         return self.path / "known_hosts"
 
     @property
+    def ssh_config(self) -> Path:
+        """Settings for plain ssh, where pvc ssh-config wrote them."""
+        return self.path / "ssh_config"
+
+    @property
     def log(self) -> Path:
         """What the launcher and the supervisors said."""
         return self.path / "launcher.log"

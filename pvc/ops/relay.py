@@ -1,4 +1,4 @@
-"""ssh's way to a VM whose port only the job's owner reaches, on the VM's node: through that node's supervisor."""
+"""ssh's way to a VM whose port is not to be reached from here: through the supervisor of the VM's node."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ import sys
 
 from pvc.errors import HostError
 from pvc.ops.control import Control, close_quietly, send_request
+from pvc.ops.status import find_endpoint
 
 _CONNECT_S = 20.0
 _CHUNK = 1 << 16
 
 
-def carry(control: Control, host: str, port: int) -> None:
-    """Copy between standard input and output and a forwarded port of the node at ``host``, until either side ends.
+def carry(control: Control, rank: int) -> None:
+    """Copy between standard input and output and a VM's ssh, until either side ends.
 
-    :raise HostError: no supervisor of the cluster is there, or it stopped answering.
+    :raise HostError: the VM's supervisor does not answer, or stopped to.
     :raise PvcError: the supervisor's own error.
     """
-    endpoint = next((each for each in control.record.endpoints if each.host == host), None)
-    if endpoint is None:
-        raise HostError(f"no supervisor of the cluster listens at {host}")
+    endpoint = find_endpoint(control.record, rank)
     connection = control.connect(endpoint, _CONNECT_S)
     try:
-        _, first = send_request(connection, {"op": "ssh", "port": port}, endpoint.node)
+        _, first = send_request(connection, {"op": "ssh", "vm": rank}, endpoint.node)
         _write(first)
         # TLS reads whole records: what is decrypted already is not seen by select(2).
         connection.settimeout(None)

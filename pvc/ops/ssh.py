@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from pvc.errors import GuestError, HostError, UsageError
+from pvc import run
+from pvc.errors import CommandError, HostError, UsageError
+from pvc.model.cluster import ClusterRecord
 from pvc.model.vm import VmStatus
 from pvc.ops.jobdir import JobDir
 
@@ -21,15 +23,11 @@ _DEFAULT_USER = "root"
 
 @dataclass(frozen=True)
 class SshTarget:
-    """How a VM is reached from where the command runs.
-
-    ``through`` is a command that carries the connection, for a port that is not to be reached from here.
-    """
+    """How a VM is reached from where the command runs: at an address, or (None) by its name through its supervisor."""
 
     name: str
-    host: str
-    port: int
-    through: tuple[str, ...] = ()
+    host: str | None = None
+    port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,29 +93,39 @@ def split_place(place: str) -> tuple[str | None, str, str] | None:
     return user or None, vm, path
 
 
-def find_target(vm: VmStatus, carrier: Callable[[], Sequence[str]]) -> SshTarget:
-    """Where a VM's ssh is; ``carrier`` gives the command to which address and port are added where it is needed.
+def find_target(vm: VmStatus) -> SshTarget:
+    """Where a VM's ssh is. Its port is used where everybody reaches it, for that is the shortest way."""
+    if vm.ssh_host is None or vm.ssh_port is None or vm.ssh_by_owner:
+        return SshTarget(vm.name)
+    return SshTarget(vm.name, vm.ssh_host, vm.ssh_port)
 
-    :raise GuestError: its network has no such port.
+
+def ssh_argv(line: SshLine, target: SshTarget, jobdir: JobDir, carrier: Sequence[str]) -> list[str]:
+    """The user's options come first: of an option that is given twice, ssh takes the first.
+
+    ``carrier``: the command that carries a connection to the VM whose name is added.
     """
-    if vm.ssh_host is None or vm.ssh_port is None:
-        raise GuestError(f"no port leads to the ssh of {vm.name}", hint=f"try pvc console {vm.name}")
-    return SshTarget(vm.name, vm.ssh_host, vm.ssh_port, tuple(carrier()) if vm.ssh_by_owner else ())
+    if target.host is None:
+        place = [*_options(jobdir, carrier), "-l", line.user or _DEFAULT_USER, "--", target.name]
+    else:
+        alias = ("-o", f"HostKeyAlias={target.name}", "-p", str(target.port))
+        place = [*_options(jobdir), *alias, "-l", line.user or _DEFAULT_USER, "--", target.host]
+    return ["ssh", *line.options, *place, *line.command]
 
 
-def ssh_argv(line: SshLine, target: SshTarget, jobdir: JobDir) -> list[str]:
-    """The user's options come first: of an option that is given twice, ssh takes the first."""
-    return [
-        *("ssh", *line.options, *_common(target, jobdir), "-p", str(target.port)),
-        *("-l", line.user or _DEFAULT_USER, "--", target.host, *line.command),
-    ]
-
-
-def scp_argv(options: Sequence[str], places: Sequence[str], targets: dict[str, SshTarget], jobdir: JobDir) -> list[str]:
+def scp_argv(
+    options: Sequence[str],
+    places: Sequence[str],
+    targets: dict[str, SshTarget],
+    jobdir: JobDir,
+    carrier: Sequence[str],
+) -> list[str]:
     """Each ``vmN:path`` becomes a URI with the port that leads to it; all guests show one host key."""
-    # One command carries to all of them: what it is told are address and port.
-    first = next((target for target in targets.values() if target.through), next(iter(targets.values())))
-    words = ["scp", *options, *_common(first, jobdir), "--"]
+    first = next(iter(targets.values()))
+    # One command carries to all of them or to none.
+    direct = all(target.host is not None for target in targets.values())
+    common = [*_options(jobdir), "-o", f"HostKeyAlias={first.name}"] if direct else _options(jobdir, carrier)
+    words = ["scp", *options, *common, "--"]
     for place in places:
         parts = split_place(place)
         if parts is None:
@@ -125,29 +133,70 @@ def scp_argv(options: Sequence[str], places: Sequence[str], targets: dict[str, S
             continue
         user, vm, path = parts
         target = targets[vm]
+        host = f"{target.host}:{target.port}" if direct else target.name
         # scp(1): a path in a URI is relative to the home; "//" makes it absolute
-        words.append(f"scp://{user or _DEFAULT_USER}@{target.host}:{target.port}/{path}")
+        words.append(f"scp://{user or _DEFAULT_USER}@{host}/{path}")
     return words
 
 
-def _common(target: SshTarget, jobdir: JobDir) -> list[str]:
-    options = {
-        "HostKeyAlias": target.name,
-        "UserKnownHostsFile": os.fspath(jobdir.known_hosts),
+def write_config(record: ClusterRecord, carrier: Sequence[str]) -> str:
+    """What ssh(1) reads to reach every VM of a cluster as ``vmN`` or ``vmN.JOB``: text of ssh_config(5)."""
+    jobdir = JobDir.of(record.job_id)
+    names = [f"vm{rank}" for rank in range(record.placement.count)]
+    lines = [f"# Cluster {record.job_id} ({record.definition}), by pvc ssh-config; it goes with the cluster."]
+    # Plain names first: of two clusters, ssh takes the one that is read first
+    lines += ["Host " + " ".join(f"{name} {name}.{record.job_id}" for name in names), f"    User {_DEFAULT_USER}"]
+    settings = _settings(jobdir, carrier)
+    identities = [jobdir.identity, *_own_keys()]
+    lines += [f"    {name} {value}" for name, value in settings.items()]
+    lines += [f"    IdentityFile {_quote(os.fspath(path))}" for path in identities]
+    return "\n".join([*lines, ""])
+
+
+def is_included(record: ClusterRecord) -> bool:
+    """Whether ssh(1) by itself finds the settings of ``write_config``, as ``ssh -G`` tells.
+
+    :raise HostError: there is no ssh.
+    """
+    try:
+        text = run.run(["ssh", "-G", f"vm0.{record.job_id}"], env=os.environ, timeout_s=10.0)
+    except CommandError:
+        return False
+    wanted = f"userknownhostsfile {JobDir.of(record.job_id).known_hosts}"
+    return any(line == wanted for line in text.splitlines())
+
+
+def _options(jobdir: JobDir, carrier: Sequence[str] = ()) -> list[str]:
+    words = [word for name, value in _settings(jobdir, carrier).items() for word in ("-o", f"{name}={value}")]
+    identities = [jobdir.identity, *_own_keys()]
+    return words + [word for path in identities for word in ("-o", f"IdentityFile={_quote(os.fspath(path))}")]
+
+
+def _settings(jobdir: JobDir, carrier: Sequence[str]) -> dict[str, str]:
+    settings = {
+        "UserKnownHostsFile": _quote(os.fspath(jobdir.known_hosts)),
         "GlobalKnownHostsFile": "/dev/null",
         "StrictHostKeyChecking": "yes",
         "CheckHostIP": "no",
-        "IdentityFile": os.fspath(jobdir.identity),
         "ConnectTimeout": "20",
     }
-    if target.through:
-        # ssh puts `exec` before it and gives that to a shell, which takes no second one; %h and %p are address and port
-        words = [shlex.quote(word.replace("%", "%%")) for word in target.through]
-        options["ProxyCommand"] = " ".join([*words, "%h", "%p"])
-    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    # ssh looks for the user's own keys by itself only where no key is named
+    if carrier:
+        # ssh puts `exec` before it and gives that to a shell, which takes no second one; %h is the host
+        words = [shlex.quote(word.replace("%", "%%")) for word in carrier]
+        settings["ProxyCommand"] = " ".join([*words, "%h"])
+    return settings
+
+
+def _own_keys() -> list[Path]:
+    """Ssh looks for the user's own keys by itself only where no key is named."""
     own = [Path.home() / ".ssh" / name for name in ("id_ed25519", "id_ecdsa", "id_rsa")]
-    return words + [word for path in own if path.exists() for word in ("-o", f"IdentityFile={path}")]
+    return [path for path in own if path.exists()]
+
+
+def _quote(path: str) -> str:
+    """A file's name for ssh_config(5), where blanks part words and % begins a token."""
+    text = path.replace("%", "%%")
+    return f'"{text}"' if " " in text else text
 
 
 def become(argv: Sequence[str]) -> NoReturn:

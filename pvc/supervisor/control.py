@@ -153,7 +153,7 @@ class Control:
                 case "log":
                     await send_log(self._find_vm(request), self._journal, request, reader, writer)
                 case "ssh":
-                    await self._ssh(request.get("port"), reader, writer)
+                    await self._ssh(self._find_vm(request), reader, writer)
                 case "network" | "check" | "probe":
                     asked = {key: request[key] for key in _FOR_NODE if key in request}
                     await _send(writer, await self._ask_node(asked))
@@ -195,11 +195,11 @@ class Control:
         tell = _tell_progress(reader, writer)
         await _send(writer, {"ok": True, "frozen": await save_disk(self._find_vm(request), request, tell)})
 
-    async def _ssh(self, port: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Ports of this node's own VMs, and nothing else that the job's owner may reach here.
-        share = next((vm.share for vm in self._vms() if vm.share.ssh_port == port and port is not None), None)
-        if share is None or share.ssh_host is None or share.ssh_port is None:
-            raise GuestError(f"port {port!r} leads to no VM of this node")
+    async def _ssh(self, vm: Vm, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry a connection to a VM's ssh, by the port of this node that leads there."""
+        share = vm.share
+        if share.ssh_host is None or share.ssh_port is None:
+            raise GuestError(f"no port leads to the ssh of {share.name}", hint=f"try pvc console {share.name}")
         there = await relay.connect(share.ssh_host, share.ssh_port)
         await _send(writer, {"ok": True})
         await relay.carry((reader, writer), there)

@@ -75,10 +75,10 @@ def start(tmp_path: Path, keys: ClusterKeys) -> Iterator[Start]:
         yield start_one
 
 
-def says_banner(cluster: Launched, port: int) -> bool:
+def says_banner(cluster: Launched) -> bool:
     """Whether the guest's sshd, which serves one caller at a time, answers through the control port."""
     with cluster.connect() as carried:
-        carried.sendall(json.dumps({"op": "ssh", "port": port}).encode() + b"\n")
+        carried.sendall(json.dumps({"op": "ssh", "vm": 0}).encode() + b"\n")
         answer = carried.makefile("rb")
         assert json.loads(answer.readline()) == {"ok": True}
         return answer.readline().startswith(b"SSH-")
@@ -107,8 +107,8 @@ def test_a_guest_boots_and_everything_answers(start: Start, guest: Guest, disk: 
     assert pinned == [set(status["pinned"])]
 
     # ssh of a VM through the supervisor, for whoever cannot reach the port; and to nothing else.
-    wait_until(lambda: says_banner(cluster, port), 20)
-    assert "leads to no VM" in cluster.ask(op="ssh", port=22)["error"]
+    wait_until(lambda: says_banner(cluster), 20)
+    assert "no VM 9 runs on this node" in cluster.ask(op="ssh", vm=9)["error"]
 
     with cluster.connect() as one, cluster.connect() as two:
         first, second = Console(one, 0), Console(two, 0)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pvc.errors import GuestError, UsageError
-from pvc.model.vm import Phase
+from pvc.errors import UsageError
+from pvc.model.vm import Phase, VmStatus
 from pvc.ops.jobdir import JobDir
-from pvc.ops.ssh import SshTarget, find_target, parse_scp_line, parse_ssh_line, scp_argv, split_place, ssh_argv
-from tests.unit.ops.worlds import make_status
+from pvc.ops.ssh import (
+    SshTarget,
+    find_target,
+    parse_scp_line,
+    parse_ssh_line,
+    scp_argv,
+    split_place,
+    ssh_argv,
+    write_config,
+)
+from tests.unit.ops.worlds import make_record, make_status
 
 JOBDIR = JobDir(Path("/home/me/.pvc/jobs/7"))
+CARRIER = ("/opt/my pvc/100%/pvc", "carry", "12")
 TARGET = SshTarget("vm3", "10.0.0.1", 60003)
 
 
@@ -45,7 +56,7 @@ def test_no_vm(line: str) -> None:
 
 
 def test_ssh_argv_puts_the_users_options_first() -> None:
-    argv = ssh_argv(parse_ssh_line(["-o", "StrictHostKeyChecking=no", "vm3", "ls", "-l"]), TARGET, JOBDIR)
+    argv = ssh_argv(parse_ssh_line(["-o", "StrictHostKeyChecking=no", "vm3", "ls", "-l"]), TARGET, JOBDIR, CARRIER)
     assert argv[:3] == ["ssh", "-o", "StrictHostKeyChecking=no"]
     assert argv[-8:] == ["-p", "60003", "-l", "root", "--", "10.0.0.1", "ls", "-l"]
     assert "HostKeyAlias=vm3" in argv
@@ -63,7 +74,7 @@ def test_places() -> None:
 def test_scp_argv() -> None:
     options, places = parse_scp_line(["-r", "-l", "9", "a", "vm3:b", "anne@vm4:/tmp/"])
     targets = {"vm3": TARGET, "vm4": SshTarget("vm4", "10.0.0.2", 60000)}
-    argv = scp_argv(options, places, targets, JOBDIR)
+    argv = scp_argv(options, places, targets, JOBDIR, CARRIER)
     assert argv[:4] == ["scp", "-r", "-l", "9"]
     assert argv[-4:] == ["--", "a", "scp://root@10.0.0.1:60003/b", "scp://anne@10.0.0.2:60000//tmp/"]
 
@@ -73,16 +84,47 @@ def test_scp_needs_two_places() -> None:
         parse_scp_line(["-r", "x"])
 
 
-def test_a_vm_without_a_port_for_ssh() -> None:
-    with pytest.raises(GuestError, match="no port leads to the ssh of vm1"):
-        find_target(make_status(1, Phase.BOOTING, port=None), tuple)
+@pytest.mark.parametrize(
+    "status",
+    [make_status(1, Phase.BOOTING, port=None), replace(make_status(1, Phase.REACHABLE), ssh_by_owner=True)],
+)
+def test_a_port_that_is_not_to_be_reached_from_here(status: VmStatus, tmp_path: Path) -> None:
+    argv = ssh_argv(parse_ssh_line(["vm1"]), find_target(status), JobDir(tmp_path), CARRIER)
+    assert "ProxyCommand='/opt/my pvc/100%%/pvc' carry 12 %h" in argv
+    assert argv[-2:] == ["--", "vm1"]
+    both = {"vm0": SshTarget("vm0", "127.0.0.1", 60001), "vm1": find_target(status)}
+    argv = scp_argv([], ["vm0:a", "anne@vm1:/b"], both, JobDir(tmp_path), CARRIER)
+    assert any(word.startswith("ProxyCommand=") for word in argv)
+    assert argv[-2:] == ["scp://root@vm0/a", "scp://anne@vm1//b"]
 
 
-def test_a_port_of_the_owners_is_reached_through_the_supervisor(tmp_path: Path) -> None:
-    status = replace(make_status(1, Phase.REACHABLE), ssh_by_owner=True)
-    target = find_target(status, lambda: ("/opt/my pvc/100%/pvc", "carry", "12"))
-    argv = ssh_argv(parse_ssh_line(["vm1"]), target, JobDir(tmp_path))
-    assert "ProxyCommand='/opt/my pvc/100%%/pvc' carry 12 %h %p" in argv
-    assert find_target(make_status(1, Phase.REACHABLE), tuple).through == ()
-    both = {"vm0": SshTarget("vm0", "127.0.0.1", 60001), "vm1": target}
-    assert any(word.startswith("ProxyCommand=") for word in scp_argv([], ["vm0:a", "vm1:b"], both, JobDir(tmp_path)))
+def test_settings_for_plain_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "my home"))
+    (tmp_path / "my home" / ".ssh").mkdir(parents=True)
+    (tmp_path / "my home" / ".ssh" / "id_rsa").touch()
+    assert write_config(make_record(), CARRIER).splitlines() == [
+        "# Cluster 7 (web:2,db:1), by pvc ssh-config; it goes with the cluster.",
+        "Host vm0 vm0.7 vm1 vm1.7 vm2 vm2.7",
+        "    User root",
+        f'    UserKnownHostsFile "{tmp_path}/my home/.pvc/jobs/7/known_hosts"',
+        "    GlobalKnownHostsFile /dev/null",
+        "    StrictHostKeyChecking yes",
+        "    CheckHostIP no",
+        "    ConnectTimeout 20",
+        "    ProxyCommand '/opt/my pvc/100%%/pvc' carry 12 %h",
+        f'    IdentityFile "{tmp_path}/my home/.pvc/jobs/7/id_ed25519"',
+        f'    IdentityFile "{tmp_path}/my home/.ssh/id_rsa"',
+    ]
+
+
+@pytest.mark.allow_run("ssh itself says how it reads the settings")
+def test_ssh_reads_them_as_they_are_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "my home"
+    monkeypatch.setenv("HOME", str(home))
+    home.mkdir()
+    path = home / "config"
+    path.write_text(write_config(make_record(), CARRIER))
+    text = subprocess.run(["ssh", "-F", path, "-G", "vm2.7"], capture_output=True, text=True, check=True).stdout
+    assert f"userknownhostsfile {home}/.pvc/jobs/7/known_hosts\n" in text
+    assert f"identityfile {home}/.pvc/jobs/7/id_ed25519\n" in text
+    assert "user root\n" in text
