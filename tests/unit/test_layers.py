@@ -17,7 +17,7 @@ LAYERS = (
     {"parse", "codec"},
     {"log", "files"},
     {"run"},
-    {"model"},
+    {"model", "channel"},
     {"config"},
     {"plan"},
     {"host", "state", "slurm"},
@@ -26,7 +26,7 @@ LAYERS = (
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-PURE = {"model", "plan", "parse", "codec"}
+PURE = {"model", "channel", "plan", "parse", "codec"}
 IMPURE_MODULES = {
     "asyncio",
     "fcntl",
