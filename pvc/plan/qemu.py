@@ -29,17 +29,18 @@ TCG_TB_SIZE_MIB = 64
 TCG_OVERHEAD_MIB = TCG_TB_SIZE_MIB + TCG_TB_SIZE_MIB // 2
 MIN_GUEST_MIB = 64
 
-_RNG_SLOT, _FIRST_NIC_SLOT = 5, 8
+_RNG_SLOT, _CHANNELS_SLOT, _FIRST_NIC_SLOT = 5, 7, 8
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 @dataclass(frozen=True)
 class VmFds:
-    """Descriptors that QEMU inherits; ``taps`` in the order of the VM's nics."""
+    """Descriptors that QEMU inherits; ``taps`` in the order of the VM's nics, ``channels`` as (name, descriptor)."""
 
     qmp: int
     console: int
     taps: tuple[int, ...]
+    channels: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def qemu_argv(spec: QemuSpec) -> list[str]:
     if spec.sandbox and "-sandbox" not in template.custom_args:
         argv += ["-sandbox", _SANDBOX]
     argv += plan_drives(template, spec.paths) + plan_mounts(template) + _boot(spec) + _nics(spec) + _devices(spec)
+    argv += _channels(spec)
     return [*argv, *template.custom_args]
 
 
@@ -137,6 +139,17 @@ def _boot(spec: QemuSpec) -> list[str]:
         # doesn't work" (kernel: Documentation/admin-guide/kernel-parameters.txt).
         append = f"{append} no_timer_check".lstrip()
     return [*argv, "-append", append]
+
+
+def _channels(spec: QemuSpec) -> list[str]:
+    """Ports of virtio-serial, which the guest has as /dev/virtio-ports/NAME."""
+    if not spec.fds.channels:
+        return []
+    argv = ["-device", device(spec.template, "virtio-serial", _CHANNELS_SLOT, id="channels")]
+    for i, (name, fd) in enumerate(spec.fds.channels):
+        argv += ["-chardev", f"socket,id=channel{i},fd={fd}"]
+        argv += ["-device", f"virtserialport,bus=channels.0,chardev=channel{i},name={name}"]
+    return argv
 
 
 def _nics(spec: QemuSpec) -> list[str]:

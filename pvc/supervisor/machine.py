@@ -9,14 +9,14 @@ import socket
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, QMPClient, QMPError, Runstate
-from qemu.qmp.message import Message
 
 from pvc import run
 from pvc.errors import GuestError
+from pvc.supervisor.driver import COMMAND_S
 
 LOG = logging.getLogger(__name__)
 
@@ -27,23 +27,31 @@ _GUARD = ("setpriv", "--pdeathsig", "KILL", "--")
 _STDERR_BYTES = 8192
 _SHOWN = 800
 _CONNECT_S = 60.0
-_COMMAND_S = 30.0
 _QUIT_S = 3.0
 _PRESS_S = 5.0
 
 
-class Machine:
-    """A running QEMU. ``start`` makes one; ``wait`` tells its exit status once."""
+class QemuMachine:
+    """A running QEMU (``pvc.supervisor.driver.Machine``); ``start`` makes one."""
 
-    def __init__(self, process: run.Process[bytes], qmp: socket.socket, stderr_fd: int) -> None:
+    def __init__(
+        self,
+        process: run.Process[bytes],
+        qmp: socket.socket,
+        console: socket.socket,
+        channels: Mapping[str, socket.socket],
+        stderr_fd: int,
+    ) -> None:
+        self.console = console
+        self.channels = channels
         self._process = process
         self._qmp_socket = qmp
         self._stderr_fd = stderr_fd
         self._stderr: deque[bytes] = deque()
         self._stderr_size = 0
-        self.qmp = QMPClient(f"qemu-{process.pid}")
+        self._qmp = QMPClient(f"qemu-{process.pid}")
         self.events = EventListener()
-        self.qmp.register_listener(self.events)
+        self._qmp.register_listener(self.events)
         loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[int] = loop.create_future()
         self._pidfd = os.pidfd_open(process.pid)
@@ -52,8 +60,15 @@ class Machine:
         loop.add_reader(stderr_fd, self._on_stderr)
 
     @classmethod
-    def start(cls, argv: Sequence[str], qmp: socket.socket, pass_fds: Sequence[int]) -> Machine:
-        """Start QEMU; ``qmp`` is the supervisor's end of the pair whose other end is among ``pass_fds``.
+    def start(
+        cls,
+        argv: Sequence[str],
+        qmp: socket.socket,
+        console: socket.socket,
+        channels: Mapping[str, socket.socket],
+        pass_fds: Sequence[int],
+    ) -> QemuMachine:
+        """Start QEMU; the sockets are near ends of pairs whose far ends are among ``pass_fds``.
 
         :raise HostError: it cannot be started.
         """
@@ -65,7 +80,7 @@ class Machine:
             raise
         finally:
             os.close(write_end)
-        return cls(process, qmp, read_end)
+        return cls(process, qmp, console, channels, read_end)
 
     @property
     def pid(self) -> int:
@@ -83,6 +98,10 @@ class Machine:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return "; ".join(lines[-4:])[-_SHOWN:]
 
+    def listener(self, *names: str) -> AbstractContextManager[EventListener]:
+        """Events of these names, from now on."""
+        return self._qmp.listener(names)
+
     async def wait(self) -> int:
         """QEMU's exit code, or minus the number of the signal that killed it."""
         return await asyncio.shield(self._exited)
@@ -94,14 +113,14 @@ class Machine:
         """
         try:
             async with asyncio.timeout(_CONNECT_S):
-                await self.qmp.connect(self._qmp_socket)
+                await self._qmp.connect(self._qmp_socket)
         except (ConnectError, QMPError, OSError, EOFError) as err:
             raise GuestError("QEMU did not start") from err
         except TimeoutError:
             raise GuestError(f"QEMU's monitor did not answer within {_CONNECT_S:g} s") from None
 
     async def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = _COMMAND_S
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = COMMAND_S
     ) -> Any:
         """Run a QMP command.
 
@@ -109,7 +128,7 @@ class Machine:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                return await self.qmp.execute(command, arguments)
+                return await self._qmp.execute(command, arguments)
         except (QMPError, ExecInterruptedError, OSError, EOFError) as err:
             raise GuestError(f"QEMU refused {command!r}") from err
         except TimeoutError:
@@ -121,7 +140,7 @@ class Machine:
         :raise GuestError: QEMU refused, ended, or did not answer.
         """
         try:
-            self.qmp.send_fd_scm(fd)
+            self._qmp.send_fd_scm(fd)
         except (QMPError, OSError) as err:
             raise GuestError("QEMU took no descriptor") from err
         await self.execute("getfd", {"fdname": name})
@@ -132,7 +151,7 @@ class Machine:
         :raise GuestError: QEMU refused, ended, or did not answer.
         """
         try:
-            self.qmp.send_fd_scm(fd)
+            self._qmp.send_fd_scm(fd)
         except (QMPError, OSError) as err:
             raise GuestError("QEMU took no descriptor") from err
         return int((await self.execute("add-fd"))["fdset-id"])
@@ -174,13 +193,13 @@ class Machine:
         """After QEMU's end: return once all that it said over QMP is in ``events``."""
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
-                while self.qmp.runstate is Runstate.RUNNING:
-                    await self.qmp.runstate_changed()
+                while self._qmp.runstate is Runstate.RUNNING:
+                    await self._qmp.runstate_changed()
 
     async def close(self) -> None:
         """Forget the monitor; QEMU has ended."""
         with suppress(QMPError, OSError, EOFError, asyncio.CancelledError):
-            await self.qmp.disconnect()
+            await self._qmp.disconnect()
         self._qmp_socket.close()
 
     async def _wait_s(self, seconds: float) -> None:
@@ -213,9 +232,3 @@ class Machine:
             asyncio.get_running_loop().remove_reader(self._stderr_fd)
             os.close(self._stderr_fd)
             self._stderr_fd = -1
-
-
-def event_data(message: Message) -> dict[str, Any]:
-    """The data of a QMP event, empty when it has none."""
-    data = message.get("data")
-    return data if isinstance(data, dict) else {}

@@ -28,6 +28,7 @@ from pvc.supervisor.attach import Attached, ask, attach, attach_vm, find_socket
 from pvc.supervisor.control import Control
 from pvc.supervisor.events import Events
 from pvc.supervisor.journal import Journal
+from pvc.supervisor.qemu import QemuDriver
 from pvc.supervisor.share import find_node_share, node_templates, plan_vms
 from pvc.supervisor.vm import Vm
 
@@ -197,7 +198,8 @@ class Supervisor:
             async with turns:
                 return await attach_vm(find_socket(self._environ), self._spec.job_id, rank)
 
-        return tuple(Vm(vm, self._report, fetch_taps) for vm in vms)
+        driver = QemuDriver()
+        return tuple(Vm(vm, driver, self._report, fetch_taps) for vm in vms)
 
     def _report(self, vm: Vm, hint: str | None) -> None:
         """A VM's phase or detail has changed."""

@@ -21,7 +21,7 @@ from pvc.errors import GuestError, HostError, UsageError
 from pvc.host.reserve import release_space, reserve_space
 from pvc.model.vm import Disk, SavedDisk
 from pvc.plan.qemudrives import plan_backing
-from pvc.supervisor.machine import Machine
+from pvc.supervisor.driver import Machine
 from pvc.supervisor.prepare import overlay_path
 from pvc.supervisor.vm import Vm
 
@@ -148,7 +148,7 @@ async def _back_up(
         node = {"driver": "qcow2", "node-name": name, "file": file, "backing": backing, "discard": "unmap"}
         await machine.execute("blockdev-add", node)
         try:
-            with machine.qmp.listener("JOB_STATUS_CHANGE") as changes:
+            with machine.listener("JOB_STATUS_CHANGE") as changes:
                 job = {**wanted, "job-id": name, "target": name, "auto-dismiss": False}
                 await machine.execute("blockdev-backup", {**job, "sync": "full" if backing is None else "top"})
                 await _follow(machine, name, changes, tell)

@@ -1,0 +1,111 @@
+"""What a VM's life needs of whatever runs it: a driver starts a machine, a machine is one QEMU.
+
+The first driver, ``pvc.supervisor.qemu``, starts QEMU itself.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qemu.qmp import EventListener
+from qemu.qmp.message import Message
+
+from pvc.plan.qemudrives import VmPaths
+from pvc.supervisor.share import VmShare
+
+COMMAND_S = 30.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of a VM.
+
+    ``taps`` are open descriptors in the order of its nics, which stay the caller's. ``channels``: ports that the guest
+    sees below /dev/virtio-ports by these names, besides its console.
+    """
+
+    share: VmShare
+    paths: VmPaths
+    taps: tuple[int, ...]
+    channels: tuple[str, ...] = ()
+
+
+class Machine(Protocol):
+    """A running QEMU, which cannot outlive the supervisor."""
+
+    events: EventListener  # all that QEMU tells
+    console: socket.socket  # the near end of its serial console
+    channels: Mapping[str, socket.socket]  # near ends, by name
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether QEMU is gone."""
+
+    def stderr(self) -> str:
+        """The last that QEMU wrote, in one line."""
+
+    def listener(self, *names: str) -> AbstractContextManager[EventListener]:
+        """Events of these names, from now on."""
+
+    async def wait(self) -> int:
+        """QEMU's exit code, or minus the number of the signal that killed it."""
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = COMMAND_S
+    ) -> Any:
+        """Run a QMP command.
+
+        :raise GuestError: QEMU refused, ended, or did not answer.
+        """
+
+    async def give_file(self, name: str, fd: int) -> None:
+        """Give QEMU a copy of a descriptor, which its commands know as ``fd:NAME``.
+
+        :raise GuestError: QEMU refused, ended, or did not answer.
+        """
+
+    async def share_file(self, fd: int) -> int:
+        """Give QEMU a copy of a descriptor that it may open as /dev/fdset/NUMBER; returns the number.
+
+        :raise GuestError: QEMU refused, ended, or did not answer.
+        """
+
+    async def pin(self, cpus: Sequence[int]) -> None:
+        """Pin vCPU i to cpus[i], and QEMU's other threads to all of them.
+
+        :raise GuestError: QEMU does not answer.
+        :raise OSError: one of the CPUs is refused.
+        """
+
+    async def stop(self, grace_s: float) -> None:
+        """End QEMU: ask the guest for ``grace_s`` seconds, then QEMU, then the kernel."""
+
+    async def drain(self) -> None:
+        """After QEMU's end: return once all that it said is in ``events``."""
+
+    async def close(self) -> None:
+        """Let go of all but ``console`` and ``channels``; QEMU has ended."""
+
+
+class Driver(Protocol):
+    """Starts machines of one node."""
+
+    async def start(self, launch: Launch) -> Machine:
+        """Start a VM, stopped before its first instruction; cancelled, it leaves nothing.
+
+        :raise GuestError: it did not start; says with which words.
+        """
+
+
+def event_data(message: Message) -> dict[str, Any]:
+    """The data of a QMP event, empty when it has none."""
+    data = message.get("data")
+    return data if isinstance(data, dict) else {}

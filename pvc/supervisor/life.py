@@ -1,0 +1,182 @@
+"""One run of a VM: QEMU with all that belongs to it, from its start to an explained end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+from pvc.errors import GuestError
+from pvc.model.vm import Phase
+from pvc.plan.qemudrives import VmPaths
+from pvc.supervisor.console import Console
+from pvc.supervisor.driver import Driver, Launch, Machine, event_data
+from pvc.supervisor.ending import Ending, explain_end, read_last_words
+from pvc.supervisor.pauses import Pauses
+from pvc.supervisor.reach import Reach
+from pvc.supervisor.share import VmShare
+from pvc.supervisor.state import State
+
+LOG = logging.getLogger(__name__)
+
+ON_REQUEST = "stopped on request"
+RESET = "was reset"
+RUNS = (Phase.BOOTING, Phase.REACHABLE, Phase.PAUSED)
+_REBOOTED = "its guest rebooted"
+_LAST_WORDS_S = 1.0
+
+
+class Life:
+    """``run`` is called once; another start is another life."""
+
+    def __init__(self, share: VmShare, driver: Driver, state: State) -> None:
+        self.pinned: tuple[int, ...] = ()
+        self.started: float | None = None
+        self.last_words: tuple[str, ...] = ()
+        self.booted = False
+        self.stopping = False
+        self.machine: Machine | None = None
+        self.console: Console | None = None
+        self._share = share
+        self._driver = driver
+        self._state = state
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: asyncio.Future[Machine] | None = None
+        self._grace_s = 0.0
+        self._shutdown_reason: str | None = None
+        self._panicked = False
+        self.pauses = Pauses(state, share.directory, self._spawn)
+        self.reach = Reach(share, state, self.pauses, self._spawn)
+
+    async def run(self, paths: VmPaths, taps: tuple[int, ...], on_running: Callable[[], None]) -> Ending:
+        """Start QEMU and return when it has ended. ``on_running``: the guest runs, QEMU has its own copies of ``taps``.
+
+        :raise GuestError: it did not start.
+        """
+        async with AsyncExitStack() as exits:
+            exits.push_async_callback(self._end_tasks)
+            # Programs beside QEMU (``helper.running``), there before it and until it is gone, enter ``exits`` here.
+            launch = Launch(self._share, paths, taps)
+            if self.stopping:
+                return Ending(Phase.STOPPED, ON_REQUEST)
+            machine = await self._start(launch, exits)
+            if machine is None:
+                return Ending(Phase.STOPPED, ON_REQUEST)
+            await self._boot(machine)
+            on_running()
+            return await self._wait_end(machine)
+
+    async def stop(self, grace_s: float) -> None:
+        """End it; ``run`` returns soon after."""
+        self.stopping = True
+        if self._starting is not None:
+            self._starting.cancel()
+        if self.machine is not None:
+            # A paused guest cannot hear that it should power down.
+            self._grace_s = 0.0 if self.pauses.why is not None else grace_s
+            await self.machine.stop(self._grace_s)
+
+    async def _start(self, launch: Launch, exits: AsyncExitStack) -> Machine | None:
+        """None: an end was wanted meanwhile."""
+        self._starting = asyncio.ensure_future(self._driver.start(launch))
+        try:
+            machine = await self._starting
+        except asyncio.CancelledError:
+            if self.stopping and self._starting.cancelled():
+                return None
+            raise
+        finally:
+            self._starting = None
+        self.machine = machine
+        exits.push_async_callback(self._end_machine, machine)
+        self.started = time.time()
+        self._open_channels(machine)
+        return machine
+
+    def _open_channels(self, machine: Machine) -> None:
+        """Hand on QEMU's channels; whoever reads one closes it."""
+        self.console = Console(machine.console, self._share.directory / "console.log")
+        self._spawn(self.console.run())
+
+    async def _boot(self, machine: Machine) -> None:
+        self._spawn(self._follow(machine))
+        try:
+            if self._share.pins:
+                await self._pin(machine)
+            await machine.execute("cont")
+        except GuestError as err:
+            await machine.stop(0)
+            said = machine.stderr()
+            raise GuestError(f"QEMU did not start: {said}" if said else str(err)) from None
+        self.reach.begin("runs")
+        self.booted = True
+
+    async def _pin(self, machine: Machine) -> None:
+        try:
+            await machine.pin(self._share.pins)
+            self.pinned = self._share.pins
+        except OSError as err:
+            LOG.warning("%s: cannot pin to CPUs %s: %s", self._share.name, self._share.pins, err)
+
+    async def _wait_end(self, machine: Machine) -> Ending:
+        status = await machine.wait()
+        await machine.drain()
+        await self._hear_console_out()
+        for event in machine.events.clear():
+            self._on_event(machine, str(event["event"]), event_data(event))
+        ending = explain_end(
+            status,
+            requested=self.stopping,
+            reason=self._shutdown_reason,
+            stderr=machine.stderr(),
+            memory_mib=self._share.memory_mib,
+            grace_s=self._grace_s,
+        )
+        if ending.phase is Phase.FAILED and self.console is not None:
+            self.last_words = read_last_words(self.console.recent)
+        return ending
+
+    async def _hear_console_out(self) -> None:
+        """QEMU has closed its end: what is in the socket yet comes at once."""
+        if self.console is not None:
+            await asyncio.wait({self.console.ended}, timeout=_LAST_WORDS_S)
+
+    async def _follow(self, machine: Machine) -> None:
+        """Take in what QEMU tells, until its monitor closes."""
+        async for event in machine.events:
+            self._on_event(machine, str(event["event"]), event_data(event))
+
+    def _on_event(self, machine: Machine, name: str, data: dict[str, object]) -> None:
+        LOG.debug("%s: %s %s", self._share.name, name, data)
+        if name == "SHUTDOWN":
+            self._shutdown_reason = str(data.get("reason"))
+        elif name == "RESET" and self._state.phase in RUNS:
+            self.reach.begin(_REBOOTED if data.get("guest") else RESET)
+        elif name == "GUEST_PANICKED":
+            self._panicked = True
+        elif name == "STOP" and self._state.phase in RUNS and not self._panicked:
+            self.pauses.on_stop()
+        elif name == "RESUME":
+            self.pauses.on_resume()
+        elif name == "BLOCK_IO_ERROR":
+            self.pauses.on_disk_error(machine, data)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _end_machine(self, machine: Machine) -> None:
+        self.machine = None
+        await machine.stop(0)
+        await machine.close()
+
+    async def _end_tasks(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*self._tasks, return_exceptions=True)
