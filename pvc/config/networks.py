@@ -180,13 +180,15 @@ ETHERNET = Table(
         Setting(
             "mac-prefix",
             setting.text(parse.parse_mac_prefix, name="text", expected="a MAC prefix such as 52:54:00"),
-            "The first three bytes of the VMs' hardware addresses.",
+            "The first three bytes of the VMs' hardware addresses. That of VM *i* ends with the number *i* + 1, as its "
+            "IP addresses do.",
             default="52:54:00",
         ),
         Setting(
             "mac-start-offset",
             setting.integer(0, 0xFFFF),
-            "What is added to the last two bytes of the VMs' hardware addresses.",
+            "What is added to the last two bytes of the VMs' hardware addresses. With ``data-path: ovs``, multiples of "
+            "a large power of two, such as 1024, keep the switches' tables small.",
             default=0,
         ),
         Setting(

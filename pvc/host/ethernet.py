@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pvc.errors import HostError
 from pvc.host import neighbours, netlink, netns, sysctl, tap
 from pvc.model.node import Tap
+from pvc.plan.members import Numbering, Peer
 
 _BUSY_TRIES = 50
 _BUSY_WAIT_S = 0.02
@@ -127,12 +128,14 @@ def ensure_taps(name: str, bridge: str, mtu: int, taps: tuple[str, ...], limit: 
     netns.run_inside(name, make)
 
 
-def ensure_peers(name: str, bridge: str, vxlan: str, entries: Sequence[neighbours.Entry], flood: Sequence[str]) -> None:
+def ensure_peers(
+    name: str, bridge: str, vxlan: str, numbering: Numbering, peers: Sequence[Peer], *, flood: bool
+) -> None:
     """Static entries for the VMs of other nodes.
 
     :raise HostError: the kernel refused.
     """
-    netns.run_inside(name, lambda: neighbours.ensure_peers(bridge, vxlan, entries, flood))
+    netns.run_inside(name, lambda: neighbours.ensure_peers(bridge, vxlan, numbering, peers, flood=flood))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from pvc.host import (
     vfio,
 )
 from pvc.plan import actions, guard, nftables, openflow
+from pvc.plan.dnsmasq import render_hosts
 from pvc.state import membership
 from pvc.state.store import Store
 
@@ -128,7 +129,7 @@ def _add_taps(step: actions.AddTaps, _: Hands) -> None:
 
 
 def _add_peers(step: actions.AddPeers, _: Hands) -> None:
-    ethernet.ensure_peers(step.netns, step.bridge, step.vxlan, step.entries, step.flood)
+    ethernet.ensure_peers(step.netns, step.bridge, step.vxlan, step.numbering, step.peers, flood=step.flood)
 
 
 def _add_switch_taps(step: actions.AddSwitchTaps, _: Hands) -> None:
@@ -231,7 +232,7 @@ def _release_ipv6(step: actions.ForwardIpv6, hands: Hands) -> None:
 
 
 def _start_dnsmasq(step: actions.StartDnsmasq, _: Hands) -> None:
-    dnsmasq.start(step.netns, Path(step.directory), step.config, step.hosts)
+    dnsmasq.start(step.netns, Path(step.directory), step.config, render_hosts(step.zones))
 
 
 def _stop_dnsmasq(step: actions.StartDnsmasq, _: Hands) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pvc.plan.members import Numbering, Peer, Ranks
+
 
 @dataclass(frozen=True)
 class MakeRunDir:
@@ -69,16 +71,14 @@ class AddTaps:
 
 @dataclass(frozen=True)
 class AddPeers:
-    """The VMs of other nodes: (MAC, IPv4 and IPv6 address or None, address of their node), in both FDBs and in ARP.
-
-    ``flood`` are the nodes that get a copy of what is for nobody known.
-    """
+    """The VMs of other nodes, in both FDBs and in ARP; with ``flood`` all get a copy of what is for nobody known."""
 
     netns: str
     bridge: str
     vxlan: str
-    entries: tuple[tuple[str, str | None, str | None, str], ...]
-    flood: tuple[str, ...] = ()
+    numbering: Numbering
+    peers: tuple[Peer, ...]
+    flood: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,22 @@ class ForwardIpv6:
 
 
 @dataclass(frozen=True)
+class Zone:
+    """A domain, and the VMs that have a name in it."""
+
+    domain: str
+    numbering: Numbering
+    ranks: Ranks
+
+
+@dataclass(frozen=True)
 class StartDnsmasq:
-    """The DHCP and DNS server of this node's VMs; files live in ``directory``."""
+    """The DHCP and DNS server of this node's VMs, with files in ``directory``; ``zones`` name all of the cluster's."""
 
     netns: str
     directory: str
     config: str
-    hosts: str
+    zones: tuple[Zone, ...]
 
 
 @dataclass(frozen=True)

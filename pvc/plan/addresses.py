@@ -24,8 +24,11 @@ def check_rank(network: EthernetNetwork, rank: int) -> None:
 
 
 def vm_mac(network: EthernetNetwork, index: int, rank: int) -> str:
-    """The MAC of VM ``rank`` on the cluster's network ``index``."""
-    number = rank + network.mac_offset
+    """The MAC of VM ``rank`` on the cluster's network ``index``.
+
+    It ends with the number of the VM's address in the network, so a switch can make one of the other (plan.openflow).
+    """
+    number = rank + 1 + network.mac_offset
     return f"{network.mac_prefix}:{index:02x}:{number >> 8 & 0xFF:02x}:{number & 0xFF:02x}"
 
 
@@ -65,15 +68,6 @@ def vm_address6(network: EthernetNetwork, rank: int, vni: int) -> str | None:
     if network.int_network6 is None:
         return None
     return str(IPv6Address(_base6(network.int_network6, network, vni) + 1 + rank))
-
-
-def split_address6(network: EthernetNetwork, vni: int) -> tuple[str, int] | None:
-    """What all VMs' IPv6 addresses begin with, and the last group of the first: text for many, without ipaddress."""
-    first = vm_address6(network, 0, vni)
-    if first is None:
-        return None
-    head, _, last = first.rpartition(":")
-    return f"{head}:", int(last, 16)
 
 
 def gateway_address6(network: EthernetNetwork, vni: int) -> str | None:

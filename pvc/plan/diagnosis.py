@@ -9,14 +9,14 @@ from typing import Any
 
 from pvc.model.host import BridgeKind
 from pvc.model.netview import Fault
-from pvc.plan import actions, addresses, names
+from pvc.plan import actions, members, names
 from pvc.plan.inputs import Inputs
 from pvc.plan.openflow import SWITCH
 from pvc.plan.pci import VFIO
 
 _SHOWN = 4
 _FLOW = re.compile(r"flow add cookie=[^,]*,table=(\d+),(.*?),actions=")
-_WAY = re.compile(r"metadata=(0x[0-9a-f]+|\d+),.*dl_dst=([0-9a-f:]{17})(?![/0-9a-f:])")
+_WAY = re.compile(r"metadata=(0x[0-9a-f]+|\d+),.*dl_dst=((?!01:)[0-9a-f:]{17}(?:/[0-9a-f:]{17})?)")
 _AGAIN = "end the cluster and start it again; if that does not help, pvc-node's log on the node says more"
 
 
@@ -156,10 +156,10 @@ def _flows(inputs: Inputs, step: actions.LoadFlows, seen: Seen) -> Iterator[Faul
         vni = inputs.grants.vnis.get(network)
         planned = {found[2] for table, match in wanted if table == SWITCH and (found := _way(match))
                    and int(found[1], 0) == vni}  # fmt: skip
-        missing = {mac for mac in planned if (vni, mac) not in there}
+        missing = {macs for macs in planned if (vni, macs) not in there}
         if missing:
-            vms = _names(inputs, index, missing)
-            yield Fault(f"no forwarding entry for {_some(sorted(vms.values()))} on network {network}", _AGAIN)
+            vms = _some(_behind(inputs, index, missing))
+            yield Fault(f"no forwarding entry for {vms} on network {network}", _AGAIN)
     for table in sorted({table for table, _ in wanted} - {SWITCH}):
         count, found_count = (sum(each[0] == table for each in flows) for flows in (wanted, seen.flows))
         if count != found_count:
@@ -190,7 +190,6 @@ def _bound(_: Inputs, step: actions.BindDevice, seen: Seen) -> Iterator[Fault]:
 
 
 def _peers(inputs: Inputs, step: actions.AddPeers, seen: Seen) -> Iterator[Fault]:
-    entries: Sequence[Sequence[str | None]] = step.entries
     # Without their device there are no entries; that was said already.
     if (step.netns, step.vxlan) not in seen.devices or (step.netns, step.bridge) not in seen.devices:
         return
@@ -198,26 +197,23 @@ def _peers(inputs: Inputs, step: actions.AddPeers, seen: Seen) -> Iterator[Fault
     known = seen.neighbours.get(step.bridge, {})
     wrong: dict[str, list[str]] = {"no forwarding entry": [], "no bridge entry": [], "no neighbour entry": []}
     elsewhere: dict[str, str] = {}
-    for mac, *where, node in entries:
-        assert mac is not None
-        assert node is not None
-        nodes = tunnels.get(mac, set())
-        if not nodes:
-            wrong["no forwarding entry"].append(mac)
-        elif node not in nodes:
-            elsewhere[mac] = f"sent to {', '.join(sorted(nodes))} instead of {node}"
-        if mac not in ports:
-            wrong["no bridge entry"].append(mac)
-        if any(address is not None and known.get(address) != mac for address in where):
-            wrong["no neighbour entry"].append(mac)
-    index = next(index for index in range(len(inputs.memberships())) if names.bridge(index) == step.bridge)
-    vms = _names(inputs, index, {*elsewhere, *(mac for macs in wrong.values() for mac in macs)})
+    for peer in step.peers:
+        for rank, mac, *where in members.expand(step.numbering, peer.ranks):
+            nodes = tunnels.get(mac, set())
+            if not nodes:
+                wrong["no forwarding entry"].append(names.vm(rank))
+            elif peer.node not in nodes:
+                elsewhere[names.vm(rank)] = f"sent to {', '.join(sorted(nodes))} instead of {peer.node}"
+            if mac not in ports:
+                wrong["no bridge entry"].append(names.vm(rank))
+            if any(address is not None and known.get(address) != mac for address in where):
+                wrong["no neighbour entry"].append(names.vm(rank))
     network = _network(inputs, step.bridge)
-    for what, macs in wrong.items():
-        if macs:
-            yield Fault(f"{what} for {_some([vms[mac] for mac in macs])} on network {network}", _AGAIN)
-    for mac, how in elsewhere.items():
-        yield Fault(f"frames for {vms[mac]} on network {network} are {how}", _AGAIN)
+    for what, vms in wrong.items():
+        if vms:
+            yield Fault(f"{what} for {_some(vms)} on network {network}", _AGAIN)
+    for vm, how in elsewhere.items():
+        yield Fault(f"frames for {vm} on network {network} are {how}", _AGAIN)
 
 
 def _uplink(_: Inputs, step: actions.AddUplink, seen: Seen) -> Iterator[Fault]:
@@ -271,17 +267,24 @@ def _network(inputs: Inputs, bridge: str) -> str:
     return bridge
 
 
-def _names(inputs: Inputs, index: int, macs: set[str]) -> dict[str, str]:
-    """The VMs behind MACs of the cluster's network ``index``."""
-    found = dict.fromkeys(macs, "an unknown VM")
-    if macs:
-        membership = inputs.memberships()[index]
-        for ranks in membership.members:
-            for rank in ranks:
-                mac = addresses.vm_mac(membership.network, index, rank)
-                if mac in found:
-                    found[mac] = names.vm(rank)
-    return found
+def _behind(inputs: Inputs, index: int, macs: set[str]) -> list[str]:
+    """The VMs of the cluster's network ``index`` behind MACs, each with a mask or without."""
+    masked = []
+    for text in macs:
+        mac, _, mask = text.partition("/")
+        masked.append((_number(mac), _number(mask) if mask else (1 << 48) - 1))
+    membership = inputs.memberships()[index]
+    first = members.numbering(membership.network, index, inputs.grants.vnis[membership.network.name])
+    found = [
+        names.vm(rank)
+        for rank, mac, _, _ in members.expand(first, members.to_ranks(membership.members))
+        if any(_number(mac) & mask == value for value, mask in masked)
+    ]
+    return found or ["the gateway"]
+
+
+def _number(mac: str) -> int:
+    return int(mac.replace(":", ""), 16)
 
 
 def _some(texts: Sequence[str]) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pvc.model.network import EthernetNetwork
-from pvc.plan import addresses, names
+from pvc.plan import addresses, members, names
+from pvc.plan.actions import Zone
 
 # Guests ask when they come up; this is for those that missed the answer.
 _RA_INTERVAL_S, _ROUTER_LIFETIME_S = 60, 1800
@@ -14,8 +15,9 @@ _RA_INTERVAL_S, _ROUTER_LIFETIME_S = 60, 1800
 
 @dataclass(frozen=True)
 class Served:
-    """One L3 network on this node: its bridge, local VMs as (rank, MAC), and every member's rank."""
+    """One L3 network on this node: its number, its bridge, local VMs as (rank, MAC), and every member's rank."""
 
+    index: int
     network: EthernetNetwork
     bridge: str
     local: tuple[tuple[int, str], ...]
@@ -87,22 +89,23 @@ def _network6_lines(tag: str, item: Served) -> list[str]:
     ]
 
 
-def render_hosts(served: Sequence[Served]) -> str:
+def plan_zones(served: Sequence[Served]) -> tuple[Zone, ...]:
+    """The names of all VMs of the cluster."""
+    found = []
+    for each in served:
+        first = members.numbering(each.network, each.index, each.vni)
+        found.append(Zone(each.network.domain_name, first, members.to_ranks(each.members)))
+    return tuple(found)
+
+
+def render_hosts(zones: Sequence[Zone]) -> str:
     """hosts(5) of the whole cluster; a VM on several networks has its short name on the first."""
     lines: list[str] = []
     named: set[int] = set()
-    for item in served:
-        domain = item.network.domain_name
-        first = int(item.network.int_network.network_address) + 1
-        six = addresses.split_address6(item.network, item.vni)
-        for rank in (rank for ranks in item.members for rank in ranks):
-            short = "" if rank in named else f" {names.vm(rank)}"
-            lines.append(f"{_dotted(first + rank)} {names.vm(rank)}.{domain}{short}")
-            if six is not None:
-                lines.append(f"{six[0]}{six[1] + rank:x} {names.vm(rank)}.{domain}{short}")
-            named.add(rank)
+    for zone in zones:
+        for rank, _, address, address6 in members.expand(zone.numbering, zone.ranks):
+            name = names.vm(rank)
+            called = f"{name}.{zone.domain}" if rank in named else f"{name}.{zone.domain} {name}"
+            lines += [f"{each} {called}" for each in (address, address6) if each is not None]
+        named.update(rank for first, end in zone.ranks for rank in range(first, end))
     return "\n".join(lines) + "\n"
-
-
-def _dotted(number: int) -> str:
-    return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"

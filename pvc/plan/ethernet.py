@@ -12,6 +12,7 @@ from pvc.model.host import NodeFacts
 from pvc.model.network import EthernetNetwork, Layer
 from pvc.model.node import Nic
 from pvc.plan import actions, addresses, names
+from pvc.plan.members import Peer, Ranks, numbering, to_ranks
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,14 @@ class Membership:
     network: EthernetNetwork
     members: tuple[range, ...]
 
+    def ranges_of(self, share: NodeShare) -> Ranks:
+        """The members that a node runs, as ranges."""
+        first, end = share.first_rank, share.first_rank + share.count
+        return to_ranks([range(max(first, ranks.start), min(end, ranks.stop)) for ranks in self.members])
+
     def ranks_of(self, share: NodeShare) -> list[int]:
         """The members that a node runs."""
-        first, end = share.first_rank, share.first_rank + share.count
-        return [rank for ranks in self.members for rank in range(max(first, ranks.start), min(end, ranks.stop))]
+        return [rank for first, end in self.ranges_of(share) for rank in range(first, end)]
 
 
 def check(membership: Membership, facts: NodeFacts) -> None:
@@ -58,9 +63,9 @@ def check_together(memberships: Sequence[Membership]) -> None:
 
 
 def plan_links(
-    netns: str, membership: Membership, local: Sequence[int], facts: NodeFacts, vni: int
+    netns: str, membership: Membership, local: Sequence[int], peers: tuple[Peer, ...], facts: NodeFacts, vni: int
 ) -> tuple[actions.Action, ...]:
-    """Bridge, tunnel end and taps of one network."""
+    """Bridge, tunnel end and taps of one network, and the way to the members that ``peers`` run."""
     index, network = membership.index, membership.network
     bridge, vxlan, mtu = names.bridge(index), names.vxlan(index), addresses.guest_mtu(network)
     flood = network.layer is Layer.L2
@@ -71,6 +76,7 @@ def plan_links(
             netns, vxlan, bridge, vni, facts.underlay(network.host_suffix).address, network.vxlan_port, mtu, flood
         ),
         actions.AddTaps(netns, bridge, mtu, taps, network.bandwidth_mbit),
+        actions.AddPeers(netns, bridge, vxlan, numbering(network, index, vni), peers, flood),
     )
 
 
@@ -84,42 +90,11 @@ def gateway_addresses(network: EthernetNetwork, vni: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def plan_peers(
-    netns: str, membership: Membership, placement: Placement, node: str, facts: NodeFacts, vni: int
-) -> actions.AddPeers:
-    """Entries for the members that other nodes run."""
-    network, index = membership.network, membership.index
-    peers = facts.underlay(network.host_suffix).peers
-    first = int(network.int_network.network_address) + 1
-    prefix = f"{network.mac_prefix}:{index:02x}:"
-    first_mac = network.mac_offset
-    layer3 = network.layer is Layer.L3
-    six = addresses.split_address6(network, vni) if layer3 else None
-    entries: list[tuple[str, str | None, str | None, str]] = []
-    flood: list[str] = []
-    for share in placement.shares:
-        if share.node == node or not share.count:
-            continue
-        remote = peers[share.node]
-        ranks = membership.ranks_of(share)
-        for rank in ranks:
-            number, low = first + rank, first_mac + rank
-            address = f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}" if layer3 else None
-            address6 = f"{six[0]}{six[1] + rank:x}" if six is not None else None
-            entries.append((f"{prefix}{low >> 8 & 255:02x}:{low & 255:02x}", address, address6, remote))
-        if ranks and not layer3:
-            flood.append(remote)
-    return actions.AddPeers(netns, names.bridge(index), names.vxlan(index), tuple(entries), tuple(flood))
-
-
-def peer_addresses(membership: Membership, placement: Placement, node: str, facts: NodeFacts) -> tuple[str, ...]:
-    """The other nodes that run members: who may send through the tunnel."""
+def plan_peers(membership: Membership, placement: Placement, node: str, facts: NodeFacts) -> tuple[Peer, ...]:
+    """The other nodes that run members."""
     peers = facts.underlay(membership.network.host_suffix).peers
-    return tuple(
-        peers[share.node]
-        for share in placement.shares
-        if share.node != node and share.count and membership.ranks_of(share)
-    )
+    found = ((share, membership.ranges_of(share)) for share in placement.shares if share.node != node and share.count)
+    return tuple(Peer(peers[share.node], ranks) for share, ranks in found if ranks)
 
 
 def plan_nic(membership: Membership, rank: int, tap_index: int, vni: int) -> Nic:

@@ -128,8 +128,8 @@ def plan_node(
                 nics[rank].append(plan_nic(membership, rank, len(taps), vni))
                 taps.append(own[at] if own is not None else Tap(names.tap(rank, membership.index), netns))
             if own is None:
-                steps += plan_links(netns, membership, local, facts, vni)
-                steps.append(plan_peers(netns, membership, placement, job.node, facts, vni))
+                peers = plan_peers(membership, placement, job.node, facts)
+                steps += plan_links(netns, membership, local, peers, facts, vni)
         steps += switched.actions
         networks = tuple(site.networks.values())
         steps += plan_services(

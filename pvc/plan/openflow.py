@@ -10,15 +10,19 @@ Everything is known beforehand, so nothing is learnt and nothing known is floode
     DELIVER   5  frames out of the tunnel: to ports of this node only, so nothing goes round in circles
 
 ``metadata`` is the network's VNI, the cookie is the job. Ports are named; ``ovs-ofctl`` knows their numbers.
+
+Flows for other nodes' VMs are for blocks of them: the numbers of a node's VMs follow each other, so a few masks say
+which they are, and an answer is made of the question, for a MAC ends with the same bits as the addresses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 
-from pvc.plan import addresses
+from pvc.plan import addresses, members
+from pvc.plan.members import Numbering, Peer, Ranks
 
 CLASSIFY, SIX, ANSWER, NAME6, SWITCH, DELIVER = range(6)
 _MULTICAST = "dl_dst=01:00:00:00:00:00/01:00:00:00:00:00"
@@ -44,15 +48,17 @@ class Port:
 class Segment:
     """One network of a cluster on this node.
 
-    ``remote`` are the VMs of other nodes: MAC, IPv4 and IPv6 address (None: no such), address of their node. L3
-    networks have a ``gateway``, L2 networks none. ``tunnel`` is the port that leads to all other nodes.
+    ``members`` are the ranks of all VMs on it, here and elsewhere. L3 networks have a ``gateway``, L2 networks none.
+    ``tunnel`` is the port that leads to all other nodes.
     """
 
     cookie: int
     vni: int
     ports: tuple[Port, ...]
     gateway: Port | None
-    remote: tuple[tuple[str, str | None, str | None, str], ...]
+    numbering: Numbering
+    members: Ranks
+    peers: tuple[Peer, ...]
     local_address: str
     tunnel: str
 
@@ -83,7 +89,7 @@ Flow = tuple[int, int, str, str]
 
 def _groups(segment: Segment) -> Iterator[str]:
     local = [f"bucket=actions={_out(port)}" for port in segment.ports]
-    others = [f"bucket=actions={_tunnel(segment, node)}" for node in dict.fromkeys(each[3] for each in segment.remote)]
+    others = [f"bucket=actions={_tunnel(segment, peer.node)}" for peer in segment.peers]
     if len(others) > _PART_NODES:
         starts = range(0, len(others), _PART_NODES)
         for kind, start in zip(_PARTS, starts, strict=False):
@@ -155,8 +161,8 @@ def _classify_gateway(segment: Segment, gateway: Port) -> Iterator[Flow]:
 
 
 def _classify_tunnel(segment: Segment) -> Iterator[Flow]:
-    for node in dict.fromkeys(each[3] for each in segment.remote):
-        match = f'in_port="{segment.tunnel}",tun_id={segment.vni},tun_src={node},tun_dst={segment.local_address}'
+    for peer in segment.peers:
+        match = f'in_port="{segment.tunnel}",tun_id={segment.vni},tun_src={peer.node},tun_dst={segment.local_address}'
         yield CLASSIFY, 50, match, _enter(segment, DELIVER)
 
 
@@ -177,16 +183,56 @@ def _sort_six(segment: Segment, gateway: Port) -> Iterator[Flow]:
     yield SIX, 10, network, f"goto_table:{SWITCH}"
 
 
+@dataclass(frozen=True)
+class _Owners:
+    """Those who share all but the last ``bits`` of their MACs and of their addresses, which are equal in each."""
+
+    mac: str
+    address: str | None
+    address6: str | None
+    bits: int = 0
+
+    def match(self) -> str:
+        """Their IPv4 addresses."""
+        return f"{self.address}/{32 - self.bits}" if self.bits else f"{self.address}"
+
+    def match6(self) -> str:
+        """Their IPv6 addresses."""
+        return f"{self.address6}/{128 - self.bits}" if self.bits else f"{self.address6}"
+
+    def set_mac(self, name: str, field: str, asked: str) -> str:
+        """Write the MAC of the one whose address is in the field ``asked``."""
+        rest = f",move:{asked}[0..{self.bits - 1}]->{field}[0..{self.bits - 1}]" if self.bits else ""
+        return f"set_field:{self.mac}->{name}{rest}"
+
+
+def _owners(segment: Segment, gateway: Port) -> Iterator[_Owners]:
+    yield _Owners(gateway.mac, gateway.address, gateway.address6)
+    first = segment.numbering
+    assert first.address is not None
+    base, base6 = int(IPv4Address(first.address)), int(IPv6Address(first.address6)) if first.address6 else None
+    # A network begins where as many bits are zero as its VMs need, so IPv4 and IPv6 addresses have the same last bits.
+    number = members.mac_number(first.mac)
+    most = members.common_bits(number, base)
+    for begin, end in segment.members:
+        for block in members.split(base + begin, base + end, most):
+            rank = block.first - base
+            six = str(IPv6Address(base6 + rank)) if base6 is not None else None
+            mac = members.with_number(first.mac, number + rank)
+            yield _Owners(mac, members.dotted(block.first), six, block.bits)
+
+
 def _answer_arp(segment: Segment, gateway: Port) -> Iterator[Flow]:
-    reply = (
-        "move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],set_field:{mac}->eth_src,set_field:2->arp_op,"
-        "move:NXM_NX_ARP_SHA[]->NXM_NX_ARP_THA[],move:NXM_OF_ARP_SPA[]->NXM_OF_ARP_TPA[],"
-        "set_field:{mac}->arp_sha,set_field:{address}->arp_spa,in_port"
-    )
-    match = f"metadata={segment.vni},arp,arp_op=1,arp_tpa="
-    for mac, address, _ in _members(segment, gateway):
-        if address is not None:
-            yield ANSWER, 50, match + address, reply.format(mac=mac, address=address)
+    network = f"metadata={segment.vni},arp,arp_op=1"
+    for owners in _owners(segment, gateway):
+        reply = (
+            "move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],move:NXM_NX_ARP_SHA[]->NXM_NX_ARP_THA[],set_field:2->arp_op,"
+            f"{owners.set_mac('eth_src', 'NXM_OF_ETH_SRC', 'NXM_OF_ARP_TPA')},"
+            f"{owners.set_mac('arp_sha', 'NXM_NX_ARP_SHA', 'NXM_OF_ARP_TPA')},"
+            "move:NXM_OF_ARP_TPA[]->NXM_NX_REG0[],move:NXM_OF_ARP_SPA[]->NXM_OF_ARP_TPA[],"
+            "move:NXM_NX_REG0[]->NXM_OF_ARP_SPA[],in_port"
+        )
+        yield ANSWER, 50, f"{network},arp_tpa={owners.match()}", reply
 
 
 def _answer_six(segment: Segment, gateway: Port) -> Iterator[Flow]:
@@ -208,21 +254,25 @@ def _answer_six(segment: Segment, gateway: Port) -> Iterator[Flow]:
     yield ANSWER, 50, match, turn.format(flags="0x60000000")
     # Whoever the gateway looks for beyond those is a VM of this node that it knows by its link-local address.
     yield ANSWER, 40, f'{network},in_port="{gateway.name}",icmp_type={_NS}', f"group:{segment.vni + _LOCAL_GROUP}"
-    name = "set_field:{address}->ipv6_src,set_field:{mac}->eth_src,set_field:{mac}->nd_tll,in_port"
     match = f"{network},icmp_type={_NA},icmp_code=0,nd_target="
-    for mac, _, address6 in _members(segment, gateway):
-        if address6 is not None:
-            yield NAME6, 50, match + address6, name.format(mac=mac, address=address6)
-    yield NAME6, 50, match + gateways[1], name.format(mac=gateway.mac, address=gateways[1])
+    for owners in (*_owners(segment, gateway), _Owners(gateway.mac, None, gateways[1])):
+        if owners.address6 is not None:
+            name = (
+                "move:NXM_NX_ND_TARGET[]->NXM_NX_IPV6_SRC[],"
+                f"{owners.set_mac('eth_src', 'NXM_OF_ETH_SRC', 'NXM_NX_ND_TARGET')},"
+                f"{owners.set_mac('nd_tll', 'NXM_NX_ND_TLL', 'NXM_NX_ND_TARGET')},in_port"
+            )
+            yield NAME6, 50, match + owners.match6(), name
 
 
 def _switch(segment: Segment) -> Iterator[Flow]:
     network = f"metadata={segment.vni}"
     for port in (*segment.ports, *([segment.gateway] if segment.gateway else [])):
         yield SWITCH, 50, f"{network},dl_dst={port.mac}", _out(port)
-    ways = {node: _tunnel(segment, node) for node in dict.fromkeys(each[3] for each in segment.remote)}
-    for mac, _, _, node in segment.remote:
-        yield SWITCH, 50, f"{network},dl_dst={mac}", ways[node]
+    for peer in segment.peers:
+        way = _tunnel(segment, peer.node)
+        for block in members.split_macs(segment.numbering.mac, peer.ranks):
+            yield SWITCH, 50, f"{network},dl_dst={_masked(segment.numbering.mac, block)}", way
     yield SWITCH, 40, f"{network},{_MULTICAST}", f"group:{segment.vni}"
     if segment.gateway is None:
         yield SWITCH, 10, network, f"group:{segment.vni}"
@@ -237,11 +287,9 @@ def _deliver(segment: Segment) -> Iterator[Flow]:
         yield DELIVER, 10, network, f"group:{segment.vni + _LOCAL_GROUP}"
 
 
-def _members(segment: Segment, gateway: Port) -> Iterator[tuple[str, str | None, str | None]]:
-    for port in (*segment.ports, gateway):
-        yield port.mac, port.address, port.address6
-    for mac, address, address6, _ in segment.remote:
-        yield mac, address, address6
+def _masked(mac: str, block: members.Block) -> str:
+    first = members.with_number(mac, block.first)
+    return f"{first}/{members.with_number('ff:ff:ff:ff:', 0xFFFF << block.bits)}" if block.bits else first
 
 
 def _enter(segment: Segment, table: int) -> str:

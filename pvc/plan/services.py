@@ -9,7 +9,7 @@ from pvc.model.cluster import NodeShare, Placement
 from pvc.model.host import Grants, JobFacts, NodeFacts
 from pvc.model.network import EthernetNetwork, Layer, Outbound, Outbound6
 from pvc.plan import actions, addresses, dnsmasq, guard, names, nftables
-from pvc.plan.ethernet import Membership, peer_addresses
+from pvc.plan.ethernet import Membership, plan_peers
 from pvc.plan.forwards import Forward
 from pvc.plan.switch import is_switched
 
@@ -117,7 +117,7 @@ def _host_rules(setting: Setting) -> actions.LoadRules:
         nftables.Tunnel(
             each.network.vxlan_port,
             setting.vni(each),
-            peer_addresses(each, setting.placement, job.node, facts),
+            tuple(peer.node for peer in plan_peers(each, setting.placement, job.node, facts)),
         )
         for each in setting.memberships
     ]
@@ -159,6 +159,7 @@ def _plan_forwarding(setting: Setting) -> list[actions.Action]:
 def _plan_dnsmasq(setting: Setting, netns: str) -> actions.StartDnsmasq:
     served = [
         dnsmasq.Served(
+            each.index,
             each.network,
             names.bridge(each.index),
             tuple((rank, addresses.vm_mac(each.network, each.index, rank)) for rank in each.ranks_of(setting.share)),
@@ -172,7 +173,7 @@ def _plan_dnsmasq(setting: Setting, netns: str) -> actions.StartDnsmasq:
         netns,
         directory,
         dnsmasq.render_config(f"{directory}/hosts", served, _upstream(setting)),
-        dnsmasq.render_hosts(served),
+        dnsmasq.plan_zones(served),
     )
 
 

@@ -10,7 +10,8 @@ from pvc.model.host import Grants, JobFacts, NodeFacts
 from pvc.model.network import DataPath, EthernetNetwork, Layer
 from pvc.model.node import Tap
 from pvc.plan import actions, addresses, names, openflow
-from pvc.plan.ethernet import Membership
+from pvc.plan.ethernet import Membership, plan_peers
+from pvc.plan.members import numbering, to_ranks
 
 SYSTEM = "system"
 
@@ -88,7 +89,7 @@ def _peers(
 ) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
     found: dict[str, dict[str, None]] = {}
     for network, segment in zip(networks, segments, strict=True):
-        found.setdefault(network.host_suffix, {}).update(dict.fromkeys(each[3] for each in segment.remote))
+        found.setdefault(network.host_suffix, {}).update(dict.fromkeys(each.node for each in segment.peers))
     own = {suffix: facts.underlay(suffix) for suffix in found}
     return tuple((own[suffix].device, own[suffix].address, tuple(nodes)) for suffix, nodes in found.items())
 
@@ -130,28 +131,12 @@ def _plan_segment(
         vni=vni,
         ports=ports,
         gateway=gateway,
-        remote=_remote(membership, placement, job.node, facts, vni),
+        numbering=numbering(network, index, vni),
+        members=to_ranks(membership.members),
+        peers=plan_peers(membership, placement, job.node, facts),
         local_address=facts.underlay(network.host_suffix).address,
         tunnel=names.tunnel(network.vxlan_port),
     )
-
-
-def _remote(
-    membership: Membership, placement: Placement, node: str, facts: NodeFacts, vni: int
-) -> tuple[tuple[str, str | None, str | None, str], ...]:
-    network, index = membership.network, membership.index
-    peers = facts.underlay(network.host_suffix).peers
-    found: list[tuple[str, str | None, str | None, str]] = []
-    for share in placement.shares:
-        if share.node == node or not share.count:
-            continue
-        for rank in membership.ranks_of(share):
-            mac, address, address6 = addresses.vm_mac(network, index, rank), None, None
-            if network.layer is Layer.L3:
-                address = addresses.vm_address(network, rank)
-                address6 = addresses.vm_address6(network, rank, vni)
-            found.append((mac, address, address6, peers[share.node]))
-    return tuple(found)
 
 
 def _limited(

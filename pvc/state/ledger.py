@@ -188,13 +188,13 @@ def _slim(step: actions.Action) -> actions.Action:
     """What undoing needs: the contents of namespaces go with them, so their size is not on the node's path."""
     match step:
         case actions.AddPeers():
-            return replace(step, entries=(), flood=())
+            return replace(step, peers=())
         case actions.LoadRules():
             return replace(step, text="")
         case actions.LoadFlows():
             return replace(step, text="", peers=())
         case actions.StartDnsmasq():
-            return replace(step, config="", hosts="")
+            return replace(step, config="", zones=())
     return step
 
 

@@ -226,7 +226,7 @@ def ports() -> None:
     world.close()
 
 
-OWN, THEIRS = "52:54:00:00:00:00", "52:54:00:00:00:01"
+OWN, THEIRS = "52:54:00:00:00:01", "52:54:00:00:00:02"
 ROUTER_LOCAL, OWN_LOCAL = addresses.link_local("52:54:00:ff:ff:00"), addresses.link_local(OWN)
 HELLO = frames.udp(1000, 1000, b"hello")
 
@@ -265,14 +265,14 @@ def spoofed_frames() -> dict[str, bytes]:
             OWN, THEIRS, 0x0800, frames.ipv4("10.200.0.3", "10.200.0.2", 6, bytes(20))
         ),
         "another VM's MAC over TCP": frames.ethernet(
-            "52:54:00:00:00:02", THEIRS, 0x0800, frames.ipv4("10.200.0.1", "10.200.0.2", 6, bytes(20))
+            "52:54:00:00:00:03", THEIRS, 0x0800, frames.ipv4("10.200.0.1", "10.200.0.2", 6, bytes(20))
         ),
-        "another VM's MAC": four("10.200.0.1", mac="52:54:00:00:00:02"),
+        "another VM's MAC": four("10.200.0.1", mac="52:54:00:00:00:03"),
         "the gateway's MAC": four("10.200.0.1", mac="52:54:00:ff:ff:00"),
         "a DHCP server": four("10.200.0.1", frames.udp(67, 68, b"offer")),
         "ARP for another VM": frames.arp(OWN, OWN, "10.200.0.3", "10.200.0.2", reply=True),
         "ARP for the gateway": frames.arp(OWN, OWN, GATEWAY, "10.200.0.2"),
-        "ARP with another MAC inside": frames.arp(OWN, "52:54:00:00:00:03", "10.200.0.1", "10.200.0.2"),
+        "ARP with another MAC inside": frames.arp(OWN, "52:54:00:00:00:04", "10.200.0.1", "10.200.0.2"),
         "another VM's IPv6 address": six(frames.udp6("fd00:c8::2", "ff02::1", 1000, 1000, b"hello")),
         "a foreign IPv6 address": six(frames.udp6("2001:db8::1", "ff02::1", 1000, 1000, b"hello")),
         "the router's link-local address": six(frames.udp6(ROUTER_LOCAL, "ff02::1", 1000, 1000, b"hello")),
@@ -337,7 +337,7 @@ def switch() -> None:
                 assert node.call(received, fd) == [frame.rstrip(b"\0")]
             assert one.call(received, taps[0][1]) == []
         # An answer to an address that was seen goes there and, where the switch learns, not to everybody alike.
-        back = frames.ethernet("52:54:00:00:00:02", nested, 0x88B5, b"that is me")
+        back = frames.ethernet("52:54:00:00:00:03", nested, 0x88B5, b"that is me")
         two.call(nodes.send_frames, taps[2][1], [back])
         assert one.call(received, taps[0][1]) == [back.rstrip(b"\0")]
         assert one.call(received, taps[1][1]) == ([back.rstrip(b"\0")] if OVS else [])
@@ -356,7 +356,7 @@ def tunnels() -> None:
     one, two, three = world.nodes
     with cluster_on(world, Cluster((NET,), 4)) as (plan, _):
         victim = one.call(nodes.open_tap, plan, 0)
-        inner = frames.ethernet("52:54:00:00:00:02", "52:54:00:00:00:00", 0x88B5, b"injected")
+        inner = frames.ethernet("52:54:00:00:00:03", "52:54:00:00:00:01", 0x88B5, b"injected")
         packet = frames.vxlan(5001, inner)
 
         def arrives(node: Node | None, uid: int, data: bytes = packet) -> bool:
@@ -392,7 +392,7 @@ def limits() -> None:
             assert shaped.count("qdisc tbf") == 2, shaped
             assert "rate 8Mbit" in shaped
         packet = frames.ipv4("10.200.0.1", "10.200.0.2", 17, frames.udp(1, 2, bytes(1400)))
-        frame = frames.ethernet("52:54:00:00:00:00", "52:54:00:00:00:01", 0x0800, packet)
+        frame = frames.ethernet("52:54:00:00:00:01", "52:54:00:00:00:02", 0x0800, packet)
         one.call(nodes.drain, receiver)
         # 2.8 MB in some milliseconds, through a limit of 1 MB a second that lets 256 KiB pass at once.
         one.call(nodes.send_frames, sender, [frame] * 2000)

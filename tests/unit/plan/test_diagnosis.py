@@ -6,6 +6,7 @@ from pvc.model.host import Grants
 from pvc.plan import actions
 from pvc.plan.diagnosis import Device, Seen, count_rules, diagnose
 from pvc.plan.inputs import Inputs, collect
+from pvc.plan.members import expand
 from tests.unit.plan.worlds import SITE, facts_of, job_of, request_of
 
 
@@ -35,18 +36,12 @@ def as_planned(inputs: Inputs) -> Seen:
                 counts = {(step.netns, *table): count for table, count in count_rules(step.text).items()}
                 seen = replace(seen, rules={**seen.rules, **counts})
             case actions.AddPeers():
+                entries = [(peer, *each) for peer in step.peers for each in expand(step.numbering, peer.ranks)]
                 seen = replace(
                     seen,
-                    tunnels={step.vxlan: {entry[0]: {entry[-1]} for entry in step.entries}},
-                    ports={step.vxlan: {entry[0] for entry in step.entries}},
-                    neighbours={
-                        step.bridge: {
-                            address: entry[0]
-                            for entry in step.entries
-                            for address in entry[1:-1]
-                            if address is not None
-                        }
-                    },
+                    tunnels={step.vxlan: {mac: {peer.node} for peer, _, mac, *_ in entries}},
+                    ports={step.vxlan: {mac for _, _, mac, *_ in entries}},
+                    neighbours={step.bridge: {text: mac for _, _, mac, *where in entries for text in where if text}},
                 )
     return seen
 

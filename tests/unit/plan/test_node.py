@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pvc.codec import dumps
 from pvc.errors import ConfigError, UsageError
 from pvc.model.host import Grants
 from pvc.model.network import EthernetNetwork, Layer
@@ -14,6 +15,7 @@ from pvc.model.node import Tap
 from pvc.plan import actions, addresses, names
 from pvc.plan.forwards import plan_wants
 from pvc.plan.grants import PortWant
+from pvc.plan.members import expand
 from pvc.plan.node import Site, plan_memberships, plan_node
 from pvc.plan.placement import place
 from tests.unit.plan.golden import check_golden
@@ -102,12 +104,13 @@ def test_all_nodes_agree_and_no_two_vms_share_an_address(nodes: int, cpus: int, 
                 assert plan.taps[nic.tap_index] == Tap(names.tap(vm.rank, 0), plan.netns)
         peers = [step for step in plan.actions if isinstance(step, actions.AddPeers)]
         if plan.grant.vms:
-            remote = {mac for mac, *_ in peers[0].entries}
+            ranks = [each for peer in peers[0].peers for each in expand(peers[0].numbering, peer.ranks)]
+            remote = {mac for _, mac, *_ in ranks}
             assert not remote & local
             assert len(remote) + len(local) == count
-            for mac, _, _, address in peers[0].entries:
-                assert address != plan.grant.node_address
-                assert macs.get(mac) is None or ips
+            assert all(mac == addresses.vm_mac(NAT, 0, rank) for rank, mac, *_ in ranks)
+            assert all(address == addresses.vm_address(NAT, rank) for rank, _, address, _ in ranks)
+            assert plan.grant.node_address not in [peer.node for peer in peers[0].peers]
     assert len(macs) == len(ips) == count
 
 
@@ -143,7 +146,13 @@ def test_device_names_fit_the_kernel_for_any_job() -> None:
 def test_ten_thousand_vms_are_planned_by_each_node_alone() -> None:
     plan = plan_of(job_of(1000, 10, node=500), request_of(("nat", 10000), cpus=1))
     peers = next(step for step in plan.actions if isinstance(step, actions.AddPeers))
-    assert len(peers.entries) == 9990
+    assert len(peers.peers) == 999
+    assert sum(end - first for peer in peers.peers for first, end in peer.ranks) == 9990
+    # What is said of other nodes is said of ranges: a plan does not grow with their VMs.
+    more = plan_of(
+        replace(job_of(1000, 60, node=500), cpus=(60,) * 499 + (10,) + (60,) * 500), request_of(("nat", 59950), cpus=1)
+    )
+    assert len(dumps(more)) < 1.1 * len(dumps(plan))
     assert len(plan.grant.vms) == 10
 
 

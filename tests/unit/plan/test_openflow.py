@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pvc.model.host import Grants, NodeFacts, Underlay
 from pvc.model.network import DataPath, EthernetNetwork, Layer
-from pvc.plan import actions, addresses, names, openflow
+from pvc.plan import actions, addresses, members, names, openflow
 from pvc.plan.node import NodePlan, plan_node
 from pvc.plan.placement import place
 from tests.unit.plan.golden import check_golden
@@ -93,8 +93,8 @@ class Switch:
                 value, _, name = rest.partition("->")
                 frame[_NAMES.get(name, name)] = value
             elif verb == "move":
-                source, _, name = rest.replace("[]", "").partition("->")
-                frame[_NAMES[name]] = frame[_NAMES[source]]
+                source, _, name = rest.partition("->")
+                frame[_field(name)] = _moved(source, name, frame)
             elif verb == "goto_table":
                 self._table(int(rest), frame)
             elif verb == "group":
@@ -118,8 +118,36 @@ _NAMES = {
     "NXM_OF_ARP_TPA": "arp_tpa",
     "NXM_NX_IPV6_SRC": "ipv6_src",
     "NXM_NX_IPV6_DST": "ipv6_dst",
+    "NXM_NX_ND_TARGET": "nd_target",
+    "NXM_NX_ND_TLL": "nd_tll",
+    "NXM_NX_REG0": "reg0",
     "icmpv6_type": "icmp_type",
 }
+
+
+def _field(text: str) -> str:
+    return _NAMES[text.partition("[")[0]]
+
+
+def _moved(source: str, target: str, frame: Frame) -> str:
+    """The new value of a field: all of another one, or its last bits."""
+    value = str(frame[_field(source)])
+    assert source[source.index("[") :] == target[target.index("[") :], (source, target)
+    if source.endswith("[]"):
+        return value
+    found = re.search(r"\[0\.\.(\d+)\]$", source)
+    assert found is not None, source
+    mask = (2 << int(found[1])) - 1
+    moved = f"{_number(str(frame[_field(target)])) & ~mask | _number(value) & mask:012x}"
+    return ":".join(moved[at : at + 2] for at in range(0, 12, 2))
+
+
+def _number(text: str) -> int:
+    """A MAC or an address as a number."""
+    is_mac = re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", text)
+    return int(text.replace(":", ""), 16) if is_mac else int(ip_address(text))
+
+
 _IMPLIED = {"udp": {"ip"}, "icmp6": {"ipv6"}, "udp6": {"ipv6"}}
 
 
@@ -130,9 +158,9 @@ def _fits(match: str, frame: Frame) -> bool:
     value, wanted = str(frame.get(name, "none")), wanted.strip('"')
     if value == "none" or "/" not in wanted:
         return value == wanted
-    if name == "dl_dst":
-        return int(value[:2], 16) & 1 == 1
     base, _, mask = wanted.partition("/")
+    if name == "dl_dst":
+        return _number(value) & _number(mask) == _number(base)
     if mask.startswith("0x"):
         return int(value, 16) & int(mask, 16) == int(base, 16)
     if ":" in mask:
@@ -285,6 +313,75 @@ def test_a_gateway_serves_its_own_node_alone() -> None:
     assert [out for out, _ in switch.receive(gateway.port, said)] == [port(plan, 0), port(plan, 1)]
     assert flows.vnis == (VNI,)
     assert flows.meters == ()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_tables_answer_for_every_vm_as_one_flow_each_would(data: st.DataObject) -> None:
+    """Whatever the ranges, networks and offsets: each VM's own addresses, and nothing for a number that is no VM's."""
+    length = data.draw(st.integers(16, 27))
+    base = data.draw(st.integers(0, 15)) << 32 - length
+    network = replace(
+        L3,
+        int_network=IPv4Network((int(IPv4Address("10.200.0.0")) & ~0xFFFF | base & 0xFFFF, length)),
+        mac_offset=data.draw(st.sampled_from([0, 1, 256, 4096, 65535]) | st.integers(0, 65535)),
+        reverse_nat=(),
+    )
+    nodes, cpus = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
+    vms = data.draw(st.integers(1, min(nodes * cpus, addresses.capacity(network.int_network))))
+    plan = plan_on(1, nodes, cpus, vms, network)
+    shares = place((job := job_of(nodes, cpus)).nodes, job.cpus, request_of(("nat", vms), cpus=1)).shares
+    switch, own = Switch.load(flows_of(plan).text), str(port(plan, 0))
+    hardware, first = addresses.vm_mac(network, 0, 0), addresses.vm_address(network, 0)
+    known = {int(IPv4Address(addresses.vm_address(network, rank))): rank for rank in range(vms)}
+    begin = int(network.int_network.network_address)
+    for number in {*known, *range(begin - 2, begin + vms + 6), begin + network.int_network.num_addresses - 3}:
+        rank = known.get(number)
+        asked: Frame = {"kind": "arp", "dl_src": hardware, "dl_dst": "ff:ff:ff:ff:ff:ff", "arp_op": "1"}
+        asked |= {"arp_sha": hardware, "arp_spa": first, "arp_tpa": str(IPv4Address(number))}
+        answers = [frame["arp_sha"] for _, frame in switch.receive(own, asked)]
+        if str(IPv4Address(number)) == addresses.gateway_address(network):
+            assert answers == [addresses.gateway_mac(network, 0)]
+            continue
+        assert answers == ([addresses.vm_mac(network, 0, rank)] if rank else [])  # for its own it gets no answer
+        target = str(IPv6Address(int(network.int_network6.network_address) + max(0, number - begin)))
+        solicit: Frame = {"kind": "icmp6", "icmp_type": "135", "icmp_code": "0", "nd_options_type": "1"}
+        solicit |= {"dl_src": hardware, "ipv6_src": addresses.vm_address6(network, 0, VNI), "nd_target": target}
+        answers = [frame["nd_tll"] for _, frame in switch.receive(own, solicit)]
+        assert answers == ([] if rank is None else [addresses.vm_mac(network, 0, rank)])
+    for step in range(-3, vms + 3):
+        mac_to = members.with_number(hardware, members.mac_number(hardware) + step)
+        sent = switch.receive(own, {**packet(0, 1), "dl_src": hardware, "nw_src": first, "dl_dst": mac_to})
+        home = next((at for at, each in enumerate(shares, 1) if 0 <= step - each.first_rank < each.count), 1)
+        ways = [frame.get("tun_dst") for out, frame in sent if out == TUNNEL]
+        assert ways == ([] if home == 1 else [f"10.98.0.{home}"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 70000), st.integers(0, 3000), st.integers(0, 16))
+def test_blocks_are_exactly_the_numbers_and_few(first: int, count: int, most: int) -> None:
+    blocks = list(members.split(first, first + count, most))
+    assert [each for block in blocks for each in range(block.first, block.first + (1 << block.bits))] == list(
+        range(first, first + count)
+    )
+    assert all(block.first % (1 << block.bits) == 0 and block.bits <= most for block in blocks)
+    assert len(blocks) <= 2 * count.bit_length() + (count >> most)
+
+
+def test_flows_do_not_grow_with_the_vms_of_other_nodes() -> None:
+    def count(vms_each: int) -> int:
+        # Of this node's own VMs there is one.
+        job, request = job_of(20, vms_each), request_of(("nat", 19 * vms_each + 1), cpus=1)
+        job = replace(job, cpus=(1, *[vms_each] * 19))
+        placement = place(job.nodes, job.cpus, request)
+        network = replace(L3, reverse_nat=())
+        site = replace(SITE, networks={**SITE.networks, "nat": network})
+        plan = plan_node(job, request, placement, site, switched(facts_of(job)), Grants({"nat": VNI}, 0, ()))
+        return flows_of(plan).text.count("flow add ")
+
+    few, many = count(1), count(1000)
+    # A range of n numbers is at most 2 log2(n) blocks; 19 peers, of whom each is one or more flows anyway.
+    assert many - few <= 19 * 2 * 10 + 2 * 2 * 15
 
 
 def test_golden_open_vswitch() -> None:

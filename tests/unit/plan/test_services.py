@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pvc.model.host import Grants
 from pvc.model.network import Access, EthernetNetwork, Layer, Outbound, Outbound6, Protocol, ReverseNat
-from pvc.plan import actions, addresses, nftables
+from pvc.plan import actions, addresses, members, nftables
 from pvc.plan.forwards import plan_forwards, plan_ports, plan_wants
 from pvc.plan.grants import take_ports
 from pvc.plan.node import NodePlan, find_share, plan_memberships, plan_node
@@ -95,12 +95,12 @@ def test_ipv6_addresses_are_of_their_prefix_and_their_own(rank: int, vni: int, o
     network = replace(NAT, int_network6=IPv6Network("2001:db8:1::/64"), outbound6=outbound)
     assert network.int_network6 is not None
     text, gateway = addresses.vm_address6(network, rank, vni), addresses.gateway_address6(network, vni)
-    split = addresses.split_address6(network, vni)
     assert text is not None
     assert gateway is not None
-    assert split is not None
     assert IPv6Address(text) in network.int_network6
-    assert IPv6Address(f"{split[0]}{split[1] + rank:x}") == IPv6Address(text) != IPv6Address(gateway)
+    assert text != gateway
+    first = replace(members.numbering(network, 0, vni), address=None)
+    assert list(members.expand(first, ((rank, rank + 1),))) == [(rank, addresses.vm_mac(network, 0, rank), None, text)]
     other = addresses.vm_address6(network, rank, vni ^ 1)
     assert (other != text) is (outbound is Outbound6.ROUTED)
 

@@ -32,11 +32,11 @@ def test_every_action_comes_back_with_what_undoing_needs(ledger: Ledger) -> None
     for step, back in zip(steps, read, strict=True):
         match step:
             case actions.AddPeers():
-                assert back == replace(step, entries=(), flood=())
+                assert back == replace(step, peers=())
             case actions.LoadRules():
                 assert back == replace(step, text="")
             case actions.StartDnsmasq():
-                assert back == replace(step, config="", hosts="")
+                assert back == replace(step, config="", zones=())
             case _:
                 assert back == step
 
