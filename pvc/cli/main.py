@@ -6,6 +6,7 @@ Subcommands are named in a table and imported when used, so that ``pvc --help`` 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ COMMANDS = {
     "network": Entry("pvc.cli.network", "network", "Look at networks and what your VMs do on them.", SITE),
     "config": Entry("pvc.cli.config", "config", "Check configuration files.", SITE),
     "doctor": Entry("pvc.cli.doctor", "doctor", "Say what this machine or your set-up lacks.", SITE),
+    "completion": Entry("pvc.cli.completion", "completion", "Print what lets a shell complete pvc's words.", SITE),
     "testbed": Entry("pvc.cli.testbed", "testbed", "Run a Slurm cluster in namespaces on this machine.", SITE),
     "resolve": Entry("pvc.cli.cluster", "resolve", "Turn a definition into a request (called by the SPANK plug-in)."),
     "launch": Entry("pvc.cli.cluster", "launch", "Boot the VMs of the job around this process (called by alloc)."),
@@ -169,6 +171,10 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The entry point of ``pvc``."""
+    if (shell := os.environ.pop("PVC_COMPLETE", None)) is not None:
+        from pvc.cli import completing
+
+        sys.exit(completing.main(shell))
     sys.exit(run(sys.argv[1:]))
 
 
@@ -197,6 +203,4 @@ def _print_traceback() -> None:
 
 def _forget_stdout() -> None:
     """Keep the interpreter from flushing into the broken pipe again when it ends (docs of SIGPIPE in Python)."""
-    import os
-
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,16 @@
+# Completions of pvc for bash (4.4 or later): . <(pvc completion bash)
+
+_pvc_complete() {
+    local kind value help
+    COMPREPLY=()
+    while IFS=$'\t' read -r kind value help; do
+        case $kind in
+            file) compopt -o default ;;
+            dir) compopt -o dirnames ;;
+            open) compopt -o nospace; COMPREPLY+=("$value") ;;
+            plain) COMPREPLY+=("$value") ;;
+        esac
+    done < <(PVC_COMPLETE=bash COMP_LINE="${COMP_LINE:0:COMP_POINT}" "$1" 2>/dev/null)
+}
+
+complete -o nosort -F _pvc_complete pvc

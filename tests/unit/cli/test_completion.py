@@ -1,0 +1,120 @@
+"""Completions: the answers, and the three shells that ask."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pvc.cli.completing import answer, split_line
+from pvc.cli.completion import SHELLS
+from pvc.config import load
+from pvc.ops.jobdir import JobDir
+from tests.slurm.terminal import Terminal
+from tests.unit.config.sites import write_site
+from tests.unit.ops.worlds import NETWORKS, RESOURCES, TEMPLATES, make_record
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user with clusters 7 (web:2,db:1) and 12, and a site with templates."""
+    site = write_site(
+        tmp_path / "site", templates=TEMPLATES, resources=RESOURCES, networks=NETWORKS, repos="repos: []\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(load, "SITE_DIR", site)
+    for job_id in (7, 12):
+        jobdir = JobDir.of(job_id)
+        jobdir.path.mkdir(parents=True)
+        jobdir.write_record(make_record(job_id=job_id))
+    return tmp_path
+
+
+def ask(line: str, shell: str = "bash") -> list[str]:
+    return [text.split("\t")[1] for text in answer(shell, line).splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "incomplete"),
+    [
+        ("pvc ", [], ""),
+        ("pvc st", [], "st"),
+        ("time /opt/pvc/bin/pvc status 'vm[0-1]' v", ["status", "vm[0-1]"], "v"),
+        ("pvc ssh 'vm", ["ssh"], "vm"),
+        ("", [], ""),
+    ],
+)
+def test_lines(line: str, words: list[str], incomplete: str) -> None:
+    assert split_line(line) == (words, incomplete)
+
+
+def test_commands_come_with_what_they_do() -> None:
+    assert ask("pvc sta") == ["start", "status"]
+    assert "plain\tps\tList your running clusters.\n" in answer("zsh", "pvc ")
+    assert "launch" not in ask("pvc ")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("pvc status vm", ["vm0", "vm1", "vm2"]),
+        ("pvc status vm0 vm", ["vm1", "vm2"]),
+        ("pvc ssh anne@vm", ["vm0", "vm1", "vm2"]),
+        ("pvc ssh vm0 ", []),
+        ("pvc scp vm1", ["vm1:", "vm1"]),
+        ("pvc status -j ", ["7", "12"]),
+        ("pvc stop --job 1", ["12"]),
+        ("pvc status -j 9 ", []),
+        ("pvc status -J ", ["pvc", "pvc"]),
+        ("pvc alloc -N 2 --exclusive p", ["plain"]),
+        ("pvc alloc web:2,d", ["2,db"]),
+        ("pvc start d", ["db"]),
+        ("pvc template show w", ["web"]),
+        ("pvc alloc --resource-set ", ["nat", "lan"]),
+        ("pvc status --js", ["--json"]),
+        ("pvc nonsense ", []),
+        ("pvc completion ", list(SHELLS)),
+    ],
+)
+def test_words(line: str, found: list[str]) -> None:
+    assert ask(line) == found
+
+
+def test_a_count_may_follow_a_template() -> None:
+    assert answer("zsh", "pvc alloc web:2,w") == "open\tweb:2,web\tweb\n"
+
+
+@pytest.mark.allow_run("the shells themselves")
+@pytest.mark.parametrize(
+    ("argv", "source"),
+    [
+        (["bash", "--norc", "--noprofile", "-i"], ". <(pvc completion bash)"),
+        (["zsh", "-f", "-i"], "autoload -Uz compinit; compinit -D; . <(pvc completion zsh)"),
+        (["fish", "--no-config", "-i"], "pvc completion fish | source"),
+    ],
+    ids=SHELLS,
+)
+def test_shells(argv: list[str], source: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "bin").mkdir()
+    program = home / "bin" / "pvc"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom pvc.cli.main import main\nmain()\n"
+    )
+    program.chmod(0o755)
+    for name in ("EDITOR", "VISUAL"):  # zsh takes vi's keys from them
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", f"{home}/bin:{os.environ['PATH']}")
+    terminal = Terminal(argv)
+    try:
+        terminal.type(f"{source}; echo do''ne\n")
+        terminal.expect("done")
+        # Ctrl-A and Ctrl-E: the line as it has become is printed instead of run
+        terminal.type("pvc stat\t-j 1\tvm1\t\x01echo '=' \x05\n")
+        terminal.expect("= pvc status -j 12 vm1", 60)
+    finally:
+        terminal.type("\x03exit\n")
+        terminal.wait()
