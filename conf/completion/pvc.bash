@@ -1,9 +1,9 @@
 # Completions of pvc for bash (4.4 or later): . <(pvc completion bash)
 
 _pvc_complete() {
-    local kind value help
+    local kind value
     COMPREPLY=()
-    while IFS=$'\t' read -r kind value help; do
+    while IFS=$'\t' read -r kind value _; do
         case $kind in
             file) compopt -o default ;;
             dir) compopt -o dirnames ;;

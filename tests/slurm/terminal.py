@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import time
 from collections.abc import Sequence
 
@@ -45,6 +46,11 @@ class Terminal:
         _, status = os.waitpid(self._pid, 0)
         os.close(self._fd)
         return os.waitstatus_to_exitcode(status)
+
+    def kill(self) -> None:
+        """End the command, whatever it does."""
+        os.kill(self._pid, signal.SIGKILL)
+        self.wait()
 
     def _read(self, timeout: float) -> bool:
         ready, _, _ = select.select([self._fd], [], [], timeout)

@@ -116,5 +116,4 @@ def test_shells(argv: list[str], source: str, home: Path, monkeypatch: pytest.Mo
         terminal.type("pvc stat\t-j 1\tvm1\t\x01echo '=' \x05\n")
         terminal.expect("= pvc status -j 12 vm1", 60)
     finally:
-        terminal.type("\x03exit\n")
-        terminal.wait()
+        terminal.kill()
