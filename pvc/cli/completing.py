@@ -9,36 +9,32 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem, ShellComplete, split_arg_string
-
-from pvc.cli.main import COMMANDS, command_line
 
 VARIABLE, LINE = "PVC_COMPLETE", "COMP_LINE"
 _MOST = 2000
 Lister = Callable[[click.Context, str], Iterable[CompletionItem[str]]]
 
 
-def answer(shell: str, line: str) -> str:
-    """The proposals for the last word of ``line``."""
+def answer(group: click.Group, helps: Mapping[str, str], shell: str, line: str) -> str:
+    """The proposals for the last word of ``line``; ``helps``: the commands of ``group``, which are not imported for that."""
     words, incomplete = split_line(line)
     name = next((word for word in words if not word.startswith("-")), None)
     if name is None and not incomplete.startswith("-"):
         found: Iterable[CompletionItem[str]] = [
-            CompletionItem(key, help=entry.help)
-            for key, entry in COMMANDS.items()
-            if entry.section and key.startswith(incomplete)
+            CompletionItem(key, help=text) for key, text in helps.items() if key.startswith(incomplete)
         ]
     else:
-        command = command_line.get_command(click.Context(command_line), name) if name else None
+        command = group.get_command(click.Context(group), name) if name else None
         if name and command is None:
             return ""
         if command is not None:
             _attach(command, (name or "",))
-        found = ShellComplete(command_line, {}, "pvc", VARIABLE).get_completions(words, incomplete)
+        found = ShellComplete(group, {}, "pvc", VARIABLE).get_completions(words, incomplete)
     return "".join(_format(item, shell, incomplete) for item in list(found)[:_MOST])
 
 
@@ -219,11 +215,11 @@ LISTERS: dict[str, Lister] = {
 }
 
 
-def main(shell: str) -> int:
+def main(group: click.Group, helps: Mapping[str, str], shell: str) -> int:
     """Answer the question in the environment, and nothing else; returns the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
-        sys.stdout.write(answer(shell, os.environ.get(LINE, "")))
+        sys.stdout.write(answer(group, helps, shell, os.environ.get(LINE, "")))
         sys.stdout.flush()
     except Exception:  # noqa: BLE001  nothing of it may reach the line that is being typed
         return 1

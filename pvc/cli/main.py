@@ -169,12 +169,17 @@ def run(argv: Sequence[str]) -> int:
         return 1
 
 
+def public_helps() -> dict[str, str]:
+    """What each command for users does, in the order of the table."""
+    return {name: entry.help for name, entry in COMMANDS.items() if entry.section}
+
+
 def main() -> NoReturn:
     """The entry point of ``pvc``."""
     if (shell := os.environ.pop("PVC_COMPLETE", None)) is not None:
         from pvc.cli import completing
 
-        sys.exit(completing.main(shell))
+        sys.exit(completing.main(command_line, public_helps(), shell))
     sys.exit(run(sys.argv[1:]))
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pvc.cli.completing import answer, split_line
+from pvc.cli import completing
+from pvc.cli.completing import split_line
 from pvc.cli.completion import SHELLS
+from pvc.cli.main import command_line, public_helps
 from pvc.config import load
 from pvc.ops.jobdir import JobDir
 from tests.slurm.terminal import Terminal
@@ -32,6 +34,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         jobdir.path.mkdir(parents=True)
         jobdir.write_record(make_record(job_id=job_id))
     return tmp_path
+
+
+def answer(shell: str, line: str) -> str:
+    return completing.answer(command_line, public_helps(), shell, line)
 
 
 def ask(line: str, shell: str = "bash") -> list[str]:
