@@ -21,7 +21,7 @@ Lister = Callable[[click.Context, str], Iterable[CompletionItem[str]]]
 
 
 def answer(group: click.Group, helps: Mapping[str, str], shell: str, line: str) -> str:
-    """The proposals for the last word of ``line``; ``helps``: the commands of ``group``, which are not imported for that."""
+    """The proposals for the last word of ``line``; ``helps``: the commands of ``group``, without importing them."""
     words, incomplete = split_line(line)
     name = next((word for word in words if not word.startswith("-")), None)
     if name is None and not incomplete.startswith("-"):
