@@ -86,6 +86,12 @@ SETTINGS = Table(
             default="/var/tmp/pvc",
         ),
         Setting(
+            "libvirt-hook",
+            ABSOLUTE_PATH,
+            "A program on the nodes that may change VMs with *hypervisor: libvirt*: it reads a domain's XML and prints "
+            "the XML to use. It runs as the job's owner; see *Through libvirt* in pvc-templates.yaml(5).",
+        ),
+        Setting(
             "underlay-device",
             _DEVICE,
             "The network device that carries the clusters' traffic between nodes.",
@@ -130,4 +136,5 @@ def read_batch(document: Document, site_dir: Path) -> BatchSettings | None:
         accel=values["accel"],
         run_dir=values["run-dir"],
         underlay_device=values["underlay-device"],
+        libvirt_hook=values["libvirt-hook"],
     )

@@ -12,6 +12,7 @@ from pvc.config.templates import ENTRY, Declared
 from pvc.config.yamlmarks import Document
 from pvc.model.network import ResourceSet
 from pvc.model.site import KeyOrigin, Template
+from pvc.model.vm import find_libvirt_problems
 
 # A parent's say nothing of its heir.
 OWN_KEYS = frozenset({"description", "inherits"})
@@ -92,6 +93,11 @@ def _find_conflicts(entry: Declared, template: Template) -> None:
             ("disk-size",),
         ),
     ]
+    if template.hypervisor == "libvirt":
+        found = find_libvirt_problems(
+            machine_type=template.machine_type, cpu_model=template.cpu_model, custom_args=template.custom_args
+        )
+        conflicts += [(True, text, (key, "hypervisor")) for key, text in found]
     for wrong, text, keys in conflicts:
         given = [key for key in keys if key in entry.values]
         if wrong and given:

@@ -213,6 +213,13 @@ ENTRY = Table(
             default="qemu-system-x86_64",
         ),
         Setting(
+            "hypervisor",
+            setting.choice("qemu", "libvirt"),
+            "What starts QEMU: the VM's supervisor itself, or the job owner's own libvirt, so that virsh(1) and the "
+            "site's *libvirt-hook* can be used. See *Through libvirt*.",
+            default="qemu",
+        ),
+        Setting(
             "custom-args",
             setting.list_of(setting.expanded(at_start=True)),
             "Arguments put at the end of QEMU's command line.",

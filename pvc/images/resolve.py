@@ -46,6 +46,7 @@ def resolve_template(template: Template, repositories: Repositories) -> VmTempla
         qemu_bin=template.qemu_bin,
         custom_args=template.custom_args,
         remote_display=template.remote_display,
+        hypervisor=template.hypervisor,
     )
 
 

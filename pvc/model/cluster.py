@@ -67,6 +67,7 @@ class ClusterSpec:
     accel: Accel
     authorized_keys: tuple[str, ...]
     keys: ClusterKeys
+    libvirt_hook: str | None = None  # the site's program that may change the XML of libvirt's domains
     ends_job: bool = False  # the job was made for this cluster: it ends when its launcher is lost
 
 

@@ -31,6 +31,7 @@ class BatchSettings:
     accel: Accel
     run_dir: str  # parent of the jobs' scratch directories on each node
     underlay_device: str | None  # None: the device that leads to the node's own name
+    libvirt_hook: str | None = None  # a program on the nodes that may change the XML of libvirt's domains
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Template:
     custom_args: tuple[str, ...] = ()
     restart: str = "never"
     remote_display: str = "none"
+    hypervisor: str = "qemu"
     source: str = ""  # file:line that declared it; "image" for the template that an image is by itself
     origins: tuple[KeyOrigin, ...] = field(default=(), compare=False, repr=False)
 

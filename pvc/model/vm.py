@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+_CPU_FLAG = re.compile(r"[+-][a-z0-9._-]+|[a-z0-9._-]+=(?:on|off)")
 
 
 class Accel(StrEnum):
@@ -156,6 +160,22 @@ class VmTemplate:
     custom_args: tuple[str, ...] = ()
     restart: Restart = Restart.NEVER
     remote_display: str = "none"  # none | vnc | spice
+    hypervisor: str = "qemu"  # qemu | libvirt
+
+
+def find_libvirt_problems(*, machine_type: str, cpu_model: str, custom_args: Sequence[str]) -> list[tuple[str, str]]:
+    """What a VM cannot have through libvirt: the template's key and why."""
+    found = []
+    if machine_type.partition(",")[0] == "microvm":
+        found.append(("machine-type", "libvirt has no microvm"))
+    elif "," in machine_type:
+        found.append(("machine-type", "libvirt takes no options of the machine"))
+    odd = [flag for flag in cpu_model.split(",")[1:] if not _CPU_FLAG.fullmatch(flag)]
+    if odd:
+        found.append(("cpu-model", f"libvirt has features of a CPU, as +avx2 or avx2=off, but not {', '.join(odd)}"))
+    if any(word.startswith(("-sandbox", "-mon", "-qmp", "-S")) for word in custom_args):
+        found.append(("custom-args", "with libvirt, QEMU's sandbox and monitors are libvirt's own"))
+    return found
 
 
 @dataclass(frozen=True)
@@ -180,6 +200,7 @@ class VmStatus:
     ssh_by_owner: bool = False  # only the job's owner reaches that port, and only on the node itself
     restarts: int = 0  # how often it was started again because its template says so
     last_words: tuple[str, ...] = ()  # of a failed VM: the last lines of its console
+    libvirt_uri: str | None = None  # of the job owner's libvirt that runs it, on its node
 
 
 @dataclass(frozen=True)

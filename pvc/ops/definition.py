@@ -39,6 +39,7 @@ class LaunchOrder:
     groups: tuple[VmGroup, ...]
     templates: dict[str, VmTemplate]
     accel: Accel
+    libvirt_hook: str | None = None
 
 
 def resolve_request(definition: str, config: SiteConfig, cpus: int | None = None) -> Request:
@@ -70,6 +71,7 @@ def resolve(definition: str, config: SiteConfig, overrides: Overrides, cpus: int
         groups=make_groups(items),
         templates={name: _resolve_image(template, repositories) for name, template in templates.items()},
         accel=config.batch.accel,
+        libvirt_hook=config.batch.libvirt_hook,
     )
 
 

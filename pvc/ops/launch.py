@@ -186,6 +186,7 @@ class Launcher:
             templates=order.templates,
             memory_mib=memory or _DEFAULT_MEMORY_MIB,
             accel=order.accel,
+            libvirt_hook=order.libvirt_hook,
             authorized_keys=(keys.ssh_key_pub, *read_public_keys()),
             keys=keys,
             ends_job=self._mission.watch_parent or self._mission.script is not None,

@@ -9,11 +9,11 @@ Facts from qemu(1) and the sources of QEMU 7.2 (hw/i386/pc_q35.c: slots 0 and 0x
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pvc.errors import GuestError
 from pvc.model.node import Nic
-from pvc.model.vm import Accel, VmTemplate
+from pvc.model.vm import Accel, DirectBoot, VmTemplate
 from pvc.plan.qemudrives import LAST_SLOT, VmPaths, count_slots, plan_drives, plan_firmware, plan_mounts
 from pvc.plan.qemuwords import base_machine, device, has_isa
 
@@ -126,19 +126,22 @@ def _machine(spec: QemuSpec) -> list[str]:
     return argv
 
 
+def boot_words(template: VmTemplate, accel: Accel) -> DirectBoot | None:
+    """The kernel that QEMU starts itself, with what an emulated one must be told; None: the disk's own."""
+    boot = template.boot
+    if boot is None or accel is not Accel.TCG or "no_timer_check" in boot.append.split():
+        return boot
+    # An emulated guest of a busy host misses the ticks that this check counts, and panics: "IO-APIC + timer
+    # doesn't work" (kernel: Documentation/admin-guide/kernel-parameters.txt).
+    return replace(boot, append=f"{boot.append} no_timer_check".lstrip())
+
+
 def _boot(spec: QemuSpec) -> list[str]:
-    boot = spec.template.boot
+    boot = boot_words(spec.template, spec.accel)
     if boot is None:
         return []
-    argv = ["-kernel", boot.kernel]
-    if boot.initrd is not None:
-        argv += ["-initrd", boot.initrd]
-    append = boot.append
-    if spec.accel is Accel.TCG and "no_timer_check" not in append.split():
-        # An emulated guest of a busy host misses the ticks that this check counts, and panics: "IO-APIC + timer
-        # doesn't work" (kernel: Documentation/admin-guide/kernel-parameters.txt).
-        append = f"{append} no_timer_check".lstrip()
-    return [*argv, "-append", append]
+    initrd = [] if boot.initrd is None else ["-initrd", boot.initrd]
+    return ["-kernel", boot.kernel, *initrd, "-append", boot.append]
 
 
 def _channels(spec: QemuSpec) -> list[str]:
@@ -152,13 +155,17 @@ def _channels(spec: QemuSpec) -> list[str]:
     return argv
 
 
+def count_devices(name: str, template: VmTemplate, nics: int, devices: int) -> None:
+    """:raise GuestError: there are more than the root bus has slots."""
+    others = count_slots(template)
+    if nics + devices + others > LAST_SLOT - _FIRST_NIC_SLOT + 1:
+        count = f"{nics} network interfaces, {devices} devices of its node and {others} more disks or directories"
+        raise GuestError(f"{name} has {count}; a VM can have at most 23 of all")
+
+
 def _nics(spec: QemuSpec) -> list[str]:
     argv: list[str] = []
-    others = count_slots(spec.template)
-    if len(spec.nics) + len(spec.devices) + others > LAST_SLOT - _FIRST_NIC_SLOT + 1:
-        count = f"{len(spec.nics)} network interfaces, {len(spec.devices)} devices of its node and {others} more disks"
-        count += " or directories"
-        raise GuestError(f"{spec.name} has {count}; a VM can have at most 23 of all")
+    count_devices(spec.name, spec.template, len(spec.nics), len(spec.devices))
     for i, (nic, fd) in enumerate(zip(spec.nics, spec.fds.taps, strict=True)):
         argv += ["-netdev", f"tap,id=net{i},fd={fd}"]
         properties = {"netdev": f"net{i}", "id": f"nic{i}", "mac": nic.mac}

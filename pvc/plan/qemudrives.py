@@ -16,7 +16,7 @@ from pvc.plan.qemuwords import device, options, to_json
 LAST_SLOT = 0x1E
 _DISK_SLOT, _SEED_SLOT, _SCSI_SLOT = 3, 4, 6
 # disk_cache as in the peer's templates and in qemu(1), -drive cache=: (cache.direct, cache.no-flush, write-cache)
-_CACHE_MODES = {
+CACHE_MODES = {
     "unsafe": (False, True, True),
     "writeback": (False, False, True),
     "none": (True, False, True),
@@ -134,9 +134,9 @@ def _block(
 ) -> tuple[str, list[str]]:
     """Whether the device has a write cache, and the node of a qcow2 file that reads from ``base``."""
     try:
-        direct, no_flush, write_cache = _CACHE_MODES[mode]
+        direct, no_flush, write_cache = CACHE_MODES[mode]
     except KeyError:
-        known = ", ".join(sorted(_CACHE_MODES))
+        known = ", ".join(sorted(CACHE_MODES))
         raise GuestError(f"template {template.name}: disk_cache {mode!r} is none of {known}") from None
     cache = {"direct": direct, "no-flush": no_flush}
     unmap = "unmap" if discard else "ignore"

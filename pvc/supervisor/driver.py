@@ -78,6 +78,12 @@ class Machine(Protocol):
         :raise GuestError: QEMU refused, ended, or did not answer.
         """
 
+    async def find_disk(self, number: int) -> str:
+        """The node of a disk in QEMU's block graph: 0 is the image's, the others are the template's.
+
+        :raise GuestError: QEMU did not answer, or has no such disk.
+        """
+
     async def pin(self, cpus: Sequence[int]) -> None:
         """Pin vCPU i to cpus[i], and QEMU's other threads to all of them.
 
@@ -97,6 +103,10 @@ class Machine(Protocol):
 
 class Driver(Protocol):
     """Starts machines of one node."""
+
+    @property
+    def uri(self) -> str | None:
+        """What clients of libvirt may connect to on this node; None: nothing."""
 
     async def start(self, launch: Launch) -> Machine:
         """Start a VM, stopped before its first instruction; cancelled, it leaves nothing.

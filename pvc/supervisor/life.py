@@ -130,7 +130,7 @@ class Life:
         ending = explain_end(
             status,
             requested=self.stopping,
-            reason=self._shutdown_reason,
+            reason="guest-panic" if self._panicked else self._shutdown_reason,
             stderr=machine.stderr(),
             memory_mib=self._share.memory_mib,
             grace_s=self._grace_s,
@@ -152,12 +152,13 @@ class Life:
     def _on_event(self, machine: Machine, name: str, data: dict[str, object]) -> None:
         LOG.debug("%s: %s %s", self._share.name, name, data)
         if name == "SHUTDOWN":
-            self._shutdown_reason = str(data.get("reason"))
+            # The first one is the reason; another tells how QEMU itself was ended after that.
+            self._shutdown_reason = self._shutdown_reason or str(data.get("reason"))
         elif name == "RESET" and self._state.phase in RUNS:
             self.reach.begin(_REBOOTED if data.get("guest") else RESET)
         elif name == "GUEST_PANICKED":
             self._panicked = True
-        elif name == "STOP" and self._state.phase in RUNS and not self._panicked:
+        elif name == "STOP" and self._state.phase in RUNS and not (self._panicked or self._shutdown_reason):
             self.pauses.on_stop()
         elif name == "RESUME":
             self.pauses.on_resume()

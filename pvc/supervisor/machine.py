@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -17,6 +16,7 @@ from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, QMPClien
 from pvc import run
 from pvc.errors import GuestError
 from pvc.supervisor.driver import COMMAND_S
+from pvc.supervisor.stopping import end_machine
 
 LOG = logging.getLogger(__name__)
 
@@ -27,8 +27,6 @@ _GUARD = ("setpriv", "--pdeathsig", "KILL", "--")
 _STDERR_BYTES = 8192
 _SHOWN = 800
 _CONNECT_S = 60.0
-_QUIT_S = 3.0
-_PRESS_S = 5.0
 
 
 class QemuMachine:
@@ -156,6 +154,10 @@ class QemuMachine:
             raise GuestError("QEMU took no descriptor") from err
         return int((await self.execute("add-fd"))["fdset-id"])
 
+    async def find_disk(self, number: int) -> str:
+        """The node of a disk in QEMU's block graph."""
+        return f"extra{number}" if number else "disk"
+
     async def pin(self, cpus: Sequence[int]) -> None:
         """Pin vCPU i to cpus[i], and QEMU's other threads to all of them.
 
@@ -170,24 +172,7 @@ class QemuMachine:
 
     async def stop(self, grace_s: float) -> None:
         """End QEMU: ask the guest for ``grace_s`` seconds, then QEMU, then the kernel."""
-        if grace_s > 0 and not self.ended:
-            await self._power_down(grace_s)
-        if not self.ended:
-            with suppress(GuestError, TimeoutError):
-                async with asyncio.timeout(_QUIT_S):
-                    await self.execute("quit")
-                await self._wait_s(_QUIT_S)
-        if not self.ended:
-            self._process.kill()
-        await self.wait()
-
-    async def _power_down(self, grace_s: float) -> None:
-        """Press the power button until the guest is off: one that still boots does not hear the first time."""
-        deadline = time.monotonic() + grace_s
-        while not self.ended and (left_s := deadline - time.monotonic()) > 0:
-            with suppress(GuestError):
-                await self.execute("system_powerdown")
-            await self._wait_s(min(left_s, _PRESS_S))
+        await end_machine(self, self._process.kill, grace_s)
 
     async def drain(self) -> None:
         """After QEMU's end: return once all that it said over QMP is in ``events``."""
@@ -201,11 +186,6 @@ class QemuMachine:
         with suppress(QMPError, OSError, EOFError, asyncio.CancelledError):
             await self._qmp.disconnect()
         self._qmp_socket.close()
-
-    async def _wait_s(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.wait()
 
     def _on_exit(self) -> None:
         loop = asyncio.get_running_loop()

@@ -26,6 +26,7 @@ from pvc.plan.qemu import guest_memory_mib
 from pvc.slurm.job import cancel_job
 from pvc.supervisor.attach import Attached, ask, attach, attach_vm, find_socket
 from pvc.supervisor.control import Control
+from pvc.supervisor.driver import Driver
 from pvc.supervisor.events import Events
 from pvc.supervisor.journal import Journal
 from pvc.supervisor.qemu import QemuDriver
@@ -198,8 +199,19 @@ class Supervisor:
             async with turns:
                 return await attach_vm(find_socket(self._environ), self._spec.job_id, rank)
 
-        driver = QemuDriver()
-        return tuple(Vm(vm, driver, self._report, fetch_taps) for vm in vms)
+        drivers: dict[str, Driver] = {"qemu": QemuDriver()}
+        if any(template.hypervisor == "libvirt" for template in templates.values()):
+            drivers["libvirt"] = self._find_libvirt(Path(attached.grant.run_dir))
+        return tuple(Vm(vm, drivers[vm.template.hypervisor], self._report, fetch_taps) for vm in vms)
+
+    def _find_libvirt(self, run_dir: Path) -> Driver:
+        """:raise GuestError: pvc was installed without it on this node."""
+        try:
+            from pvc.supervisor.virt import VirtDriver
+        except ImportError as err:
+            hint = "install it with pvc (pip install pvc[libvirt]), or say hypervisor: qemu in the template"
+            raise GuestError("libvirt's Python module is missing", hint=hint) from err
+        return VirtDriver(run_dir / "virt", self._spec.libvirt_hook, self._exits)
 
     def _report(self, vm: Vm, hint: str | None) -> None:
         """A VM's phase or detail has changed."""

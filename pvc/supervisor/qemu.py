@@ -20,6 +20,8 @@ _NO_SANDBOX = ("-sandbox", "seccomp")
 class QemuDriver:
     """A driver (``pvc.supervisor.driver.Driver``)."""
 
+    uri: str | None = None
+
     async def start(self, launch: Launch) -> QemuMachine:
         """Start QEMU, without its own sandbox where that cannot be had."""
         for sandbox in (True, False):

@@ -73,7 +73,7 @@ async def save_disk(vm: Vm, request: dict[str, Any], tell: Callable[[int, int], 
     try:
         _reserve(vm, number, base if full else None, fd, path)
         backing = None if full or base is None else plan_backing(base)
-        job = {"device": f"extra{number}" if number else "disk", "speed": speed}
+        job = {"device": await machine.find_disk(number), "speed": speed}
         try:
             await _back_up(machine, job, fd, backing, tell)
         except GuestError:

@@ -95,6 +95,7 @@ class Vm:
             ssh_by_owner=share.ssh_by_owner,
             restarts=self._restarts,
             last_words=self.last_words,
+            libvirt_uri=self._driver.uri,
         )
 
     async def run(self, spec: ClusterSpec, instance_id: str) -> None:
