@@ -15,7 +15,7 @@ import click
 
 from pvc.cli import main
 from pvc.cli.main import COMMANDS
-from pvc.config import batch, hostnetworks, mounts, networks, repos, resources, templates
+from pvc.config import batch, disks, drives, hostnetworks, mounts, networks, repos, resources, templates
 from pvc.config.setting import Table
 
 # file -> (heading, table) in order; the headings are those of sections of the page.
@@ -32,7 +32,8 @@ FILES: dict[str, list[tuple[str, Table]]] = {
     "resources": [("Keys of a resource set", resources.ENTRY)],
     "templates": [
         ("Keys of a template", templates.ENTRY),
-        ("Keys of disks", templates.DISK),
+        ("Keys of disks", disks.DISK),
+        ("Keys of persistent-drives", drives.ENTRY),
         ("Keys of mount-points", mounts.ENTRY),
     ],
     "repos": [("Keys of the file", repos.FILE), ("Keys of a repository", repos.ENTRY)],

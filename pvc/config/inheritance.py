@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from difflib import get_close_matches
 
+from pvc.config.disks import check_aio
 from pvc.config.resources import find_default
 from pvc.config.setting import Scope
 from pvc.config.templates import ENTRY, Declared
@@ -98,6 +99,10 @@ def _find_conflicts(entry: Declared, template: Template) -> None:
             machine_type=template.machine_type, cpu_model=template.cpu_model, custom_args=template.custom_args
         )
         conflicts += [(True, text, (key, "hypervisor")) for key, text in found]
+    try:
+        check_aio(template.disk_aio, template.disk_cache)
+    except ValueError as err:
+        conflicts.append((True, str(err), ("disk-aio", "disk-cache")))
     for wrong, text, keys in conflicts:
         given = [key for key in keys if key in entry.values]
         if wrong and given:

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from pvc.config import setting
+from pvc.config.disks import AIO, AIO_HELP, CACHE, CACHE_HELP, DISCARD_HELP, DISK, IOTHREAD_HELP, SIZE, build_disk
+from pvc.config.drives import persistent_drives
 from pvc.config.mounts import mount_points
 from pvc.config.setting import Expansion, Kind, Scope, Setting, Table
 from pvc.config.yamlmarks import Document
 from pvc.model.request import MAX_CPUS
-from pvc.model.site import DiskWish
 from pvc.parse import parse_size
 
 MAX_USER_DATA = 1 << 20
 MAX_MEMORY_MIB = 64 << 20
 MIN_GUEST_MIB = 64
-MIN_DISK, MAX_DISK = 1 << 20, 1 << 50
 SIZE_OPTIONS = frozenset({"--ntasks", "--cpus-per-task", "--mem", "--mem-per-cpu", "--pvc"})
 _GRES = r"[A-Za-z0-9_.:=/()-]+"
 _NO_SPACE = r"[^\s]+"
@@ -51,13 +51,6 @@ def _parse_memory(text: str) -> int:
     return mib
 
 
-def _parse_disk_size(text: str) -> int:
-    size = parse_size(text, default_unit="g")
-    if not MIN_DISK <= size <= MAX_DISK:
-        raise ValueError(f"{text!r} is not from {MIN_DISK >> 20}M to {MAX_DISK >> 40}T")
-    return size
-
-
 def _parse_slurm_arg(text: str) -> str:
     name = text.partition("=")[0]
     if name in SIZE_OPTIONS or text[:2] in {"-n", "-c"}:
@@ -72,35 +65,7 @@ def _parse_slurm_arg(text: str) -> str:
     return text
 
 
-def _build_disk(values: Mapping[str, Any]) -> DiskWish:
-    if values["image"] is None and values["size"] is None:
-        raise ValueError("neither size nor image is given")
-    if values["iothread"] and values["bus"] != "virtio":
-        raise ValueError("iothread is for disks on virtio; scsi disks share their controller's")
-    return DiskWish(**values)
-
-
 _NAME = setting.text(name="name", expected="a name")
-SIZE = setting.text(_parse_disk_size, name="size", expected="a size such as 20G")
-CACHE = setting.choice("unsafe", "writeback", "none", "writethrough", "directsync")
-_CACHE_HELP = "As *cache=* in qemu(1). ``unsafe`` is the fastest and right for disks that vanish with the job."
-_DISCARD_HELP = "Give blocks that the guest discards back to the node."
-_IOTHREAD_HELP = "Serve the disk in a thread of its own."
-
-DISK = Table(
-    settings=(
-        Setting("size", SIZE, "Size of the disk; without an image it is empty.", default_text="the image's"),
-        Setting(
-            "image",
-            setting.expanded(name="[repo:]image[@revision]", expected="an image's name"),
-            "The image that it starts from.",
-        ),
-        Setting("bus", setting.choice("virtio", "scsi"), "How it is attached.", default="virtio"),
-        Setting("cache", CACHE, _CACHE_HELP, default="unsafe"),
-        Setting("discard", setting.boolean(), _DISCARD_HELP, default=True),
-        Setting("iothread", setting.boolean(), _IOTHREAD_HELP + " For ``virtio`` only.", default=False),
-    )
-)
 
 ENTRY = Table(
     settings=(
@@ -191,19 +156,27 @@ ENTRY = Table(
             "How the disk is attached.",
             default="virtio",
         ),
-        Setting("disk-cache", CACHE, _CACHE_HELP, default="unsafe"),
+        Setting("disk-cache", CACHE, CACHE_HELP, default="unsafe"),
         Setting(
             "disk-size",
             SIZE,
             "Size of the disk where it shall be larger than the image. Growing what is on it is the guest's part.",
             default_text="the image's",
         ),
-        Setting("disk-discard", setting.boolean(), _DISCARD_HELP, default=True),
-        Setting("disk-iothread", setting.boolean(), _IOTHREAD_HELP + " Not for ``ide``.", default=True),
+        Setting("disk-aio", AIO, AIO_HELP, default="threads"),
+        Setting("disk-discard", setting.boolean(), DISCARD_HELP, default=True),
+        Setting("disk-iothread", setting.boolean(), IOTHREAD_HELP + " Not for ``ide``.", default=True),
         Setting(
             "disks",
-            setting.list_of(setting.mapping(DISK, _build_disk, "a mapping with size or image")),
+            setting.list_of(setting.mapping(DISK, build_disk, "a mapping with size or image")),
             "More disks, as mappings; see *Keys of disks*. They begin anew with each VM, and vanish with it.",
+            default=[],
+        ),
+        Setting(
+            "persistent-drives",
+            persistent_drives(),
+            "Files of the host that the VM writes to and that stay when it ends. Each is a path, or a mapping from a "
+            "path to the settings of *Keys of persistent-drives*; ``%{vm_rank}`` in it gives each VM its own.",
             default=[],
         ),
         Setting(
@@ -240,7 +213,6 @@ ENTRY = Table(
         ),
     ),
     foreign={
-        "persistent-drives": "every disk of this version vanishes with the job",
         "emulator-cores": "QEMU's own threads share the VM's cores",
         "bind-vcpus": "vCPUs are always pinned when the job's cores are known",
         "full-node": "ask Slurm for it: --exclusive",

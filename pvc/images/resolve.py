@@ -37,7 +37,9 @@ def resolve_template(template: Template, repositories: Repositories) -> VmTempla
         restart=Restart(template.restart),
         disk_discard=template.disk_discard,
         disk_iothread=template.disk_iothread,
+        disk_aio=template.disk_aio,
         disks=tuple(_resolve_disk(wish, repositories) for wish in template.disks),
+        drives=template.persistent_drives,
         firmware=template.firmware,
         hugepages=template.hugepages,
         mounts=tuple(
@@ -73,7 +75,7 @@ def _resolve_disk(wish: DiskWish, repositories: Repositories) -> ExtraDisk:
     base = None if wish.image is None else _find_disk(wish.image, wish.size, repositories)[0]
     size = base.size if base is not None else wish.size
     assert size is not None
-    return ExtraDisk(base, size, wish.bus, wish.cache, wish.discard, wish.iothread)
+    return ExtraDisk(base, size, wish.bus, wish.cache, wish.discard, wish.iothread, wish.aio)
 
 
 def _find_boot(image: Image, store: Store) -> DirectBoot | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pvc.model.drive import PersistentDrive
 from pvc.model.network import Network, ResourceSet
 from pvc.model.vm import Accel, Mount
 
@@ -62,6 +63,7 @@ class DiskWish:
     cache: str = "unsafe"
     discard: bool = True
     iothread: bool = False
+    aio: str = "threads"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class Template:
     disk_size: int | None = None
     disk_discard: bool = True
     disk_iothread: bool = True
+    disk_aio: str = "threads"
     disks: tuple[DiskWish, ...] = ()
+    persistent_drives: tuple[PersistentDrive, ...] = ()
     firmware: str = "bios"
     hugepages: str = ""
     mount_points: tuple[Mount, ...] = ()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pvc.model.drive import PersistentDrive
+
 _CPU_FLAG = re.compile(r"[+-][a-z0-9._-]+|[a-z0-9._-]+=(?:on|off)")
 
 
@@ -105,6 +107,7 @@ class ExtraDisk:
     cache: str = "unsafe"
     discard: bool = True
     iothread: bool = False
+    aio: str = "threads"  # threads | native | io_uring
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,9 @@ class VmTemplate:
     disk_cache: str = "unsafe"
     disk_discard: bool = True
     disk_iothread: bool = True
+    disk_aio: str = "threads"
     disks: tuple[ExtraDisk, ...] = ()
+    drives: tuple[PersistentDrive, ...] = ()
     firmware: str = "bios"  # bios | uefi | uefi-secure
     hugepages: str = ""  # "": none, 2M, 1G
     mounts: tuple[Mount, ...] = ()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pvc.config.mounts import join_mounts
 from pvc.errors import Problem, PvcError, UsageError
 from pvc.model.cluster import VmGroup
+from pvc.model.drive import Mmp
 from pvc.model.request import MAX_CPUS, DefinitionItem, Request, SetRequest, parse_definition
 from pvc.model.site import KeyOrigin, SiteConfig, Template
 from pvc.model.vm import Accel, Mount, VmTemplate
@@ -65,6 +66,7 @@ def resolve(definition: str, config: SiteConfig, overrides: Overrides, cpus: int
     names = list(dict.fromkeys(item.template for item in items))
     repositories = Repositories(list(config.repositories))
     templates = {name: _override(find_template(name, config), overrides) for name in names}
+    _check_drives(items, templates)
     return LaunchOrder(
         definition=definition,
         request=make_request(items, templates, cpus),
@@ -260,6 +262,21 @@ def _check_overrides(items: tuple[DefinitionItem, ...], overrides: Overrides, co
     wanted = overrides.resource_set
     if wanted is not None and wanted not in config.resource_sets:
         raise UsageError(f"there is no resource set {wanted!r}", hint=_suggest(wanted, list(config.resource_sets)))
+
+
+def _check_drives(items: tuple[DefinitionItem, ...], templates: Mapping[str, Template]) -> None:
+    """Tell before there is a job that two of its VMs would write one drive."""
+    users: dict[str, int] = {}
+    for item in items:
+        for drive in templates[item.template].persistent_drives:
+            if drive.mmp is not Mmp.YES or "%{vm_rank}" in drive.path:
+                continue
+            users[drive.path] = users.get(drive.path, 0) + item.count
+            if users[drive.path] > 1:
+                raise UsageError(
+                    f"{users[drive.path]} VMs of this cluster would write to the persistent drive {drive.path}",
+                    hint="give each its own: %{vm_rank} in the path; or set mmp: cluster if their guests can share it",
+                )
 
 
 def _override(template: Template, overrides: Overrides) -> Template:

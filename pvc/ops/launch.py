@@ -36,7 +36,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEFAULT_MEMORY_MIB = 1024  # of a VM where Slurm does not account for memory
 _SETUP_TIMEOUT_S = 300.0
 _REACHABLE_TIMEOUT_S = 600.0
-_STOP_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 45.0  # guests with persistent drives have 20 s to power down
 _CHILD_PATIENCE_S = 10.0
 
 

@@ -10,7 +10,7 @@ from pvc.ops.control import Control
 from pvc.ops.jobdir import JobDir
 from pvc.slurm.job import cancel_job
 
-_MARGIN_S = 10.0
+_MARGIN_S = 30.0  # guests with persistent drives have 20 s to power down
 _POLL_S = 0.05
 
 

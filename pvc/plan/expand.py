@@ -12,6 +12,7 @@ def fill_template(template: VmTemplate, rank: int, job_id: int) -> VmTemplate:
     return replace(
         template,
         custom_args=tuple(fill(word, rank, job_id) for word in template.custom_args),
+        drives=tuple(replace(each, path=fill(each.path, rank, job_id)) for each in template.drives),
         mounts=tuple(replace(each, source=fill(each.source, rank, job_id)) for each in template.mounts),
     )
 

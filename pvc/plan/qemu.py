@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pvc.errors import GuestError
 from pvc.model.node import Nic
 from pvc.model.vm import Accel, DirectBoot, VmTemplate
-from pvc.plan.qemudrives import LAST_SLOT, VmPaths, count_slots, plan_drives, plan_firmware, plan_mounts
+from pvc.plan.qemudrives import LAST_SLOT, DriveFd, VmPaths, count_slots, plan_drives, plan_firmware, plan_mounts
 from pvc.plan.qemuwords import base_machine, device, has_isa
 
 # QEMU's own need of memory besides the guest's, from measurements: code, heap, stacks and device rings of
@@ -35,12 +35,15 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 
 @dataclass(frozen=True)
 class VmFds:
-    """Descriptors that QEMU inherits; ``taps`` in the order of the VM's nics, ``channels`` as (name, descriptor)."""
+    """Descriptors that QEMU inherits. ``taps`` and ``drives`` are in the order of the VM's nics and its template's
+    drives, ``channels`` are (name, descriptor).
+    """
 
     qmp: int
     console: int
     taps: tuple[int, ...]
     channels: tuple[tuple[str, int], ...] = ()
+    drives: tuple[DriveFd, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ def qemu_argv(spec: QemuSpec) -> list[str]:
     ]
     if spec.sandbox and "-sandbox" not in template.custom_args:
         argv += ["-sandbox", _SANDBOX]
-    argv += plan_drives(template, spec.paths) + plan_mounts(template) + _boot(spec) + _nics(spec) + _devices(spec)
-    argv += _channels(spec)
+    argv += plan_drives(template, spec.paths, spec.fds.drives) + plan_mounts(template)
+    argv += _boot(spec) + _nics(spec) + _devices(spec) + _channels(spec)
     return [*argv, *template.custom_args]
 
 

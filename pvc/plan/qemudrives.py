@@ -1,15 +1,18 @@
 """The drives of one VM on QEMU's command line: disk, seed, more disks, directories of the host, the firmware's flash.
 
-The image's disk and the seed have fixed slots. Directories and more disks are at the end of the bus, in their order, so
-that they move no network interface; the guest finds disks in /dev/disk/by-id by their serial numbers, disk1, disk2...
+The image's disk and the seed have fixed slots. Directories, more disks and persistent drives are at the end of the bus,
+in their order, so that they move no network interface; the guest finds disks in /dev/disk/by-id by their serial
+numbers, disk1, disk2, ..., drive1, drive2, ...
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pvc.errors import GuestError
+from pvc.model.drive import Mmp, PersistentDrive
 from pvc.model.vm import Disk, ExtraDisk, Firmware, VmTemplate
 from pvc.plan.qemuwords import device, options, to_json
 
@@ -25,6 +28,17 @@ CACHE_MODES = {
 }
 
 
+_FIRST_FDSET = 100
+
+
+@dataclass(frozen=True)
+class DriveFd:
+    """A persistent drive that is open for QEMU; ``locks``: the file system has locks, so QEMU shall take its own."""
+
+    fd: int
+    locks: bool = True
+
+
 @dataclass(frozen=True)
 class VmPaths:
     """A VM's files on its node; None: the VM has no such file. ``disks`` in the order of the template's."""
@@ -36,12 +50,31 @@ class VmPaths:
 
 
 def count_slots(template: VmTemplate) -> int:
-    """Slots that directories and more disks take at the end of the bus."""
-    return len(template.mounts) + _count_disks(template)
+    """Slots that directories, more disks and persistent drives take at the end of the bus."""
+    return len(template.mounts) + _buses(template).count("virtio")
 
 
-def _count_disks(template: VmTemplate) -> int:
-    return sum(each.bus == "virtio" for each in template.disks)
+def _buses(template: VmTemplate) -> list[str]:
+    return [each.bus for each in template.disks] + [each.bus for each in template.drives]
+
+
+def replace_aio(template: VmTemplate, old: str, new: str) -> VmTemplate:
+    """The template with ``new`` in place of ``old`` as every disk's aio."""
+
+    def change(aio: str) -> str:
+        return new if aio == old else aio
+
+    return replace(
+        template,
+        disk_aio=change(template.disk_aio),
+        disks=tuple(replace(each, aio=change(each.aio)) for each in template.disks),
+        drives=tuple(replace(each, aio=change(each.aio)) for each in template.drives),
+    )
+
+
+def uses_aio(template: VmTemplate, aio: str) -> bool:
+    """Whether a disk of the template wants this aio."""
+    return replace_aio(template, aio, "") != template
 
 
 def plan_mounts(template: VmTemplate) -> list[str]:
@@ -64,24 +97,27 @@ def plan_mounts(template: VmTemplate) -> list[str]:
     return argv
 
 
-def plan_drives(template: VmTemplate, paths: VmPaths) -> list[str]:
-    """Arguments for all disks and the seed.
+def plan_drives(template: VmTemplate, paths: VmPaths, drives: Sequence[DriveFd] = ()) -> list[str]:
+    """Arguments for all disks and the seed; ``drives`` in the order of the template's.
 
     :raise GuestError: a cache mode, a model or a bus is unknown.
     """
     argv = []
     disk, overlay = template.disk, paths.overlay
     on_scsi = disk is not None and template.disk_model == "virtio-scsi"
-    if on_scsi or any(each.bus == "scsi" for each in template.disks):
+    if on_scsi or "scsi" in _buses(template):
         argv += ["-object", "iothread,id=iothread-scsi"]
         argv += ["-device", device(template, "virtio-scsi", _SCSI_SLOT, iothread="iothread-scsi", id="scsi0")]
     if disk is not None and overlay is not None:
         argv += _disk(template, disk, overlay)
     argv += _seed(template, paths.seed)
-    slot = LAST_SLOT - _count_disks(template) + 1
+    slot = LAST_SLOT - _buses(template).count("virtio") + 1
     for i, (extra, path) in enumerate(zip(template.disks, paths.disks, strict=True), start=1):
         argv += _extra(template, extra, path, i, slot)
         slot += extra.bus == "virtio"
+    for i, (drive, opened) in enumerate(zip(template.drives, drives, strict=True), start=1):
+        argv += _drive(template, drive, opened, i, slot)
+        slot += drive.bus == "virtio"
     return argv
 
 
@@ -98,7 +134,8 @@ def plan_firmware(firmware: Firmware) -> list[str]:
 
 
 def _disk(template: VmTemplate, disk: Disk, overlay: str) -> list[str]:
-    write_cache, argv = _block(template, "disk", overlay, disk, template.disk_cache, template.disk_discard)
+    file = {"driver": "file", "filename": overlay, **_aio(template.disk_aio)}
+    write_cache, argv = _block(template, _node("disk", file, disk), template.disk_cache, discard=template.disk_discard)
     properties = {"drive": "disk", "id": "disk0", "bootindex": "1", "write-cache": write_cache}
     match template.disk_model:
         case "virtio" | "virtio-blk":
@@ -117,38 +154,74 @@ def _disk(template: VmTemplate, disk: Disk, overlay: str) -> list[str]:
 
 def _extra(template: VmTemplate, disk: ExtraDisk, path: str, number: int, slot: int) -> list[str]:
     name = f"disk{number}"
-    write_cache, argv = _block(template, f"extra{number}", path, disk.base, disk.cache, disk.discard)
+    file = {"driver": "file", "filename": path, **_aio(disk.aio)}
+    node = _node(f"extra{number}", file, disk.base)
+    write_cache, argv = _block(template, node, disk.cache, discard=disk.discard)
     properties = {"drive": f"extra{number}", "id": name, "serial": name, "write-cache": write_cache}
+    return argv + _attach(template, disk, properties, slot, iothread=f"iothread{number}")
+
+
+def find_drive(node: str) -> int | None:
+    """The number of the persistent drive whose node in QEMU has this name; None: it is another disk's."""
+    number = node.removeprefix("node-drive")
+    return int(number) if number != node and number.isdecimal() else None
+
+
+def _drive(template: VmTemplate, drive: PersistentDrive, opened: DriveFd, number: int, slot: int) -> list[str]:
+    """A file that the supervisor has opened: QEMU gets what was checked and locked, whatever has the name by now."""
+    name, fdset = f"drive{number}", _FIRST_FDSET + number
+    shared = drive.format == "raw" and drive.mmp is not Mmp.YES
+    locking = "auto" if opened.locks and not shared else "off"
+    file = {"driver": "file", "filename": f"/dev/fdset/{fdset}", "locking": locking, **_aio(drive.aio)}
+    node: dict[str, Any] = {"driver": drive.format, "node-name": f"node-{name}", "file": file}
+    if drive.format == "qcow2":
+        node["backing"] = None
+    write_cache, argv = _block(template, node, drive.cache, discard=drive.discard)
+    properties = {"drive": f"node-{name}", "id": name, "serial": name, "write-cache": write_cache}
+    if shared:
+        properties["share-rw"] = "on"
+    argv = ["-add-fd", f"fd={opened.fd},set={fdset}", *argv]
+    return argv + _attach(template, drive, properties, slot, iothread=f"iothread-{name}")
+
+
+def _attach(
+    template: VmTemplate, disk: ExtraDisk | PersistentDrive, properties: dict[str, str], slot: int, *, iothread: str
+) -> list[str]:
     if disk.bus == "scsi":
-        return [*argv, "-device", options("scsi-hd", bus="scsi0.0", **properties)]
+        return ["-device", options("scsi-hd", bus="scsi0.0", **properties)]
     if disk.bus != "virtio":
         raise GuestError(f"template {template.name}: bus {disk.bus!r} is neither virtio nor scsi")
+    argv = []
     if disk.iothread:
-        argv += ["-object", f"iothread,id=iothread{number}"]
-        properties["iothread"] = f"iothread{number}"
+        argv += ["-object", f"iothread,id={iothread}"]
+        properties = {**properties, "iothread": iothread}
     return [*argv, "-device", device(template, "virtio-blk", slot, **properties)]
 
 
-def _block(
-    template: VmTemplate, node: str, path: str, base: Disk | None, mode: str, discard: bool
-) -> tuple[str, list[str]]:
-    """Whether the device has a write cache, and the node of a qcow2 file that reads from ``base``."""
+def _aio(aio: str) -> dict[str, str]:
+    """QEMU's own default is threads."""
+    return {} if aio == "threads" else {"aio": aio}
+
+
+def _node(name: str, file: dict[str, Any], base: Disk | None) -> dict[str, Any]:
+    """The node of a qcow2 file that reads from ``base``."""
+    node: dict[str, Any] = {"driver": "qcow2", "node-name": name, "file": file}
+    if base is not None:
+        node["backing"] = plan_backing(base)
+    return node
+
+
+def _block(template: VmTemplate, node: dict[str, Any], mode: str, *, discard: bool) -> tuple[str, list[str]]:
+    """Whether the device has a write cache, and the node with its file below it."""
     try:
         direct, no_flush, write_cache = CACHE_MODES[mode]
     except KeyError:
         known = ", ".join(sorted(CACHE_MODES))
         raise GuestError(f"template {template.name}: disk_cache {mode!r} is none of {known}") from None
-    cache = {"direct": direct, "no-flush": no_flush}
-    unmap = "unmap" if discard else "ignore"
-    found: dict[str, Any] = {
-        "driver": "qcow2",
-        "node-name": node,
-        "discard": unmap,
-        "cache": cache,
-        "file": {"driver": "file", "filename": path, "discard": unmap, "cache": cache},
-    }
-    if base is not None:
-        found["backing"] = plan_backing(base)
+    more = {"discard": "unmap" if discard else "ignore", "cache": {"direct": direct, "no-flush": no_flush}}
+    found = {"driver": node["driver"], "node-name": node["node-name"], **more, "file": {**node["file"], **more}}
+    if "backing" in node:
+        found["backing"] = node["backing"]
     return ("on" if write_cache else "off"), ["-blockdev", to_json(found)]
 
 

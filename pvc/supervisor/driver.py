@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from qemu.qmp import EventListener
 from qemu.qmp.message import Message
 
-from pvc.plan.qemudrives import VmPaths
+from pvc.plan.qemudrives import DriveFd, VmPaths
 from pvc.supervisor.share import VmShare
 
 COMMAND_S = 30.0
@@ -25,13 +25,16 @@ class Launch:
     """One start of a VM.
 
     ``taps`` are open descriptors in the order of its nics, which stay the caller's. ``channels``: ports that the guest
-    sees below /dev/virtio-ports by these names, besides its console.
+    sees below /dev/virtio-ports by these names, besides its console. ``drives``: persistent drives that are open, in
+    the order of the template's; QEMU also inherits ``inherited``, whose locks end with it.
     """
 
     share: VmShare
     paths: VmPaths
     taps: tuple[int, ...]
     channels: tuple[str, ...] = ()
+    drives: tuple[DriveFd, ...] = ()
+    inherited: tuple[int, ...] = ()
 
 
 class Machine(Protocol):

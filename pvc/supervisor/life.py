@@ -9,11 +9,13 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
-from pvc.errors import GuestError
+from pvc.errors import GuestError, PvcError
+from pvc.model.cluster import ClusterSpec
 from pvc.model.vm import Phase
 from pvc.plan.qemudrives import VmPaths
 from pvc.supervisor.console import Console
 from pvc.supervisor.driver import Driver, Launch, Machine, event_data
+from pvc.supervisor.drives import HeldDrives, hold_drives
 from pvc.supervisor.ending import Ending, explain_end, read_last_words
 from pvc.supervisor.pauses import Pauses
 from pvc.supervisor.reach import Reach
@@ -27,6 +29,9 @@ RESET = "was reset"
 RUNS = (Phase.BOOTING, Phase.REACHABLE, Phase.PAUSED)
 _REBOOTED = "its guest rebooted"
 _LAST_WORDS_S = 1.0
+# For guests that write to persistent drives, before they are switched off. Slurm kills what has not ended KillWait
+# (30 s by default, slurm.conf(5)) after its first signal.
+DRIVES_GRACE_S = 20.0
 
 
 class Life:
@@ -48,10 +53,12 @@ class Life:
         self._grace_s = 0.0
         self._shutdown_reason: str | None = None
         self._panicked = False
-        self.pauses = Pauses(state, share.directory, self._spawn)
+        self.pauses = Pauses(state, share, self._spawn)
         self.reach = Reach(share, state, self.pauses, self._spawn)
 
-    async def run(self, paths: VmPaths, taps: tuple[int, ...], on_running: Callable[[], None]) -> Ending:
+    async def run(
+        self, spec: ClusterSpec, paths: VmPaths, taps: tuple[int, ...], on_running: Callable[[], None]
+    ) -> Ending:
         """Start QEMU and return when it has ended. ``on_running``: the guest runs, QEMU has its own copies of ``taps``.
 
         :raise GuestError: it did not start.
@@ -59,7 +66,8 @@ class Life:
         async with AsyncExitStack() as exits:
             exits.push_async_callback(self._end_tasks)
             # Programs beside QEMU (``helper.running``), there before it and until it is gone, enter ``exits`` here.
-            launch = Launch(self._share, paths, taps)
+            held = await self._hold_drives(spec, exits)
+            launch = Launch(self._share, paths, taps, drives=held.fds, inherited=held.inherited)
             if self.stopping:
                 return Ending(Phase.STOPPED, ON_REQUEST)
             machine = await self._start(launch, exits)
@@ -69,9 +77,23 @@ class Life:
             on_running()
             return await self._wait_end(machine)
 
+    async def _hold_drives(self, spec: ClusterSpec, exits: AsyncExitStack) -> HeldDrives:
+        """Its persistent drives, until QEMU is gone; file systems may take their time."""
+        holding = asyncio.ensure_future(asyncio.to_thread(hold_drives, self._share, spec))
+        try:
+            held = await asyncio.shield(holding)
+        except asyncio.CancelledError:
+            with suppress(PvcError):
+                (await holding).release()
+            raise
+        exits.push_async_callback(asyncio.to_thread, held.release)
+        return held
+
     async def stop(self, grace_s: float) -> None:
-        """End it; ``run`` returns soon after."""
+        """End it; ``run`` returns soon after. A guest with persistent drives has time to power down in any case."""
         self.stopping = True
+        if self._share.template.drives:
+            grace_s = max(grace_s, DRIVES_GRACE_S)
         if self._starting is not None:
             self._starting.cancel()
         if self.machine is not None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from pvc.errors import GuestError
 from pvc.model.vm import Phase
+from pvc.plan.qemudrives import find_drive
 from pvc.supervisor.driver import Machine
+from pvc.supervisor.share import VmShare
 from pvc.supervisor.state import State
 
 PAUSED = "paused"
@@ -27,13 +28,13 @@ class Pauses:
     """Of one run of QEMU; ``spawn`` runs a coroutine until the run's end."""
 
     def __init__(
-        self, state: State, directory: Path, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+        self, state: State, share: VmShare, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     ) -> None:
         self.why: str | None = None  # it stands still
         self.next_why = PAUSED  # what the next STOP means
         self._running = (Phase.BOOTING, "")  # how it is while it does not
         self._state = state
-        self._directory = directory
+        self._share = share
         self._spawn = spawn
         self._disk_errors = 0
         self._disk_full = False
@@ -82,8 +83,15 @@ class Pauses:
         if not self._disk_full:
             self._disk_full = True
             reason = data.get("reason", "I/O error")
-            self._set(f"paused: its disk in {self._directory} cannot be written: {reason}")
+            self._set(f"paused: {self._name_disk(data)} cannot be written: {reason}")
             self._spawn(self._go_on(machine))
+
+    def _name_disk(self, data: Mapping[str, object]) -> str:
+        number = find_drive(str(data.get("node-name")))
+        drives = self._share.template.drives
+        if number is not None and number <= len(drives):
+            return f"its persistent drive {drives[number - 1].path}"
+        return f"its disk in {self._share.directory}"
 
     async def _go_on(self, machine: Machine) -> None:
         """Let a guest go on that QEMU paused for its disk, again and again until that lasts."""

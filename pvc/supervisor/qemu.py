@@ -57,7 +57,8 @@ def _spawn(launch: Launch, *, sandbox: bool) -> QemuMachine:
         qmp, qmp_fd = pair()
         console, console_fd = pair()
         channels = {name: pair() for name in launch.channels}
-        fds = VmFds(qmp_fd, console_fd, launch.taps, tuple((name, fd) for name, (_, fd) in channels.items()))
+        ports = tuple((name, fd) for name, (_, fd) in channels.items())
+        fds = VmFds(qmp_fd, console_fd, launch.taps, ports, launch.drives)
         argv = qemu_argv(
             QemuSpec(
                 name=share.name,
@@ -72,7 +73,7 @@ def _spawn(launch: Launch, *, sandbox: bool) -> QemuMachine:
                 devices=share.grant.devices,
             )
         )
-        inherited = (qmp_fd, console_fd, *launch.taps, *(fd for _, fd in channels.values()))
+        inherited = (qmp_fd, console_fd, *launch.taps, *(fd for _, fd in ports), *launch.inherited)
         near_ends = {name: near for name, (near, _) in channels.items()}
         machine = QemuMachine.start([*argv, *share.screen_argv()], qmp, console, near_ends, inherited)
         ours.pop_all()

@@ -232,7 +232,7 @@ class Vm:
                 self._paths = prepare_vm(self.share, spec, instance_id)
             if len(self._taps) != len(self.share.taps):
                 self._taps = list(await self._fetch_taps(self.share.rank))
-            return await self._life.run(self._paths, tuple(self._taps), self._on_running)
+            return await self._life.run(spec, self._paths, tuple(self._taps), self._on_running)
         except PvcError as err:
             return self._failed(err)
         except (OSError, ValueError) as err:

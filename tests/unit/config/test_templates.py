@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pvc.model.drive import Mmp, PersistentDrive
 from pvc.model.site import DiskWish
 from tests.unit.config.sites import write_site
 from tests.unit.config.test_load import load_site, problems_of
@@ -45,9 +46,64 @@ u: {inherits: t, disks: [], hugepages: no, memory: '2048'}
     assert (heir.disks, heir.hugepages, heir.memory, heir.cores) == ((), "", 2048, 4)
 
 
+def test_persistent_drives(tmp_path: Path) -> None:
+    text = """
+t:
+  disk-cache: none
+  disk-aio: native
+  persistent-drives:
+    - /scratch/%{user}/home.raw
+    - /scratch/vm%{vm_rank}.qcow2: {size: 20G, cache: none, aio: io_uring, iothread: yes}
+    - /scratch/shared: {mmp: cluster}
+    - /scratch/free: {mmp: no, cache: writethrough, bus: scsi, discard: no}
+    - /scratch/odd.qcow2: {format: raw, mmp: yes}
+    - /scratch/plain:
+u: {inherits: t, persistent-drives: []}
+"""
+    templates = load_site(write_site(tmp_path, templates=text)).templates
+    assert templates["t"].disk_aio == "native"
+    assert templates["t"].persistent_drives == (
+        PersistentDrive("/scratch/anne/home.raw"),
+        PersistentDrive(
+            "/scratch/vm%{vm_rank}.qcow2", "qcow2", cache="none", size=20 << 30, aio="io_uring", iothread=True
+        ),
+        PersistentDrive("/scratch/shared", mmp=Mmp.CLUSTER),
+        PersistentDrive("/scratch/free", mmp=Mmp.NO, cache="writethrough", bus="scsi", discard=False),
+        PersistentDrive("/scratch/odd.qcow2"),
+        PersistentDrive("/scratch/plain"),
+    )
+    assert templates["u"].persistent_drives == ()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("persistent-drives: [data]", "t.persistent-drives[0]: 'data' is not the absolute path of a file"),
+        ("persistent-drives: [/a/]", "t.persistent-drives[0]: '/a/' is not the absolute path of a file"),
+        ("persistent-drives: [/a, '/b/../a']", "t.persistent-drives[1]: /a is there twice"),
+        (
+            "persistent-drives: [{/a: {}, /b: {}}]",
+            "t.persistent-drives[0]: each drive is a list item of its own, with one path",
+        ),
+        ("persistent-drives: [{'7': {}}]", "t.persistent-drives[0]: '7' is not the absolute path of a file"),
+        ("persistent-drives: [{/a: {mmp: maybe}}]", "t.persistent-drives[0]./a.mmp: 'maybe' is not yes, cluster or no"),
+        (
+            "persistent-drives: [{/a: {backup: x}}]",
+            "t.persistent-drives[0]./a.backup: is not supported: copy the file while no VM uses it",
+        ),
+        (
+            "persistent-drives: [{/a.qcow2: {mmp: cluster}}]",
+            "t.persistent-drives[0]: a qcow2 file can have one writer only: mmp must be yes, or the format raw",
+        ),
+        (
+            "persistent-drives: [{/a: {aio: native}}]",
+            "t.persistent-drives[0]: aio native needs the cache none or directsync, not writeback",
+        ),
+        ("disk-aio: native", "t.disk-aio: aio native needs the cache none or directsync, not unsafe"),
+        (
+            "disks: [{size: 1G, aio: native}]",
+            "t.disks[0]: aio native needs the cache none or directsync, not unsafe",
+        ),
         ("slurm-args: ['--mem=3G']", "t.slurm-args[0]: --mem: the definition, cores and memory say this"),
         ("slurm-args: [-n4]", "t.slurm-args[0]: -n4: the definition, cores and memory say this"),
         ("slurm-args: [--partition, long]", "t.slurm-args[1]: 'long' is not one word such as --partition=long"),

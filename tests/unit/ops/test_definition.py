@@ -9,6 +9,7 @@ import pytest
 
 from pvc.errors import PvcError, UsageError
 from pvc.model.cluster import VmGroup
+from pvc.model.drive import Mmp, PersistentDrive
 from pvc.model.request import decode_request, parse_definition
 from pvc.ops.definition import (
     Overrides,
@@ -119,3 +120,15 @@ def test_slurm_options_of_templates(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'web' wants --partition=vm, template 'db' wants --partition=long"):
         find_slurm_args("web,db", config)
     assert find_slurm_args("db", config) == ("--partition=long", "--gres=nic:1,gpu:1")
+
+
+def test_two_vms_on_one_drive_are_told_before_there_is_a_job(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    drives = (PersistentDrive("/data/a"), PersistentDrive("/data/vm%{vm_rank}"), PersistentDrive("/s", mmp=Mmp.CLUSTER))
+    plain = replace(config.templates["plain"], persistent_drives=drives)
+    other = replace(plain, name="other", persistent_drives=(PersistentDrive("/data/b"),))
+    config = replace(config, templates={"plain": plain, "other": other, "third": replace(plain, name="third")})
+    assert resolve("plain,other", config, Overrides()).templates["plain"].drives == drives
+    for definition in ("plain:2", "plain,third"):
+        with pytest.raises(UsageError, match="2 VMs of this cluster would write to the persistent drive /data/a"):
+            resolve(definition, config, Overrides())

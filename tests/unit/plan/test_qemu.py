@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from pvc.errors import GuestError
+from pvc.model.drive import Mmp, PersistentDrive
 from pvc.model.node import Nic
 from pvc.model.vm import Accel, DirectBoot, Disk, ExtraDisk, Firmware, Mount, VmTemplate
 from pvc.plan import qemu
 from pvc.plan.qemu import QemuSpec, VmFds, guest_memory_mib, qemu_argv
-from pvc.plan.qemudrives import VmPaths
+from pvc.plan.qemudrives import DriveFd, VmPaths
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NIC = Nic("nat", "52:54:00:00:00:03", 1450, "10.200.0.4/16", "10.200.0.1", 0)
@@ -60,6 +61,22 @@ SCENARIOS = {
             ),
         },
         paths=VmPaths("/run/12/vm3/disk.qcow2", "/run/12/vm3/seed.iso", ("/run/1", "/run/2", "/run/3")),
+    ),
+    "drives": make_spec(
+        {
+            "disk_aio": "io_uring",
+            "disk_cache": "none",
+            "disks": (ExtraDisk(None, 1 << 30, cache="directsync", aio="native"),),
+            "drives": (
+                PersistentDrive("/data/db.raw"),
+                PersistentDrive("/data/a.qcow2", "qcow2", cache="none", iothread=True, aio="io_uring"),
+                PersistentDrive("/data/shared", mmp=Mmp.CLUSTER, bus="scsi", discard=False),
+                PersistentDrive("/data/lustre", mmp=Mmp.NO),
+            ),
+            "mounts": (Mount("/sw", "/mnt/sw", True, "sw"),),
+        },
+        paths=VmPaths("/run/d", "/run/s", ("/run/1",)),
+        fds=VmFds(7, 9, (11,), drives=(DriveFd(13), DriveFd(14, locks=False), DriveFd(15), DriveFd(16))),
     ),
     "uefi": make_spec({"firmware": "uefi"}, paths=VmPaths("/run/d", "/run/s", (), Firmware("/fw/code", "/run/vars"))),
     "uefi-secure-hugepages": make_spec(
