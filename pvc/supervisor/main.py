@@ -24,6 +24,7 @@ from pvc.parse import parse_cpus_per_node
 from pvc.plan.numa import Pinning, plan_pinning
 from pvc.plan.qemu import guest_memory_mib
 from pvc.slurm.job import cancel_job
+from pvc.supervisor.aio import settle_aio
 from pvc.supervisor.attach import Attached, ask, attach, attach_vm, find_socket
 from pvc.supervisor.control import Control
 from pvc.supervisor.driver import Driver
@@ -160,6 +161,9 @@ class Supervisor:
         finally:
             accels.cancel()
             await asyncio.gather(accels, return_exceptions=True)
+        self._spec, obstacle = await asyncio.to_thread(settle_aio, self._spec)
+        if obstacle is not None:
+            self._tell(f"no io_uring on {self._node}, disks use threads instead: {obstacle}")
         self._vms = self._make_vms(share, attached, facts)
         instance_id = f"pvc-{self._spec.job_id}-{os.urandom(4).hex()}"
         for vm in self._vms:
@@ -175,9 +179,7 @@ class Supervisor:
     def _make_vms(self, share: NodeShare, attached: Attached, facts: dict[str, AccelFacts]) -> tuple[Vm, ...]:
         slow = [each for each in facts.values() if each.accel is Accel.TCG]
         if slow and self._spec.accel is not Accel.TCG:
-            notice = f"no KVM on {self._node}, guests are emulated and slow: {slow[0].reason}"
-            self._events.notice(notice)
-            self._journal.note(None, notice)
+            self._tell(f"no KVM on {self._node}, guests are emulated and slow: {slow[0].reason}")
         pinning = self._plan_pinning(share)
         if pinning.reason is not None:
             LOG.info("VMs are not pinned: %s", pinning.reason)
@@ -212,6 +214,10 @@ class Supervisor:
             hint = "install it with pvc (pip install pvc[libvirt]), or say hypervisor: qemu in the template"
             raise GuestError("libvirt's Python module is missing", hint=hint) from err
         return VirtDriver(run_dir / "virt", self._spec.libvirt_hook, self._exits)
+
+    def _tell(self, notice: str) -> None:
+        self._events.notice(notice)
+        self._journal.note(None, notice)
 
     def _report(self, vm: Vm, hint: str | None) -> None:
         """A VM's phase or detail has changed."""
