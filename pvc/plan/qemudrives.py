@@ -181,7 +181,7 @@ def _drive(template: VmTemplate, drive: PersistentDrive, opened: DriveFd, number
     if shared:
         properties["share-rw"] = "on"
     argv = ["-add-fd", f"fd={opened.fd},set={fdset}", *argv]
-    return argv + _attach(template, drive, properties, slot, iothread=f"iothread-{name}")
+    return argv + _attach(template, drive, properties, slot, iothread=f"iothread-d{number}")
 
 
 def _attach(

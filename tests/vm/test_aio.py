@@ -84,7 +84,7 @@ def test_each_key_of_disks_reaches_qemu_and_the_guest(tmp_path: Path) -> None:
         rings = [os.readlink(each) for each in Path(f"/proc/{qemu}/fd").iterdir() if each.is_symlink()]
         assert ("anon_inode:[io_uring]" in rings) or obstacle is not None
         threads = {(each / "comm").read_text().strip() for each in Path(f"/proc/{qemu}/task").iterdir()}
-        for name in ("iothread0", "iothread1", "iothread-drive1"):
+        for name in ("iothread0", "iothread1", "iothread-d1"):
             assert any(f"IO {name}".startswith(thread) for thread in threads if thread.startswith("IO ")), threads
         with cluster.connect() as connection:
             console = Console(connection, 0)
