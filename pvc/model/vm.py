@@ -168,7 +168,9 @@ class VmTemplate:
     hypervisor: str = "qemu"  # qemu | libvirt
 
 
-def find_libvirt_problems(*, machine_type: str, cpu_model: str, custom_args: Sequence[str]) -> list[tuple[str, str]]:
+def find_libvirt_problems(
+    *, machine_type: str, cpu_model: str, custom_args: Sequence[str], drives: Sequence[PersistentDrive]
+) -> list[tuple[str, str]]:
     """What a VM cannot have through libvirt: the template's key and why."""
     found = []
     if machine_type.partition(",")[0] == "microvm":
@@ -180,6 +182,8 @@ def find_libvirt_problems(*, machine_type: str, cpu_model: str, custom_args: Seq
         found.append(("cpu-model", f"libvirt has features of a CPU, as +avx2 or avx2=off, but not {', '.join(odd)}"))
     if any(word.startswith(("-sandbox", "-mon", "-qmp", "-S")) for word in custom_args):
         found.append(("custom-args", "with libvirt, QEMU's sandbox and monitors are libvirt's own"))
+    if drives:
+        found.append(("persistent-drives", "their locks end with QEMU only where pvc starts it: hypervisor: qemu"))
     return found
 
 

@@ -17,7 +17,10 @@ def find_problems(template: VmTemplate) -> list[str]:
     return [
         text
         for _, text in find_libvirt_problems(
-            machine_type=template.machine_type, cpu_model=template.cpu_model, custom_args=template.custom_args
+            machine_type=template.machine_type,
+            cpu_model=template.cpu_model,
+            custom_args=template.custom_args,
+            drives=template.drives,
         )
     ]
 
@@ -86,7 +89,8 @@ def add_disks(devices: Xml.Element, template: VmTemplate, paths: VmPaths) -> Non
 
 
 def _add_image(devices: Xml.Element, template: VmTemplate, image: Disk, overlay: str, threads: dict[str, str]) -> None:
-    disk = _add_file(devices, template, overlay, image, template.disk_cache, template.disk_discard, threads.get("disk"))
+    words = _driver_words(template.disk_cache, template.disk_discard, template.disk_aio, threads.get("disk"))
+    disk = _add_file(devices, template, overlay, image, words)
     match template.disk_model:
         case "virtio" | "virtio-blk":
             _target(disk, "vda", "virtio")
@@ -129,7 +133,8 @@ def _add_extra(
     threads: dict[str, str],
 ) -> None:
     name = f"disk{number}"
-    disk = _add_file(devices, template, path, extra.base, extra.cache, extra.discard, threads.get(name))
+    words = _driver_words(extra.cache, extra.discard, extra.aio, threads.get(name))
+    disk = _add_file(devices, template, path, extra.base, words)
     if extra.bus == "scsi":
         _target(disk, f"sd{_letters(number + 1)}", "scsi")
         _unit(disk, bus=0, unit=number)
@@ -142,21 +147,21 @@ def _add_extra(
     Xml.SubElement(disk, "alias", name=f"ua-{name}")
 
 
+def _driver_words(cache: str, discard: bool, aio: str, thread: str | None) -> dict[str, str]:
+    words = {"cache": cache, "discard": "unmap" if discard else "ignore"}
+    if aio != "threads":
+        words["io"] = aio
+    return words | ({"iothread": thread} if thread else {})
+
+
 def _add_file(
-    devices: Xml.Element,
-    template: VmTemplate,
-    path: str,
-    base: Disk | None,
-    cache: str,
-    discard: bool,
-    thread: str | None,
+    devices: Xml.Element, template: VmTemplate, path: str, base: Disk | None, words: dict[str, str]
 ) -> Xml.Element:
-    if cache not in CACHE_MODES:
+    if words["cache"] not in CACHE_MODES:
         known = ", ".join(sorted(CACHE_MODES))
-        raise GuestError(f"template {template.name}: disk_cache {cache!r} is none of {known}")
+        raise GuestError(f"template {template.name}: disk_cache {words['cache']!r} is none of {known}")
     disk = Xml.SubElement(devices, "disk", type="file", device="disk")
-    words = {"name": "qemu", "type": "qcow2", "cache": cache, "discard": "unmap" if discard else "ignore"}
-    Xml.SubElement(disk, "driver", words | ({"iothread": thread} if thread else {}))
+    Xml.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2"} | words)
     Xml.SubElement(disk, "source", file=path)
     # All that QEMU opens is said, no header's name is followed: an empty element ends the chain.
     below = disk

@@ -62,6 +62,13 @@ SCENARIOS = {
         },
         paths=VmPaths("/run/12/vm3/disk.qcow2", "/run/12/vm3/seed.iso", ("/run/1", "/run/2", "/run/3")),
     ),
+    "aio": make_spec(
+        {
+            "disk_aio": "io_uring",
+            "disks": (ExtraDisk(None, 1 << 30, cache="directsync", aio="native"),),
+        },
+        paths=VmPaths("/run/d", "/run/s", ("/run/1",)),
+    ),
     "drives": make_spec(
         {
             "disk_aio": "io_uring",
