@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,7 +14,6 @@ from pvc.cli.options import cluster_options, json_option
 from pvc.cli.passthrough import SlurmCommand, slurm_words
 
 if TYPE_CHECKING:
-    from pvc.model.vm import VmStatus
     from pvc.ops.control import Control
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -226,47 +224,6 @@ def ps(all_users: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("vms", nargs=-1)
-@cluster_options
-@json_option
-def status(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_json: bool) -> None:
-    """Show how far each VM has come, where it runs and how to reach it.
-
-    VMS are names or sets of VMs, such as vm0 or vm[2-5]; default: all.
-    """
-    from pvc.ops.status import parse_vms, read_status
-
-    control = _find_control(job_id, job_name)
-    ranks = parse_vms(vms, control.record.placement.count)
-    found = read_status(control, ranks)
-    if as_json:
-        output.print_json({"cluster": control.record, "vms": found})
-    else:
-        _print_status(found)
-
-
-@click.command()
-@click.argument("vms", nargs=-1)
-@click.option("--timeout", metavar="TIME", default="10m", show_default=True, help="Give up after this time, as 90s.")
-@cluster_options
-def wait(vms: tuple[str, ...], timeout: str, job_id: int | None, job_name: str | None) -> None:
-    """Wait until VMs answer ssh; exit code 7 when one never will, or does not in time.
-
-    VMS are names or sets of VMs, such as vm0 or vm[2-5]; default: all.
-    """
-    from pvc.errors import UsageError
-    from pvc.ops.status import parse_vms, wait_reachable
-    from pvc.parse import parse_duration
-
-    try:
-        timeout_s = parse_duration(timeout)
-    except ValueError as err:
-        raise UsageError(f"--timeout: {err}") from None
-    control = _find_control(job_id, job_name)
-    wait_reachable(control, parse_vms(vms, control.record.placement.count), timeout_s)
-
-
-@click.command()
-@click.argument("vms", nargs=-1)
 @click.option("--grace", metavar="TIME", default="10s", show_default=True, help="Time for the guests to shut down.")
 @cluster_options
 @json_option
@@ -303,39 +260,6 @@ def _find_control(job_id: int | None, job_name: str | None) -> Control:
 
     record = find_cluster(job_id, job_name)
     return Control(record, JobDir.of(record.job_id))
-
-
-def _print_status(vms: Sequence[VmStatus]) -> None:
-    now = time.time()
-    header = ["VM", "NODE", "PHASE", "SINCE", "CPUS", "MEMORY", "ACCEL", "ADDRESS", "SSH", "DETAIL"]
-    rows = [
-        [
-            *(vm.name, vm.node, vm.phase.value, _since(vm, now), vm.cpus),
-            *(f"{vm.memory_mib}M" if vm.memory_mib else None, vm.accel or None),
-            *(",".join(vm.addresses) or None, _ssh_place(vm), vm.detail),
-        ]
-        for vm in vms
-    ]
-    output.print_table(header, rows)
-    for vm in vms:
-        if vm.last_words:
-            print(f"\nThe last words of {vm.name}:")
-            print("\n".join(f"    {line}" for line in vm.last_words))
-
-
-def _since(vm: VmStatus, now: float) -> str | None:
-    moment = vm.reachable or vm.started
-    if moment is None:
-        return None
-    seconds = max(0, int(now - moment))
-    if seconds < 60:
-        return f"{seconds}s"
-    hours, minutes = divmod(seconds // 60, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds % 60:02}s"
-
-
-def _ssh_place(vm: VmStatus) -> str | None:
-    return None if vm.ssh_host is None or vm.ssh_port is None else f"{vm.ssh_host}:{vm.ssh_port}"
 
 
 def _command_line(script: str | None, arguments: tuple[str, ...]) -> tuple[str, ...]:

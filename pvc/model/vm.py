@@ -210,6 +210,8 @@ class VmStatus:
     restarts: int = 0  # how often it was started again because its template says so
     last_words: tuple[str, ...] = ()  # of a failed VM: the last lines of its console
     libvirt_uri: str | None = None  # of the job owner's libvirt that runs it, on its node
+    since: float | None = None  # when the phase began
+    hint: str | None = None  # what its owner may do about ``detail``
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -80,6 +81,22 @@ def read_job_fields(job_id: int) -> dict[str, str]:
     :raise JobError: Slurm does not know the job, or does not answer.
     """
     return parse_fields(_ask(["scontrol", "--oneliner", "show", "job", str(job_id)], f"ask Slurm for job {job_id}"))
+
+
+def read_end(job_id: int) -> float | None:
+    """When Slurm will end a job, seconds since the epoch; None: it has no limit.
+
+    :raise JobError: Slurm does not know the job, or does not answer.
+    """
+    return parse_moment(read_job_fields(job_id).get("EndTime", ""))
+
+
+def parse_moment(text: str) -> float | None:
+    """Seconds since the epoch of Slurm's local time, as "2026-11-25T02:03:04"; None: "Unknown", "NONE" and the like."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except (ValueError, OverflowError):
+        return None
 
 
 def read_cluster_name() -> str | None:

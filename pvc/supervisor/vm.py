@@ -96,6 +96,8 @@ class Vm:
             restarts=self._restarts,
             last_words=self.last_words,
             libvirt_uri=self._driver.uri,
+            since=self.state.since,
+            hint=self.state.hint,
         )
 
     async def run(self, spec: ClusterSpec, instance_id: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import select
 import signal
+import struct
+import termios
 import time
 from collections.abc import Sequence
 
@@ -46,6 +49,14 @@ class Terminal:
         _, status = os.waitpid(self._pid, 0)
         os.close(self._fd)
         return os.waitstatus_to_exitcode(status)
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Give the terminal another size."""
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send the command a signal."""
+        os.kill(self._pid, number)
 
     def kill(self) -> None:
         """End the command, whatever it does."""

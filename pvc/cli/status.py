@@ -1,0 +1,182 @@
+"""How a cluster's VMs are, once, again and again, or when they are ready."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from pvc.cli import output
+from pvc.cli.options import cluster_options, json_option
+
+if TYPE_CHECKING:
+    from pvc.model.vm import VmStatus
+    from pvc.ops.control import Control
+    from pvc.ops.statusview import Scene
+
+# How long Slurm's answer is believed: the limit of a job seldom changes.
+_ENDS_S = 60.0
+
+
+@click.command()
+@click.argument("vms", nargs=-1)
+@click.option("-w", "--watch", is_flag=True, help="Show it again and again: on a terminal until q, elsewhere as lines.")
+@click.option("--interval", metavar="TIME", default="2s", show_default=True, help="Between two looks with --watch.")
+@cluster_options
+@json_option
+@click.pass_context
+def status(
+    ctx: click.Context,
+    /,
+    vms: tuple[str, ...],
+    watch: bool,
+    interval: str,
+    job_id: int | None,
+    job_name: str | None,
+    as_json: bool,
+) -> None:
+    """Show how far each VM has come, where it runs, how to reach it, and what to do about those that are not well.
+
+    VMS are names or sets of VMs, such as vm0 or vm[2-5]; default: all.
+    """
+    from pvc.cli.vm import find_control
+    from pvc.errors import UsageError
+    from pvc.ops.status import parse_vms, read_status
+
+    control = find_control(job_id, job_name)
+    ranks = parse_vms(vms, control.record.placement.count)
+    if watch and as_json:
+        raise UsageError("--watch is for people; with --json, ask again as often as you like")
+    if watch:
+        ctx.exit(_watch(control, ranks, _parse_time("--interval", interval)))
+    found = read_status(control, ranks)
+    if as_json:
+        output.print_json({"cluster": control.record, "vms": found})
+    else:
+        _print(control, found)
+
+
+@click.command()
+@click.argument("vms", nargs=-1)
+@click.option("--timeout", metavar="TIME", default="10m", show_default=True, help="Give up after this time, as 90s.")
+@cluster_options
+def wait(vms: tuple[str, ...], timeout: str, job_id: int | None, job_name: str | None) -> None:
+    """Wait until VMs answer ssh; exit code 7 when one never will, or does not in time.
+
+    VMS are names or sets of VMs, such as vm0 or vm[2-5]; default: all.
+    """
+    from pvc.cli.vm import find_control
+    from pvc.ops.status import parse_vms, wait_reachable
+
+    timeout_s = _parse_time("--timeout", timeout)
+    control = find_control(job_id, job_name)
+    wait_reachable(control, parse_vms(vms, control.record.placement.count), timeout_s)
+
+
+def _parse_time(option: str, text: str) -> float:
+    from pvc.errors import UsageError
+    from pvc.parse import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as err:
+        raise UsageError(f"{option}: {err}") from None
+
+
+def _print(control: Control, vms: Sequence[VmStatus]) -> None:
+    from pvc.ops import statusview
+
+    ends = _Ends(control.record.job_id).read() if sys.stdout.isatty() else None
+    scene = statusview.Scene(control.record, vms, time.time(), ends)
+    header, *rows = statusview.format_rows(statusview.build_table(scene, None))
+    print("\n".join([output.paint(header, "bold", sys.stdout), *rows]))
+    for vm in vms:
+        if vm.last_words:
+            print(f"\nThe last words of {vm.name}:")
+            print("\n".join(f"    {line}" for line in vm.last_words))
+    troubles = statusview.format_troubles(scene)
+    if troubles:
+        print("\n" + "\n".join(f"! {line}" for line in troubles))
+    if sys.stdout.isatty():
+        output.print_note(statusview.format_headline(scene))
+
+
+class _Ends:
+    """When Slurm ends a job; asked now and then."""
+
+    def __init__(self, job_id: int) -> None:
+        self._job_id = job_id
+        self._ends: float | None = None
+        self._asked = -_ENDS_S
+
+    def read(self) -> float | None:
+        """Seconds since the epoch, None: nobody knows."""
+        from pvc.errors import JobError
+        from pvc.slurm.job import read_end
+
+        if time.monotonic() - self._asked >= _ENDS_S:
+            self._asked = time.monotonic()
+            with suppress(JobError):
+                self._ends = read_end(self._job_id)
+        return self._ends
+
+
+def _watch(control: Control, ranks: Sequence[int], interval_s: float) -> int:
+    """Returns the exit code."""
+    from pvc.cli import live
+    from pvc.ops import statusview
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        _watch_lines(control, ranks, interval_s)
+        return 0
+    ends = _Ends(control.record.job_id)
+    scene: Scene = statusview.Scene(control.record, (), time.time())
+
+    def refresh() -> None:
+        nonlocal scene
+        found = _read_live(control, ranks)
+        scene = statusview.Scene(control.record, found, time.time(), ends.read())
+
+    def draw(width: int, height: int, top: int) -> tuple[list[str], int]:
+        lines, top = statusview.render(scene, width, height - 1, top)
+        lines[1] = output.paint(lines[1], "bold", sys.stdout)
+        coloured = [output.paint(line, "yellow", sys.stdout) if line.startswith("! ") else line for line in lines]
+        return [*coloured, output.paint("q quits; arrows scroll"[:width], "dim", sys.stdout)], top
+
+    try:
+        live.show(refresh, draw, max(0.2, interval_s))
+    except live.EndedError as err:
+        return 128 + err.number
+    _print(control, scene.vms)
+    return 0
+
+
+def _watch_lines(control: Control, ranks: Sequence[int], interval_s: float) -> None:
+    """A line for each VM, and later for each change."""
+    known: dict[int, tuple[object, str]] = {}
+    while True:
+        for vm in _read_live(control, ranks):
+            now = (vm.phase, vm.detail)
+            if known.get(vm.rank) != now:
+                known[vm.rank] = now
+                moment = time.strftime("%H:%M:%S")
+                print(
+                    f"{moment} {vm.name} {vm.node} {vm.phase.value}{f': {vm.detail}' if vm.detail else ''}", flush=True
+                )
+        time.sleep(interval_s)
+
+
+def _read_live(control: Control, ranks: Sequence[int]) -> Sequence[VmStatus]:
+    """:raise JobError: the cluster has ended."""
+    from pvc.errors import JobError
+    from pvc.ops.jobdir import JobDir
+    from pvc.ops.status import read_status
+
+    found = read_status(control, ranks)
+    if not JobDir.of(control.record.job_id).record_path.exists():
+        raise JobError(f"cluster {control.record.job_id} has ended")
+    return found
