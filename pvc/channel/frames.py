@@ -22,6 +22,8 @@ SYNC = bytes(MAX_PAYLOAD + HEADER.size - 1)
 FROM_AGENT = 1 << 31
 # What the agent grants a stream (pvc-agent(7)); both sides of pvc do the same.
 WINDOW = 1 << 18
+# What a client of a supervisor may grant in all: the supervisor keeps no more for it.
+CLIENT_BUDGET = 1 << 24
 SECOND = 1  # the flag of DATA: standard error
 _NOT_ZERO = re.compile(rb"[^\0]")
 _KEY = re.compile(rb"[a-z0-9-]{1,32}=")

@@ -188,6 +188,16 @@ def find_libvirt_problems(
 
 
 @dataclass(frozen=True)
+class AgentStatus:
+    """The agent in a guest; ``problem`` is why it does not answer, ``since`` seconds since the epoch."""
+
+    connected: bool = False
+    release: str = ""
+    since: float | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class VmStatus:
     """What a supervisor knows of one VM; times are seconds since the epoch, None: not yet."""
 
@@ -212,6 +222,7 @@ class VmStatus:
     libvirt_uri: str | None = None  # of the job owner's libvirt that runs it, on its node
     since: float | None = None  # when the phase began
     hint: str | None = None  # what its owner may do about ``detail``
+    agent: AgentStatus = AgentStatus()
 
 
 @dataclass(frozen=True)

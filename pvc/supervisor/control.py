@@ -16,10 +16,12 @@ from contextlib import suppress
 from typing import Any
 
 from pvc import codec
+from pvc.channel.frames import PROTOCOL, ProtocolError
 from pvc.errors import GuestError, PvcError, UsageError
 from pvc.model.cluster import ClusterKeys
 from pvc.model.vm import VmStatus
 from pvc.supervisor import relay
+from pvc.supervisor.agentrelay import Relay
 from pvc.supervisor.console import Console
 from pvc.supervisor.journal import Journal
 from pvc.supervisor.logs import send_log
@@ -109,7 +111,7 @@ class Control:
         self._connections.add(task)
         try:
             await self._answer(reader, writer)
-        except (OSError, EOFError, TimeoutError) as err:
+        except (OSError, EOFError, TimeoutError, ProtocolError) as err:
             LOG.debug("control: a connection ended: %s", err)
         except asyncio.CancelledError:
             # The supervisor leaves. Not passed on: asyncio's streams would log it as an error.
@@ -152,6 +154,8 @@ class Control:
                     await _send(writer, {"ok": True, "size": len(log)}, log)
                 case "log":
                     await send_log(self._find_vm(request), self._journal, request, reader, writer)
+                case "agent":
+                    await self._agents(reader, writer)
                 case "ssh":
                     await self._ssh(self._find_vm(request), reader, writer)
                 case "network" | "check" | "probe":
@@ -162,6 +166,11 @@ class Control:
         except PvcError as err:
             answer = {"ok": False, "error": str(err), "exit_code": err.exit_code, "hint": err.find_hint()}
             await _send(writer, answer)
+
+    async def _agents(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Frames from here on, for the agents of all VMs of this node."""
+        await _send(writer, {"ok": True, "protocol": PROTOCOL})
+        await Relay(reader, writer, lambda rank: self._find_vm({"vm": rank}).find_agent()).run()
 
     def _statuses(self) -> tuple[VmStatus, ...]:
         return tuple(vm.status() for vm in self._vms())

@@ -13,6 +13,7 @@ from pvc.errors import GuestError, PvcError
 from pvc.model.cluster import ClusterSpec
 from pvc.model.vm import Phase
 from pvc.plan.qemudrives import VmPaths
+from pvc.supervisor.agent import CHANNEL, Agent
 from pvc.supervisor.console import Console
 from pvc.supervisor.driver import Driver, Launch, Machine, event_data
 from pvc.supervisor.drives import HeldDrives, hold_drives
@@ -45,6 +46,7 @@ class Life:
         self.stopping = False
         self.machine: Machine | None = None
         self.console: Console | None = None
+        self.agent: Agent | None = None
         self._share = share
         self._driver = driver
         self._state = state
@@ -67,7 +69,7 @@ class Life:
             exits.push_async_callback(self._end_tasks)
             # Programs beside QEMU (``helper.running``), there before it and until it is gone, enter ``exits`` here.
             held = await self._hold_drives(spec, exits)
-            launch = Launch(self._share, paths, taps, drives=held.fds, inherited=held.inherited)
+            launch = Launch(self._share, paths, taps, (CHANNEL,), drives=held.fds, inherited=held.inherited)
             if self.stopping:
                 return Ending(Phase.STOPPED, ON_REQUEST)
             machine = await self._start(launch, exits)
@@ -122,6 +124,12 @@ class Life:
         """Hand on QEMU's channels; whoever reads one closes it."""
         self.console = Console(machine.console, self._share.directory / "console.log")
         self._spawn(self.console.run())
+        agent = Agent(self._share.name, machine.channels[CHANNEL], lambda: self.pauses.why is not None, self._on_agent)
+        self.agent = agent
+        self._spawn(agent.run())
+
+    def _on_agent(self) -> None:
+        """Nothing waits for it yet; whoever asks for the VM's status sees it."""
 
     async def _boot(self, machine: Machine) -> None:
         self._spawn(self._follow(machine))
@@ -184,6 +192,8 @@ class Life:
             self.pauses.on_stop()
         elif name == "RESUME":
             self.pauses.on_resume()
+        elif name == "VSERPORT_CHANGE" and self.agent is not None:
+            self.agent.on_port(is_open=bool(data.get("open")))
         elif name == "BLOCK_IO_ERROR":
             self.pauses.on_disk_error(machine, data)
 

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from pvc.errors import GuestError, PvcError
 from pvc.model.cluster import ClusterSpec
-from pvc.model.vm import ENDED, Phase, VmStatus
+from pvc.model.vm import ENDED, AgentStatus, Phase, VmStatus
 from pvc.plan.qemudrives import VmPaths
+from pvc.supervisor.agent import Agent
 from pvc.supervisor.console import Console
 from pvc.supervisor.driver import Driver, Machine
 from pvc.supervisor.dump import write_memory
@@ -98,7 +99,14 @@ class Vm:
             libvirt_uri=self._driver.uri,
             since=self.state.since,
             hint=self.state.hint,
+            agent=self._agent_status(),
         )
+
+    def _agent_status(self) -> AgentStatus:
+        agent = self._life.agent
+        if agent is None or self.phase in ENDED:
+            return AgentStatus()
+        return AgentStatus(agent.connected, agent.release, agent.since, agent.problem)
 
     async def run(self, spec: ClusterSpec, instance_id: str) -> None:
         """Start the VM, again on request, and return after ``leave``; never raises for what concerns this VM alone."""
@@ -218,6 +226,16 @@ class Vm:
             hint = f"start it with pvc start {self.share.name}" if self.phase in ENDED else None
             raise GuestError(f"cannot {order} {self.share.name}: it is {self.phase.value}", hint=hint)
         return machine
+
+    def find_agent(self) -> Agent:
+        """The way to its agent, whether that answers or not.
+
+        :raise GuestError: it does not run.
+        """
+        self.find_machine("reach the agent of")
+        if self._life.agent is None:
+            raise GuestError(f"{self.share.name} has only begun to start")
+        return self._life.agent
 
     async def dump(self, fd: int, form: str, tell: Callable[[int, int], Awaitable[None]]) -> None:
         """Let QEMU write the guest's memory to a file, as ``write_memory`` does.
