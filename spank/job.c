@@ -20,6 +20,8 @@ static const char *const keys[] = {
 	"SLURMD_NODENAME",
 	"SLURM_RESTART_COUNT",
 	"SLURM_CONF",
+	PVC_JOB_HET_ID,
+	PVC_JOB_HET_COMPONENTS,
 	PVC_JOB_REQUEST,
 };
 

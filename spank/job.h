@@ -4,6 +4,10 @@
 
 #define PVC_JOB_REQUEST "SPANK_PVC_REQUEST"
 
+/* Slurm's id of a heterogeneous job, and what het.c found out of it. */
+#define PVC_JOB_HET_ID "SLURM_HET_JOB_ID"
+#define PVC_JOB_HET_COMPONENTS "PVC_HET_COMPONENTS"
+
 /* Sent in place of a request that could break the protocol: pvc-node records a refusal for the launcher. */
 #define PVC_JOB_BAD_REQUEST "invalid"
 

@@ -77,3 +77,8 @@ char *pvc_options_definition(void)
 {
 	return definition[0] == '\0' ? NULL : definition;
 }
+
+void pvc_options_next_component(void)
+{
+	inherited_seen = false;
+}

@@ -10,4 +10,7 @@ int pvc_options_register(spank_t sp);
 /* The definition given to --pvc, or NULL. */
 char *pvc_options_definition(void);
 
+/* The options of a component were read; those of the next one begin, the environment's first. */
+void pvc_options_next_component(void);
+
 #endif

@@ -12,6 +12,7 @@
 #include "config.h"
 #include "drain.h"
 #include "helper.h"
+#include "het.h"
 #include "job.h"
 
 /* How much of pvc-node's own words is handed on when it fails. */
@@ -127,6 +128,7 @@ int pvc_slurmd_prolog(int ac, char *av[])
 		pvc_drain_node(bad_arguments);
 		return -1;
 	}
+	pvc_het_find_components();
 	return ask_node(&config, setup);
 }
 

@@ -81,28 +81,57 @@ fail:
 	return rv;
 }
 
-/* Slurm calls init_post_opt once for every component of a heterogeneous job, in one process. */
+/*
+ * Slurm reads the options of every component of a heterogeneous job in turn, and calls init_post_opt after each, in one
+ * process. One definition describes all: each component gets the same request.
+ */
 static int components;
+static char shared_definition[PVC_LINE_SIZE];
+static char shared_request[PVC_LINE_SIZE + 2]; /* one byte more than the longest good one: a longer one shows */
 
 void pvc_submit_init(void)
 {
 	components = 0;
+	shared_definition[0] = '\0';
+	shared_request[0] = '\0';
+}
+
+/* How many components the request is for: "1;sizes=2:1,4:4;nat:6" for two. */
+static int count_sizes(const char *request)
+{
+	static const char key[] = ";sizes=";
+	const char *sizes = strstr(request, key);
+	int count = 1;
+
+	for (sizes = sizes == NULL ? "" : sizes + strlen(key); *sizes != '\0' && *sizes != ';'; sizes++)
+		count += *sizes == ',';
+	return count;
 }
 
 /* Said before the job exists, or before the step. */
-static int check_place(bool is_step)
+static int check_place(const char *definition, bool is_step)
 {
 	components++;
-	if (pvc_options_definition() == NULL)
+	pvc_options_next_component();
+	if (components > 1 && strcmp(definition == NULL ? "" : definition, shared_definition) != 0) {
+		slurm_spank_log("pvc: one --pvc describes all components of a heterogeneous job");
+		slurm_spank_log("hint: give it before the first ':', as in --pvc=a:2,b:4 -n2 -c1 : -n4 -c8");
+		return -1;
+	}
+	if (definition == NULL)
 		return 0;
+	(void)snprintf(shared_definition, sizeof(shared_definition), "%s", definition);
 	if (is_step) {
 		slurm_spank_log("pvc: --pvc is for a whole job, and srun in job %s makes a step of that job",
 				getenv("SLURM_JOB_ID"));
 		slurm_spank_log("hint: give --pvc to salloc or sbatch, and run 'pvc start' inside");
 		return -1;
 	}
-	if (components > 1) {
-		slurm_spank_log("pvc: a heterogeneous job cannot have --pvc: a virtual cluster is one job");
+	if (components > 1 && components > count_sizes(shared_request)) {
+		slurm_spank_log("pvc: %s has VMs of %d size(s), but the job has %d components", definition,
+				count_sizes(shared_request), components);
+		slurm_spank_log("hint: a component is for templates that differ in cores, memory, slurm-args or gres;"
+				" pvc alloc and pvc batch make them");
 		return -1;
 	}
 	return 0;
@@ -111,13 +140,12 @@ static int check_place(bool is_step)
 int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[])
 {
 	struct pvc_config config;
-	char request[PVC_LINE_SIZE + 2] = ""; /* one byte more than the longest good one: a longer one shows */
 	char *definition = pvc_options_definition();
 	/* srun inside a job makes a step of it: no new job, no prolog. */
 	bool is_step = spank_context() == S_CTX_LOCAL && getenv("SLURM_JOB_ID") != NULL;
 	spank_err_t err = ESPANK_SUCCESS;
 
-	if (check_place(is_step) < 0)
+	if (check_place(definition, is_step) < 0)
 		return -1;
 	if (definition == NULL) {
 		/* A job that is submitted from inside a job of ours is not one itself. */
@@ -130,12 +158,12 @@ int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[])
 	}
 	if (pvc_config_parse(&config, ac, av) < 0)
 		return -1;
-	if (take_resolved(definition, request, sizeof(request)) < 0 &&
-	    resolve(&config, definition, request, sizeof(request)) < 0)
+	if (components == 1 && take_resolved(definition, shared_request, sizeof(shared_request)) < 0 &&
+	    resolve(&config, definition, shared_request, sizeof(shared_request)) < 0)
 		return -1;
 	/* A job that is submitted from inside this one is another matter. */
 	(void)unsetenv(RESOLVED_VARIABLE);
-	err = spank_job_control_setenv(sp, REQUEST_VARIABLE, request, 1);
+	err = spank_job_control_setenv(sp, REQUEST_VARIABLE, shared_request, 1);
 	if (err == ESPANK_SUCCESS) /* for the steps, see stepd.c */
 		err = spank_job_control_setenv(sp, DEFINITION_VARIABLE, definition, 1);
 	if (err != ESPANK_SUCCESS) {

@@ -85,11 +85,11 @@ def resolve(definition: str) -> None:
     """Print the request of DEFINITION: the SPANK plug-in calls this where a job is submitted."""
     from pvc.config.load import load_user_config
     from pvc.ops import handover
-    from pvc.ops.definition import resolve_request
+    from pvc.ops.sizing import resolve_by_hand
 
     cpus = os.environ.get(handover.CPUS_VARIABLE, "")
-    request = resolve_request(definition, load_user_config(), int(cpus) if cpus.isdecimal() else None).encode()
-    click.echo(request)
+    request = resolve_by_hand(definition, load_user_config(), int(cpus) if cpus.isdecimal() else None)
+    click.echo(request.encode())
 
 
 @click.command(hidden=True)

@@ -127,14 +127,14 @@ ENTRY = Table(
         Setting(
             "slurm-args",
             setting.list_of(setting.expanded(_parse_slurm_arg, name="text", expected="an option of Slurm")),
-            "Options of salloc and sbatch for jobs with such VMs, as ``--option=value``. They come after the site's "
-            "*batch-args* and before those of the command line.",
+            "Options of salloc and sbatch for such VMs, as ``--option=value``. They come after the site's *batch-args* "
+            "and before those of the command line; VMs with other options are a component of their own (pvc-alloc(1)).",
             default=[],
         ),
         Setting(
             "gres",
             setting.list_of(setting.word("text", _GRES, "a generic resource such as gpu:1"), single=True),
-            "Generic resources of each node of such a job, as for Slurm's ``--gres``.",
+            "Generic resources of each node with such VMs, as for Slurm's ``--gres``.",
             default=[],
         ),
         Setting(

@@ -4,29 +4,50 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pvc.model.request import Size
 from pvc.model.vm import Accel, VmTemplate
 
 
 @dataclass(frozen=True)
 class NodeShare:
-    """The contiguous ranks [first_rank, first_rank + count) that one node runs."""
+    """The contiguous ranks [first_rank, first_rank + count) that one node runs.
+
+    ``component``: the part of a heterogeneous job that the node is of, which has a job id of its own.
+    """
 
     node: str
     first_rank: int
     count: int
+    component: int = 0
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Every node of the job in Slurm's order, and the cores of each VM."""
+    """Every node of the job in Slurm's order, and the VMs' cores: all of ``sizes`` are known."""
 
-    cpus_per_vm: int
+    sizes: tuple[Size, ...]
     shares: tuple[NodeShare, ...]
 
     @property
     def count(self) -> int:
         """VMs in all."""
         return sum(share.count for share in self.shares)
+
+    def find_size(self, rank: int) -> int:
+        """The index in ``sizes`` of VM ``rank``.
+
+        :raise IndexError: there is no such VM.
+        """
+        end = 0
+        for index, size in enumerate(self.sizes):
+            end += size.count
+            if rank < end:
+                return index
+        raise IndexError(f"no VM has rank {rank}")
+
+    def cpus_of(self, rank: int) -> int:
+        """Cores of VM ``rank``."""
+        return self.sizes[self.find_size(rank)].cpus or 1
 
 
 @dataclass(frozen=True)
@@ -63,12 +84,18 @@ class ClusterSpec:
     placement: Placement
     groups: tuple[VmGroup, ...]
     templates: dict[str, VmTemplate]
-    memory_mib: int  # of the allocation, for one VM; the guest gets this less QEMU's overhead
+    # Of the allocation, for one VM of each of the placement's sizes; the guest gets this less QEMU's overhead
+    memory_mib: tuple[int, ...]
     accel: Accel
     authorized_keys: tuple[str, ...]
     keys: ClusterKeys
     libvirt_hook: str | None = None  # the site's program that may change the XML of libvirt's domains
     ends_job: bool = False  # the job was made for this cluster: it ends when its launcher is lost
+    jobs: tuple[int, ...] = ()  # ids of a heterogeneous job's components; ``job_id`` is the first
+
+    def job_of(self, share: NodeShare) -> int:
+        """The id under which a node knows its part of the job."""
+        return self.jobs[share.component] if self.jobs else self.job_id
 
 
 @dataclass(frozen=True)
@@ -93,3 +120,4 @@ class ClusterRecord:
     placement: Placement
     groups: tuple[VmGroup, ...]
     endpoints: tuple[NodeEndpoint, ...]
+    jobs: tuple[int, ...] = ()  # ids of a heterogeneous job's components; ``job_id`` is the first

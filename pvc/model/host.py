@@ -7,8 +7,20 @@ from enum import StrEnum
 
 
 @dataclass(frozen=True)
+class Component:
+    """A part of a heterogeneous job: a job of its own, with this many of the nodes."""
+
+    job_id: int
+    nodes: int
+
+
+@dataclass(frozen=True)
 class JobFacts:
-    """What Slurm says of a job in its prolog; nodes and cores are expanded, in Slurm's order."""
+    """What Slurm says of a job in its prolog; nodes and cores are expanded, in Slurm's order.
+
+    Of a heterogeneous job they are those of all its components, one component after the other; ``job_id`` is the
+    component's that ``node`` is of, ``het_job_id`` the first one's. Without ``components`` Slurm did not say more.
+    """
 
     job_id: int
     uid: int
@@ -16,6 +28,18 @@ class JobFacts:
     node: str
     nodes: tuple[str, ...]
     cpus: tuple[int, ...]
+    het_job_id: int = 0
+    components: tuple[Component, ...] = ()
+
+    @property
+    def cluster_id(self) -> int:
+        """The job that stands for the whole cluster: the first component's."""
+        return self.het_job_id or self.job_id
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """How many of the nodes each component has."""
+        return tuple(each.nodes for each in self.components)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from pvc.parse import parse_name
 
 MAX_VMS = 65536
 MAX_CPUS = 4096
-_REQUEST = re.compile(r"1(?:;cpus=(\d{1,4}))?;([A-Za-z0-9_.:,-]{3,900})", re.ASCII)
+MAX_SIZES = 64
+_REQUEST = re.compile(r"1(?:;cpus=(\d{1,4})|;sizes=([\d:,]{3,400}))?;([A-Za-z0-9_.:,-]{3,900})", re.ASCII)
+_SIZE = re.compile(r"(\d{1,5}):(\d{1,4})", re.ASCII)
 _PART = re.compile(r"([A-Za-z0-9_.-]{1,63}):(\d{1,5})", re.ASCII)
 
 
@@ -30,47 +32,85 @@ class SetRequest:
 
 
 @dataclass(frozen=True)
-class Request:
-    """The only thing root learns of a user's cluster: resource sets, counts and cores of a VM.
+class Size:
+    """Contiguous ranks that are asked for together: ``count`` VMs of ``cpus`` cores each.
 
     ``cpus`` None means: as many for each VM as the allocation allows.
     """
 
+    count: int
+    cpus: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """The only thing root learns of a user's cluster: resource sets, counts and cores of a VM.
+
+    ``cpus`` None means: as many for each VM as the allocation allows. ``sizes``: in the order of the ranks, where
+    not all VMs are asked for in the same way; each is a component of a heterogeneous job. Without them, all are one.
+    """
+
     sets: tuple[SetRequest, ...]
     cpus: int | None = None
+    sizes: tuple[Size, ...] = ()
 
     @property
     def count(self) -> int:
         """VMs in all."""
         return sum(item.count for item in self.sets)
 
+    def list_sizes(self) -> tuple[Size, ...]:
+        """The sizes, of which there is one at least."""
+        return self.sizes or (Size(self.count, self.cpus),)
+
     def encode(self) -> str:
-        """The text form, as SPANK_PVC_REQUEST carries it: ``1;cpus=2;nat:4,lan:1``."""
+        """The text form, as SPANK_PVC_REQUEST carries it: ``1;cpus=2;nat:4,lan:1``, ``1;sizes=1:8,4:2;nat:5``.
+
+        0 cores of a size: as many as the allocation allows.
+        """
         cpus = f";cpus={self.cpus}" if self.cpus is not None else ""
+        if self.sizes:
+            cpus = ";sizes=" + ",".join(f"{size.count}:{size.cpus or 0}" for size in self.sizes)
         return f"1{cpus};" + ",".join(f"{item.resource_set}:{item.count}" for item in self.sets)
 
 
 def decode_request(text: str) -> Request:
     """The request that ``Request.encode`` wrote; hostile text is expected here.
 
-    :raise ValueError: malformed, empty, or beyond MAX_VMS or MAX_CPUS.
+    :raise ValueError: malformed, empty, or beyond MAX_VMS, MAX_CPUS or MAX_SIZES.
     """
     match = _REQUEST.fullmatch(text)
     if match is None:
         raise ValueError("malformed request")
     sets: list[SetRequest] = []
-    for part in match[2].split(","):
+    for part in match[3].split(","):
         found = _PART.fullmatch(part)
         if found is None:
             raise ValueError(f"malformed request at {part[:40]!r}")
         sets.append(SetRequest(parse_name(found[1]), int(found[2])))
     cpus = int(match[1]) if match[1] else None
-    request = Request(tuple(sets), cpus)
+    request = Request(tuple(sets), cpus, _decode_sizes(match[2]))
     if any(item.count < 1 for item in sets) or request.count > MAX_VMS:
         raise ValueError(f"a cluster has 1 to {MAX_VMS} VMs")
     if cpus is not None and not 1 <= cpus <= MAX_CPUS:
         raise ValueError(f"a VM has 1 to {MAX_CPUS} cores")
+    if request.sizes and sum(size.count for size in request.sizes) != request.count:
+        raise ValueError("sizes and resource sets are of different numbers of VMs")
     return request
+
+
+def _decode_sizes(text: str | None) -> tuple[Size, ...]:
+    if text is None:
+        return ()
+    sizes: list[Size] = []
+    for part in text.split(","):
+        found = _SIZE.fullmatch(part)
+        if found is None:
+            raise ValueError(f"malformed size at {part[:40]!r}")
+        sizes.append(Size(int(found[1]), int(found[2]) or None))
+    if len(sizes) > MAX_SIZES or any(size.count < 1 or (size.cpus or 1) > MAX_CPUS for size in sizes):
+        raise ValueError(f"a cluster has 1 to {MAX_SIZES} sizes of VMs with at most {MAX_CPUS} cores")
+    return tuple(sizes)
 
 
 def parse_definition(text: str) -> tuple[DefinitionItem, ...]:

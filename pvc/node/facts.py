@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pvc.errors import HostError
-from pvc.model.host import JobFacts
+from pvc.model.host import Component, JobFacts
 from pvc.parse import parse_cpus_per_node, parse_name
 from pvc.slurm.nodes import expand_nodes
 
@@ -20,6 +21,8 @@ KEYS = (
     "SLURMD_NODENAME",
     "SLURM_RESTART_COUNT",
     "SLURM_CONF",
+    "SLURM_HET_JOB_ID",
+    "PVC_HET_COMPONENTS",
     "SPANK_PVC_REQUEST",
 )
 
@@ -60,7 +63,39 @@ def parse_job(values: Mapping[str, str]) -> JobFacts:
         raise HostError("Slurm's prolog environment cannot be read") from err
     if len(nodes) != len(cpus) or facts.node not in nodes:
         raise HostError(f"Slurm's prolog environment contradicts itself: {values['SLURM_NODELIST']!r}")
-    return facts
+    return _add_components(facts, values)
+
+
+def _add_components(facts: JobFacts, values: Mapping[str, str]) -> JobFacts:
+    """The same with the nodes of all components, where the job is part of a heterogeneous one.
+
+    :raise HostError: what Slurm says of them is malformed.
+    """
+    text = values.get("PVC_HET_COMPONENTS")
+    try:
+        leader = _parse_id(values.get("SLURM_HET_JOB_ID") or "0")
+    except ValueError as err:
+        raise HostError("Slurm's prolog environment cannot be read") from err
+    if not leader or not text:
+        return replace(facts, het_job_id=leader)
+    components: list[Component] = []
+    nodes: tuple[str, ...] = ()
+    cpus: tuple[int, ...] = ()
+    own: tuple[tuple[str, ...], tuple[int, ...]] | None = None
+    try:
+        for part in text.split(";"):
+            number, node_text, cpu_text = part.split("/")
+            found = expand_nodes(node_text), parse_cpus_per_node(cpu_text)
+            if len(found[0]) != len(found[1]):
+                raise ValueError(f"{part!r} contradicts itself")
+            components.append(Component(_parse_id(number), len(found[0])))
+            nodes, cpus = nodes + tuple(parse_name(node) for node in found[0]), cpus + found[1]
+            own = found if components[-1].job_id == facts.job_id else own
+    except ValueError as err:
+        raise HostError("what Slurm says of a heterogeneous job's components cannot be read") from err
+    if own != (facts.nodes, facts.cpus) or components[0].job_id != leader:
+        raise HostError(f"Slurm's prolog environment contradicts its controller: {text!r}")
+    return replace(facts, nodes=nodes, cpus=cpus, het_job_id=leader, components=tuple(components))
 
 
 def _parse_id(text: str) -> int:

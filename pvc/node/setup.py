@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from pvc.errors import ConfigError, HostError, PvcError, StateError, UsageError
+from pvc.errors import ConfigError, HostError, JobError, PvcError, StateError, UsageError
 from pvc.host import hostbridge, ovs, underlay, vfio
 from pvc.model.cluster import NodeShare, Placement
 from pvc.model.host import Grants, JobFacts, NodeFacts
@@ -49,8 +49,8 @@ class _Needs:
 def set_up(context: Context, job: JobFacts, request_text: str) -> str:
     """Do it; what was done, in a line for the log.
 
-    A request that cannot be met, a wrong configuration and a store that does not answer are refusals: they
-    are kept for the launcher, and the node stays in service.
+    A request that cannot be met, a wrong configuration and a store or a Slurm that does not answer are refusals:
+    they are kept for the launcher, and the node stays in service.
 
     :raise HostError: this node cannot do its part; nothing of it is left.
     """
@@ -67,7 +67,7 @@ def set_up(context: Context, job: JobFacts, request_text: str) -> str:
             raise HostError(f"cannot write {ledger.path}") from err
         try:
             return _build(context, job, request_text, ledger, record)
-        except (UsageError, ConfigError, StateError) as err:
+        except (UsageError, ConfigError, JobError, StateError) as err:
             _undo_half(context, ledger, keep_record=True)
             refusal = Refusal(err.exit_code, str(err), err.find_hint())
             ledger.write_record(replace(record, refusal=refusal))
@@ -94,8 +94,9 @@ def _build(context: Context, job: JobFacts, request_text: str, ledger: Ledger, r
     networks = [each.network for each in needs.memberships]
     vnis: dict[str, int] = {}
     if networks and share.count:
-        ledger.intend([actions.ClaimMembership(job.job_id, job.node)])
-        vnis = membership.join(context.store(), job.job_id, job.node, needs.facts.address, networks)
+        # All components of a heterogeneous job are one cluster, with the networks of its first
+        ledger.intend([actions.ClaimMembership(job.cluster_id, job.node)])
+        vnis = membership.join(context.store(), job.cluster_id, job.node, needs.facts.address, networks)
     grants = _take_numbers(context, ledger, record, needs, vnis)
     grants = replace(grants, devices=_take_devices(context, ledger, record, needs))
     plan = needs.plan(grants)
@@ -173,7 +174,12 @@ def _read_needs(context: Context, job: JobFacts, request_text: str) -> _Needs:
         request = decode_request(request_text)
     except ValueError as err:
         raise UsageError("the request that came with the job cannot be read", hint="use pvc alloc or --pvc=") from err
-    placement = place(job.nodes, job.cpus, request)
+    if job.het_job_id and not job.components:
+        raise JobError(
+            f"Slurm's controller did not tell which nodes the other components of job {job.job_id} have",
+            hint="try again; on this node, scontrol show job has to answer",
+        )
+    placement = place(job.nodes, job.cpus, request, job.parts)
     site = context.site()
     memberships = node_plan.plan_memberships(request, site)
     switched = any(is_switched(each.network) for each in memberships)

@@ -10,7 +10,7 @@ from pvc.config.mounts import join_mounts
 from pvc.errors import Problem, PvcError, UsageError
 from pvc.model.cluster import VmGroup
 from pvc.model.drive import Mmp
-from pvc.model.request import MAX_CPUS, DefinitionItem, Request, SetRequest, parse_definition
+from pvc.model.request import MAX_CPUS, DefinitionItem, Request, SetRequest, Size, parse_definition
 from pvc.model.site import KeyOrigin, SiteConfig, Template
 from pvc.model.vm import Accel, Mount, VmTemplate
 
@@ -41,19 +41,29 @@ class LaunchOrder:
     templates: dict[str, VmTemplate]
     accel: Accel
     libvirt_hook: str | None = None
+    # Of the allocation, for one VM of each of the request's sizes, where one ordinary job has VMs of several
+    memory_mib: tuple[int | None, ...] = ()
 
 
-def resolve_request(definition: str, config: SiteConfig, cpus: int | None = None) -> Request:
+def resolve_request(
+    definition: str, config: SiteConfig, cpus: int | None = None, sizes: tuple[Size, ...] = ()
+) -> Request:
     """Resource sets and counts of a definition: all that the submitting side of Slurm has to know.
 
     :raise UsageError: malformed, too large, or with an unknown template.
     """
-    items = _parse(definition)
+    items = parse_items(definition)
     templates = {name: find_template(name, config) for name in dict.fromkeys(item.template for item in items)}
-    return make_request(items, templates, cpus)
+    return make_request(items, templates, cpus, sizes)
 
 
-def resolve(definition: str, config: SiteConfig, overrides: Overrides, cpus: int | None = None) -> LaunchOrder:
+def resolve(
+    definition: str,
+    config: SiteConfig,
+    overrides: Overrides,
+    cpus: int | None = None,
+    sizes: tuple[Size, ...] = (),
+) -> LaunchOrder:
     """Look everything up that the cluster needs, before anything is asked of Slurm.
 
     :raise UsageError: the definition, an override or a template's name is wrong.
@@ -61,7 +71,7 @@ def resolve(definition: str, config: SiteConfig, overrides: Overrides, cpus: int
     """
     from pvc.images.repository import Repositories
 
-    items = _parse(definition)
+    items = parse_items(definition)
     _check_overrides(items, overrides, config)
     names = list(dict.fromkeys(item.template for item in items))
     repositories = Repositories(list(config.repositories))
@@ -69,66 +79,12 @@ def resolve(definition: str, config: SiteConfig, overrides: Overrides, cpus: int
     _check_drives(items, templates)
     return LaunchOrder(
         definition=definition,
-        request=make_request(items, templates, cpus),
+        request=make_request(items, templates, cpus, sizes),
         groups=make_groups(items),
         templates={name: _resolve_image(template, repositories) for name, template in templates.items()},
         accel=config.batch.accel,
         libvirt_hook=config.batch.libvirt_hook,
     )
-
-
-@dataclass(frozen=True)
-class Size:
-    """Cores and memory (of the guest, MiB; None: Slurm's default) of every VM of a cluster."""
-
-    cpus: int
-    memory_mib: int | None
-
-
-def find_size(definition: str, config: SiteConfig, cpus: int | None, memory_given: bool) -> Size:
-    """What the command line or else the templates say; templates that say nothing agree with all.
-
-    :raise UsageError: the templates disagree: all VMs of a job are of one size.
-    """
-    names = dict.fromkeys(item.template for item in _parse(definition))
-    templates = [find_template(name, config) for name in names]
-    if cpus is None:
-        cpus = _agree("cores", {each.name: each.cores for each in templates}, "-c") or 1
-    memory = None if memory_given else _agree("memory", {each.name: each.memory for each in templates}, "-m")
-    return Size(cpus, memory)
-
-
-def find_slurm_args(definition: str, config: SiteConfig) -> tuple[str, ...]:
-    """Slurm's options that the templates ask for, each once.
-
-    :raise UsageError: templates give one option different values.
-    """
-    names = dict.fromkeys(item.template for item in _parse(definition))
-    templates = [find_template(name, config) for name in names]
-    found: dict[str, tuple[str, str]] = {}
-    for template in templates:
-        for word in template.slurm_args:
-            option = word.partition("=")[0] if word.startswith("--") else word[:2]
-            other, said = found.setdefault(option, (template.name, word))
-            if said != word and other != template.name:
-                raise UsageError(
-                    f"template {other!r} wants {said}, template {template.name!r} wants {word}",
-                    hint="start two clusters, or change slurm-args of one of them",
-                )
-            found[option] = (template.name, word)
-    gres = dict.fromkeys(each for template in templates for each in template.gres)
-    return (*(word for _, word in found.values()), *([f"--gres={','.join(gres)}"] if gres else []))
-
-
-def _agree(what: str, wishes: Mapping[str, int | None], option: str) -> int | None:
-    given = {name: value for name, value in wishes.items() if value is not None}
-    if len(set(given.values())) > 1:
-        said = ", ".join(f"{name} {value}{'M' if what == 'memory' else ''}" for name, value in given.items())
-        raise UsageError(
-            f"templates differ in {what} ({said}), and all VMs of a job have the same",
-            hint=f"say with {option} what all shall have, or start two clusters",
-        )
-    return next(iter(given.values()), None)
 
 
 def find_template(name: str, config: SiteConfig) -> Template:
@@ -211,9 +167,12 @@ def make_groups(items: tuple[DefinitionItem, ...]) -> tuple[VmGroup, ...]:
 
 
 def make_request(
-    items: tuple[DefinitionItem, ...], templates: Mapping[str, Template], cpus: int | None = None
+    items: tuple[DefinitionItem, ...],
+    templates: Mapping[str, Template],
+    cpus: int | None = None,
+    sizes: tuple[Size, ...] = (),
 ) -> Request:
-    """The request of a definition; neighbours with the same resource set become one entry.
+    """The request of a definition; neighbours with the same resource set become one entry. ``sizes`` say the cores.
 
     :raise UsageError: more cores than any VM may have.
     """
@@ -226,7 +185,7 @@ def make_request(
             sets[-1] = SetRequest(name, sets[-1].count + item.count)
         else:
             sets.append(SetRequest(name, item.count))
-    return Request(tuple(sets), cpus)
+    return Request(tuple(sets), None if sizes else cpus, sizes)
 
 
 def parse_image_overrides(values: tuple[str, ...], definition: str) -> dict[str, str]:
@@ -234,7 +193,7 @@ def parse_image_overrides(values: tuple[str, ...], definition: str) -> dict[str,
 
     :raise UsageError: a template that the definition does not have, or one named twice.
     """
-    names = {item.template for item in _parse(definition)}
+    names = {item.template for item in parse_items(definition)}
     images: dict[str, str] = {}
     for value in values:
         name, equals, image = value.partition("=")
@@ -247,7 +206,11 @@ def parse_image_overrides(values: tuple[str, ...], definition: str) -> dict[str,
     return images
 
 
-def _parse(definition: str) -> tuple[DefinitionItem, ...]:
+def parse_items(definition: str) -> tuple[DefinitionItem, ...]:
+    """The items of a definition.
+
+    :raise UsageError: it is malformed or too large.
+    """
     try:
         return parse_definition(definition)
     except ValueError as err:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from pvc.errors import GuestError, HostError, JobError, PvcError
 from pvc.model.cluster import ClusterKeys, ClusterRecord, ClusterSpec, Placement
 from pvc.model.event import Event
 from pvc.ops import shell
+from pvc.ops.describe import list_nodes, make_record, make_spec, place_vms
 from pvc.ops.display import Display
 from pvc.ops.handover import Handover
 from pvc.ops.jobdir import JobDir, list_job_dirs
@@ -29,11 +29,9 @@ from pvc.ops.loop import Loop
 from pvc.ops.progress import Progress, plural
 from pvc.ops.registry import sweep
 from pvc.ops.supervisors import Supervisors
-from pvc.plan.placement import place
-from pvc.slurm.job import JobInfo, cancel_job, read_job, read_job_fields, read_queue, read_reasons
+from pvc.slurm.job import JobInfo, cancel_job, read_components, read_queue, read_reasons, read_states
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_DEFAULT_MEMORY_MIB = 1024  # of a VM where Slurm does not account for memory
 _SETUP_TIMEOUT_S = 300.0
 _REACHABLE_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 45.0  # guests with persistent drives have 20 s to power down
@@ -65,9 +63,13 @@ class InterruptedLaunchError(PvcError):
 class Launcher:
     """One cluster, from the step's start to the last supervisor's end."""
 
-    def __init__(self, mission: Mission, job: JobInfo, placement: Placement, pvc: str, display: Display) -> None:
+    def __init__(
+        self, mission: Mission, components: Sequence[JobInfo], placement: Placement, pvc: str, display: Display
+    ) -> None:
         self._mission = mission
+        job = components[0]
         self._job = job
+        self._components = components  # more than the job itself of a heterogeneous job
         self._placement = placement
         self._pvc = pvc
         self._display = display
@@ -87,6 +89,7 @@ class Launcher:
         self._is_serving = False
         self._ending = False
         self._claim: int | None = None
+        self._losses: dict[int, bool] = {}  # of components whose step has ended
 
     def run(self) -> int:
         """Boot, serve, end; returns the exit code of the shell or script.
@@ -107,7 +110,7 @@ class Launcher:
         maker = KeyMaker(self._dir.path, f"pvc-{self._job.job_id}")
         nodes = list(self._progress.nodes)
         try:
-            self._supervisors = Supervisors(nodes, self._pvc, self._loop, self, self._dir.log)
+            self._supervisors = Supervisors(list_nodes(self._placement), self._pvc, self._loop, self, self._dir.log)
             keys = maker.finish()
         finally:
             maker.abandon()
@@ -174,37 +177,13 @@ class Launcher:
             raise self._progress.find_guest_error()
 
     def _make_spec(self, keys: ClusterKeys) -> ClusterSpec:
+        ends_job = self._mission.watch_parent or self._mission.script is not None
         order = self._mission.handover.order
-        most = max(share.count for share in self._placement.shares)
-        memory = self._job.vm_memory_mib(self._placement.cpus_per_vm, most)
-        return ClusterSpec(
-            job_id=self._job.job_id,
-            name=self._job.name,
-            definition=order.definition,
-            placement=self._placement,
-            groups=order.groups,
-            templates=order.templates,
-            memory_mib=memory or _DEFAULT_MEMORY_MIB,
-            accel=order.accel,
-            libvirt_hook=order.libvirt_hook,
-            authorized_keys=(keys.ssh_key_pub, *read_public_keys()),
-            keys=keys,
-            ends_job=self._mission.watch_parent or self._mission.script is not None,
-        )
+        return make_spec(order, self._components, self._placement, keys, ends_job=ends_job)
 
     def _make_record(self) -> ClusterRecord:
         order = self._mission.handover.order
-        return ClusterRecord(
-            job_id=self._job.job_id,
-            name=self._job.name,
-            definition=order.definition,
-            created=self._start,
-            launcher_host=socket.gethostname(),
-            launcher_pid=os.getpid(),
-            placement=self._placement,
-            groups=order.groups,
-            endpoints=self._progress.endpoints,
-        )
+        return make_record(order, self._components, self._placement, self._progress.endpoints, self._start)
 
     # While the VMs run
 
@@ -281,7 +260,7 @@ class Launcher:
         if self._signal is None and not self._has_lost_step():
             return code
         if self._signal is not signal.SIGINT and not self._job_runs():
-            raise JobError(f"job {self._job.job_id} has ended under its VMs (scancel, or its time is over)")
+            raise JobError(f"{self._name_ended()} has ended under its VMs (scancel, or its time is over)")
         if self._signal is not None or self._progress.was_stopped:
             return code
         raise self._explain_lost_step()
@@ -340,7 +319,18 @@ class Launcher:
         self._display.update(self._progress)
 
     def _has_lost_step(self) -> bool:
-        return self._supervisors is not None and self._supervisors.has_ended
+        """Whether the cluster is not whole any more: of a heterogeneous job, one component's step is enough."""
+        if self._supervisors is None:
+            return False
+        return self._supervisors.has_ended or any(map(self._has_lost_component, self._supervisors.list_ended()))
+
+    def _has_lost_component(self, index: int) -> bool:
+        """Whether a component whose step has ended was lost; else all are being stopped, and it was the first."""
+        if index not in self._losses:
+            nodes = [self._progress.nodes[name] for name in list_nodes(self._placement)[index]]
+            stopped = all(node.ended and node.error is None for node in nodes)
+            self._losses[index] = not stopped or self._components[index].job_id in self._list_ended()
+        return self._losses[index]
 
     def _explain_lost_step(self) -> PvcError:
         """Why the supervisors are gone: a node's error, the job's end, else what srun said."""
@@ -367,10 +357,22 @@ class Launcher:
         return JobError(f"{job} has ended while its VMs were started")
 
     def _job_runs(self) -> bool:
+        return not self._list_ended()
+
+    def _list_ended(self) -> list[int]:
+        """Components that do not run any more: with one of them the cluster ends."""
         try:
-            return read_job_fields(self._job.job_id).get("JobState") == "RUNNING"
+            states = read_states(self._job.job_id)
         except JobError:
-            return False
+            return [each.job_id for each in self._components]
+        return [each.job_id for each in self._components if states.get(each.job_id) != "RUNNING"]
+
+    def _name_ended(self) -> str:
+        """Which job has ended; of a heterogeneous one the component, if it is not all of it."""
+        ended = self._list_ended()
+        if len(self._components) == 1 or len(ended) != 1:
+            return f"job {self._job.job_id}"
+        return f"component {ended[0]} of job {self._job.job_id}"
 
     def _end(self) -> None:
         """Stop everything; errors here must not hide the one that led here."""
@@ -395,9 +397,9 @@ def launch(mission: Mission, environ: Mapping[str, str], display: Display) -> in
 
     :raise PvcError: anything that kept the cluster from running, or ended it.
     """
-    job = read_job(environ)
-    placement = place(job.nodes, job.cpus, mission.handover.order.request)
-    return Launcher(mission, job, placement, find_pvc(), display).run()
+    components = read_components(environ)
+    placement = place_vms(components, mission.handover.order.request)
+    return Launcher(mission, components, placement, find_pvc(), display).run()
 
 
 def find_pvc() -> str:
@@ -409,18 +411,6 @@ def find_pvc() -> str:
     if beside.exists():
         return os.fspath(beside)
     raise HostError("cannot find the pvc command beside its Python", hint="install pvc, or run make venv")
-
-
-def read_public_keys() -> tuple[str, ...]:
-    """The caller's public ssh keys, which every guest will accept."""
-    keys: list[str] = []
-    for path in sorted((Path.home() / ".ssh").glob("*.pub")):
-        try:
-            text = path.read_text(errors="replace")
-        except OSError:
-            continue
-        keys += [line.strip() for line in text.splitlines() if line.startswith(("ssh-", "ecdsa-", "sk-"))]
-    return tuple(dict.fromkeys(keys))
 
 
 def _sweep_others() -> None:

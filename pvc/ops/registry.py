@@ -39,13 +39,25 @@ def list_clusters(*, all_users: bool = False) -> tuple[ListedCluster, ...]:
     listed = []
     for job_id, job in sorted(queue.items()):
         record = records.get(job_id)
+        if job.component:
+            continue  # its leader stands for all
         if record is None and not job.comment.startswith(COMMENT_PREFIX):
             continue
-        listed.append(_list(job, record))
+        listed.append(_list(job, record, _join_nodes(job, queue)))
     return tuple(listed)
 
 
-def _list(job: QueuedJob, record: ClusterRecord | None) -> ListedCluster:
+def _join_nodes(leader: QueuedJob, queue: Mapping[int, QueuedJob]) -> str:
+    """The nodes of all components of a heterogeneous job: their ids follow one another (salloc(1))."""
+    found = [leader.nodes]
+    number = 1
+    while (next_one := queue.get(leader.job_id + number)) is not None and next_one.component == number:
+        found.append(next_one.nodes)
+        number += 1
+    return ",".join(nodes for nodes in found if nodes)
+
+
+def _list(job: QueuedJob, record: ClusterRecord | None, nodes: str) -> ListedCluster:
     waits = job.state == "PENDING"
     definition = record.definition if record else job.comment.removeprefix(COMMENT_PREFIX)
     state = job.state.lower()
@@ -57,7 +69,7 @@ def _list(job: QueuedJob, record: ClusterRecord | None) -> ListedCluster:
         user=job.user,
         state=f"{state} ({job.reason})" if waits else state,
         vms=record.placement.count if record else _count(definition),
-        nodes=job.nodes,
+        nodes=nodes,
         elapsed=job.elapsed,
         definition=definition,
     )
@@ -112,6 +124,19 @@ def _records(dirs: tuple[JobDir, ...]) -> dict[int, ClusterRecord]:
     return records
 
 
+def _read_record(job_id: int) -> ClusterRecord:
+    """The cluster of a job, or of the heterogeneous job that it is a component of.
+
+    :raise JobError: there is none.
+    """
+    jobdir = JobDir.of(job_id)
+    if not jobdir.record_path.exists():
+        for record in _records(list_job_dirs()).values():
+            if job_id in record.jobs:
+                return record
+    return jobdir.read_record()
+
+
 def find_cluster(job_id: int | None, name: str | None, environ: Mapping[str, str] = os.environ) -> ClusterRecord:
     """The cluster that --job, --name or SLURM_JOB_ID means, else the only one.
 
@@ -122,7 +147,7 @@ def find_cluster(job_id: int | None, name: str | None, environ: Mapping[str, str
         text = environ.get("SLURM_JOB_ID", "")
         job_id = int(text) if text.isdecimal() else None
     if job_id is not None:
-        record = JobDir.of(job_id).read_record()
+        record = _read_record(job_id)
         if name is not None and record.name != name:
             raise JobError(f"job {job_id} is called {record.name!r}, not {name!r}")
         return record

@@ -11,11 +11,12 @@ from typing import NoReturn
 
 from pvc.config.load import load_user_config
 from pvc.errors import JobError, PvcError, UsageError
-from pvc.ops.definition import LaunchOrder, Overrides, resolve, resolve_request
+from pvc.ops.definition import LaunchOrder, Overrides, resolve
 from pvc.ops.display import Display
 from pvc.ops.handover import CPUS_VARIABLE, DEFINITION_VARIABLE, Handover
 from pvc.ops.jobdir import JobDir
 from pvc.ops.launch import Mission, launch
+from pvc.ops.sizing import resolve_by_hand
 
 
 def start_cluster(
@@ -60,8 +61,9 @@ def _resolve(definition: str | None, overrides: Overrides, environ: Mapping[str,
     text = environ.get(CPUS_VARIABLE, "")
     cpus = int(text) if text.isdecimal() else None
     config = load_user_config()
-    order = resolve(definition or prepared, config, overrides, cpus)
-    if definition is not None and order.request != resolve_request(prepared, config, cpus):
+    made_for = resolve_by_hand(prepared, config, cpus)
+    order = resolve(definition or prepared, config, overrides, cpus, made_for.sizes)
+    if definition is not None and order.request != made_for:
         raise UsageError(
             f"the job was made for {prepared!r}, which needs other networks or other counts than {definition!r}"
         )

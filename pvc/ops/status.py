@@ -90,7 +90,7 @@ def _unknown(record: ClusterRecord, rank: int, errors: dict[str, str]) -> VmStat
         template=template,
         node=node,
         phase=Phase.FAILED if silent else Phase.WAITING,
-        cpus=record.placement.cpus_per_vm,
+        cpus=record.placement.cpus_of(rank),
         memory_mib=0,
         addresses=(),
         ssh_host=None,

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from pvc.config.load import load_user_config
 from pvc.config.mounts import parse_mount
 from pvc.errors import HostError, JobError, UsageError
+from pvc.model.site import SiteConfig
 from pvc.model.vm import Accel
 from pvc.ops import handover, shell
-from pvc.ops.definition import Overrides, find_size, find_slurm_args, parse_image_overrides, resolve
+from pvc.ops.definition import Overrides, parse_image_overrides, resolve
 from pvc.ops.launch import find_pvc
 from pvc.ops.registry import COMMENT_PREFIX
+from pvc.ops.sizing import Part, find_parts, find_shared_args, make_sizes, spread_nodes
 from pvc.parse import parse_size
+from pvc.slurm.job import count_nodes
 from pvc.slurm.options import find_slurm_option
-from pvc.slurm.submit import JobWishes, allocation_argv, batch_script, salloc_argv, sbatch_argv
+from pvc.slurm.submit import JobWishes, PartWishes, allocation_argv, batch_script, salloc_argv, sbatch_argv
 
 _MIB = 1024 * 1024
 
@@ -55,6 +58,7 @@ def run_alloc(wishes: ClusterWishes, script: Sequence[str]) -> NoReturn:
     :raise PvcError: something is wrong; nothing was asked of Slurm.
     """
     submission = prepare(wishes)
+    _check_components(submission)
     words = ["--script", "--", *shell.find_script(script)] if script else []
     command = [find_pvc(), "launch", "--watch-parent", *words]
     _become(salloc_argv(submission.options, command), {**submission.variables, handover.VARIABLE: submission.text})
@@ -68,6 +72,7 @@ def run_batch(wishes: ClusterWishes, script: Sequence[str]) -> NoReturn:
     submission = prepare(wishes)
     if not script:
         raise UsageError("a batch job needs a script", hint="pvc batch -E SCRIPT DEFINITION [ARGUMENTS]")
+    _check_components(submission)
     words = shell.find_script(script)
     command = [find_pvc(), "launch", "--script", "--", *words]
     job_text = batch_script(command, {handover.VARIABLE: submission.text})
@@ -85,6 +90,7 @@ class Submission:
     options: list[str]
     text: str
     variables: dict[str, str]
+    components: int = 1
 
 
 def prepare(wishes: ClusterWishes) -> Submission:
@@ -104,41 +110,104 @@ def prepare(wishes: ClusterWishes) -> Submission:
         resource_set=wishes.resource_set,
         mounts=tuple(parse_mount(each, os.getcwd()) for each in wishes.mounts),
     )
-    size = find_size(wishes.definition, config, wishes.cpus, wishes.memory is not None)
-    memory = wishes.memory if size.memory_mib is None else f"{size.memory_mib}M"
-    order = resolve(wishes.definition, config, overrides, size.cpus)
+    memory = None if wishes.memory is None else parse_guest_memory(wishes.memory)
+    parts = find_parts(wishes.definition, config, wishes.cpus, memory)
+    order = resolve(wishes.definition, config, overrides, parts[0].cpus, make_sizes(parts, with_cpus=True))
+    asked = _ask_for(parts, wishes.nodes, order.accel, config)
+    if len(asked) < len(parts):
+        order = replace(order, memory_mib=tuple(_allocated(part, order.accel) for part in parts))
+    _check_options(wishes, len(asked))
     job = JobWishes(
         definition=wishes.definition,
-        count=order.request.count,
-        cpus=size.cpus,
         name=wishes.name,
-        memory_mib=None if memory is None else allocated_memory_mib(memory, order.accel),
-        nodes=wishes.nodes,
+        parts=asked,
         quiet=wishes.quiet,
         comment=None if find_slurm_option(wishes.slurm, "--comment") else COMMENT_PREFIX + wishes.definition,
     )
     text = handover.encode(handover.Handover(order, wishes.wait, wishes.quiet))
-    variables = {
-        handover.CPUS_VARIABLE: str(size.cpus),
-        handover.RESOLVED_VARIABLE: f"{wishes.definition} {order.request.encode()}",
-    }
-    before = (*config.batch.batch_args, *find_slurm_args(wishes.definition, config))
-    return Submission(allocation_argv(job, before, wishes.slurm), text, variables)
+    variables = {handover.RESOLVED_VARIABLE: f"{wishes.definition} {order.request.encode()}"}
+    if len(parts) == 1:
+        variables[handover.CPUS_VARIABLE] = str(parts[0].cpus)
+    return Submission(allocation_argv(job, config.batch.batch_args, wishes.slurm), text, variables, len(asked))
 
 
-def allocated_memory_mib(text: str, accel: Accel) -> int:
-    """What to ask of Slurm for one VM whose guest shall have ``text`` of memory.
+def _ask_for(parts: Sequence[Part], nodes: str | None, accel: Accel, config: SiteConfig) -> tuple[PartWishes, ...]:
+    """What Slurm is asked for: a component for each size, or one task on one node for all of them.
+
+    :raise UsageError: the sizes, their options and the number of nodes do not go together.
+    """
+    if len(parts) > 1 and nodes == "1":
+        silent = [name for part in parts if part.memory_mib is None for name in part.templates]
+        if silent and len(silent) < sum(len(part.templates) for part in parts):
+            raise UsageError(
+                f"template {silent[0]!r} does not say how much memory its VMs have, the others do",
+                hint="on one node (-N 1) all or none have to; or say with -m what all shall have",
+            )
+        cpus = sum(part.count * part.cpus for part in parts)
+        total = sum(part.count * (_allocated(part, accel) or 0) for part in parts)
+        return (PartWishes(1, cpus, total or None, "1", find_shared_args(parts, config)),)
+    return tuple(
+        PartWishes(part.count, part.cpus, _allocated(part, accel), wanted, part.args)
+        for part, wanted in zip(parts, spread_nodes(parts, nodes), strict=True)
+    )
+
+
+def _allocated(part: Part, accel: Accel) -> int | None:
+    return None if part.memory_mib is None else allocated_memory_mib(part.memory_mib, accel)
+
+
+def _check_components(submission: Submission) -> None:
+    """A heterogeneous job would wait for ever where Slurm has fewer nodes than it has components.
+
+    :raise UsageError: it has.
+    """
+    if submission.components == 1:
+        return
+    nodes = count_nodes()
+    if nodes < submission.components:
+        raise UsageError(
+            f"VMs of {submission.components} sizes take as many nodes, and Slurm has {nodes}",
+            hint="-N 1 puts all VMs on one node",
+        )
+
+
+def _check_options(wishes: ClusterWishes, components: int) -> None:
+    """:raise UsageError: an option that means nodes, which components of a heterogeneous job cannot share."""
+    for long, short in (("--nodelist", "-w"), ("--nodefile", "-F"), ("--array", "-a")):
+        if components > 1 and find_slurm_option(wishes.slurm, long, short):
+            raise UsageError(
+                f"{long} is not for a cluster of VMs of {components} sizes: it is a heterogeneous job",
+                hint="write it into slurm-args of each template, or put all VMs on one node with -N 1"
+                if long != "--array"
+                else "Slurm has no arrays of heterogeneous jobs",
+            )
+
+
+def parse_guest_memory(text: str) -> int:
+    """MiB of -m.
 
     :raise UsageError: not a size, or too little for any guest.
     """
-    from pvc.plan.qemu import MIN_GUEST_MIB, guest_memory_mib
-
     try:
         wanted = parse_size(text, default_unit="m") // _MIB
     except ValueError as err:
         raise UsageError(f"-m {text}: {err}") from None
+    from pvc.plan.qemu import MIN_GUEST_MIB
+
     if wanted < MIN_GUEST_MIB:
         raise UsageError(f"-m {text}: a guest needs {MIN_GUEST_MIB} MiB at least")
+    return wanted
+
+
+def allocated_memory_mib(wanted: int, accel: Accel) -> int:
+    """What to ask of Slurm for one VM whose guest shall have ``wanted`` MiB of memory.
+
+    :raise UsageError: too little for any guest.
+    """
+    from pvc.plan.qemu import MIN_GUEST_MIB, guest_memory_mib
+
+    if wanted < MIN_GUEST_MIB:
+        raise UsageError(f"{wanted}M of memory: a guest needs {MIN_GUEST_MIB} MiB at least")
     plenty = 1 << 30
     return wanted + plenty - guest_memory_mib(plenty, accel)
 

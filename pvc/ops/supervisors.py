@@ -49,19 +49,69 @@ def parse_lost_tasks(line: str) -> list[tuple[str, str]]:
 
 
 class Supervisors:
+    """The supervisors of all nodes: one step for an ordinary job, one for each component of a heterogeneous job.
+
+    A step across components (srun --het-group=0-1) would be as many steps for Slurm, but one srun for us that
+    says less of each.
+    """
+
+    def __init__(self, components: Sequence[Sequence[str]], pvc: str, loop: Loop, watcher: Watcher, log: Path) -> None:
+        """Start them on the nodes of each component; see ``_Step``.
+
+        :raise HostError: there is no srun.
+        """
+        self._loop = loop
+        self.messages: deque[str] = deque(maxlen=_REMEMBERED)
+        self._steps: list[_Step] = []
+        for index, nodes in enumerate(components):
+            argv = supervisors_argv(nodes, [pvc, "supervise"], index if len(components) > 1 else None)
+            self._steps.append(_Step(argv, loop, watcher, log, self.messages))
+
+    def send(self, spec: ClusterSpec) -> None:
+        """Give all of them the description; their input stays open as the sign that this launcher lives."""
+        line = codec.dumps(spec).encode() + b"\n"
+        for step in self._steps:
+            step.send(line)
+
+    @property
+    def has_ended(self) -> bool:
+        """All steps are gone and all they said was read."""
+        return all(step.has_ended for step in self._steps)
+
+    def list_ended(self) -> list[int]:
+        """The components whose step is gone."""
+        return [index for index, step in enumerate(self._steps) if step.has_ended]
+
+    def stop(self, timeout_s: float, *, goodbye: bool) -> None:
+        """Close their input, which ends them and their VMs at once; kill srun when it does not end.
+
+        ``goodbye`` False: the job is to end with them, even if this launcher is killed before it can see to that.
+        """
+        for step in self._steps:
+            step.close_input(goodbye=goodbye)
+        for number, patience_s in ((None, timeout_s), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
+            for step in self._steps:
+                step.send_signal(number)
+            if self._loop.run_until(lambda: self.has_ended, timeout_s=patience_s):
+                break
+        for step in self._steps:
+            step.close()
+
+
+class _Step:
     """srun in a session of its own, so that the terminal's Ctrl-C is not for it."""
 
-    def __init__(self, nodes: Sequence[str], pvc: str, loop: Loop, watcher: Watcher, log: Path) -> None:
-        """Start them; each reads the cluster's description from standard input once ``send`` gave it.
+    def __init__(self, argv: Sequence[str], loop: Loop, watcher: Watcher, log: Path, messages: deque[str]) -> None:
+        """Start it; each task reads the cluster's description from standard input once ``send`` gave it.
 
         :raise HostError: there is no srun.
         """
         self._loop = loop
         self._watcher = watcher
         self._log: IO[bytes] = log.open("ab", buffering=0)
-        self.messages: deque[str] = deque(maxlen=_REMEMBERED)
+        self._messages = messages
         self._process = run.spawn(
-            supervisors_argv(nodes, [pvc, "supervise"]),
+            argv,
             env=step_environment(os.environ),
             stdin=run.PIPE,
             stdout=run.PIPE,
@@ -85,9 +135,9 @@ class Supervisors:
         self._open.add(fd)
         self._loop.add(fd, _LineReader(fd, take, self._closed).read)
 
-    def send(self, spec: ClusterSpec) -> None:
-        """Give all of them the description; their input stays open as the sign that this launcher lives."""
-        self._unsent = memoryview(codec.dumps(spec).encode() + b"\n")
+    def send(self, line: bytes) -> None:
+        """Give every task the line."""
+        self._unsent = memoryview(line)
         os.set_blocking(self._stdin.fileno(), False)
         self._loop.add_writer(self._stdin.fileno(), self._write)
 
@@ -108,23 +158,24 @@ class Supervisors:
         """Srun is gone and all it said was read."""
         return not self._open and self._process.poll() is not None
 
-    def stop(self, timeout_s: float, *, goodbye: bool) -> None:
-        """Close their input, which ends them and their VMs at once; kill srun when it does not end.
+    def close_input(self, *, goodbye: bool) -> None:
+        """Tell the tasks to end."""
+        if self._stdin.closed:
+            return
+        self._loop.remove(self._stdin.fileno())
+        with suppress(OSError):
+            if goodbye and not self._unsent:
+                os.write(self._stdin.fileno(), GOODBYE)
+        self._stdin.close()
 
-        ``goodbye`` False: the job is to end with them, even if this launcher is killed before it can see to that.
-        """
-        if not self._stdin.closed:
-            self._loop.remove(self._stdin.fileno())
-            with suppress(OSError):
-                if goodbye and not self._unsent:
-                    os.write(self._stdin.fileno(), GOODBYE)
-            self._stdin.close()
-        for number, patience_s in ((None, timeout_s), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
-            if number is not None and self._process.poll() is None:
-                LOG.warning("the supervisors do not end; sending %s to srun", number.name)
-                self._process.send_signal(number)
-            if self._loop.run_until(lambda: self.has_ended, timeout_s=patience_s):
-                break
+    def send_signal(self, number: signal.Signals | None) -> None:
+        """To an srun that still runs."""
+        if number is not None and self._process.poll() is None:
+            LOG.warning("the supervisors do not end; sending %s to srun", number.name)
+            self._process.send_signal(number)
+
+    def close(self) -> None:
+        """Forget it."""
         self._loop.remove(self._pidfd)
         os.close(self._pidfd)
         self._log.close()
@@ -144,7 +195,7 @@ class Supervisors:
     def _take_message(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()
         if text:
-            self.messages.append(text)
+            self._messages.append(text)
             self._log.write(text.encode() + b"\n")
             for node, why in parse_lost_tasks(text):
                 self._watcher.on_lost(node, why)

@@ -24,7 +24,7 @@ class Inputs:
 
     def placement(self) -> Placement:
         """Where all VMs run."""
-        return place(self.job.nodes, self.job.cpus, self.request)
+        return place(self.job.nodes, self.job.cpus, self.request, self.job.parts)
 
     def memberships(self) -> tuple[Membership, ...]:
         """The cluster's networks, in their order."""

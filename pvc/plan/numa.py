@@ -25,9 +25,9 @@ class Pinning:
 
 
 def plan_pinning(
-    affinity: Sequence[int], topology: Sequence[CpuPlace], vms: int, cpus_per_vm: int, allocated: int | None
+    affinity: Sequence[int], topology: Sequence[CpuPlace], cores: Sequence[int], allocated: int | None
 ) -> Pinning:
-    """Distinct CPUs of ``affinity`` for ``vms`` VMs of ``cpus_per_vm`` cores each.
+    """Distinct CPUs of ``affinity`` for VMs with as many ``cores`` each as listed.
 
     ``allocated`` is the number of CPUs that Slurm gave the job on this node. Nothing is pinned unless that is what
     the job may use: more means that Slurm does not confine jobs here, and another job would pin to the same CPUs;
@@ -36,7 +36,7 @@ def plan_pinning(
     A VM that fits into what is left of one NUMA node gets all its CPUs there: nodes are tried in order, the first with
     room wins; a VM that fits nowhere takes what is left in order.
     """
-    wanted = vms * cpus_per_vm
+    vms, wanted = len(cores), sum(cores)
     known = {place.cpu: place for place in topology}
     if not set(affinity) <= known.keys():
         return _unpinned(vms, "the topology of the allocated CPUs is not known")
@@ -45,16 +45,16 @@ def plan_pinning(
     places = sorted(known[cpu] for cpu in set(affinity))
     if len(places) != allocated:
         # A site that counts cores in Slurm gives both threads of each.
-        cores = {(place.numa_node, place.package, place.core): place for place in reversed(places)}
-        if len(cores) != allocated:
+        by_core = {(place.numa_node, place.package, place.core): place for place in reversed(places)}
+        if len(by_core) != allocated:
             return _unpinned(vms, f"{allocated} CPUs are allocated, {len(places)} may be used: not the job's own")
-        places = sorted(cores.values())
+        places = sorted(by_core.values())
     if len(places) < wanted:
         return _unpinned(vms, f"{wanted} cores are needed, {len(places)} CPUs are allocated")
     free: dict[int, list[int]] = {}
     for place in places:
         free.setdefault(place.numa_node, []).append(place.cpu)
-    return Pinning(tuple(_take(free, cpus_per_vm) for _ in range(vms)))
+    return Pinning(tuple(_take(free, count) for count in cores))
 
 
 def _unpinned(vms: int, reason: str) -> Pinning:

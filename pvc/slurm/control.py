@@ -14,13 +14,15 @@ _TIMEOUT_S = 15.0
 def read_node_jobs(node: str) -> set[int]:
     """The jobs that are, or are still completing, on a node (squeue(1)).
 
+    Of a heterogeneous job it is the component ("%A"), and the first one ("%i", as 5+1) that stands for all.
+
     :raise JobError: the controller does not answer.
     """
     try:
-        text = run.run(["squeue", "-h", "-w", node, "-o", "%A"], env=_environment(), timeout_s=_TIMEOUT_S)
+        text = run.run(["squeue", "-h", "-w", node, "-o", "%A %i"], env=_environment(), timeout_s=_TIMEOUT_S)
     except HostError as err:
         raise JobError(f"cannot ask Slurm for the jobs of {node}") from err
-    return {int(word) for word in text.split() if word.isdigit()}
+    return {int(word) for word in text.replace("+", " ").split() if word.isdigit()}
 
 
 def _environment() -> Mapping[str, str]:

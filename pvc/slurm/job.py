@@ -52,6 +52,25 @@ class QueuedJob:
     nodes: str
     reason: str
     comment: str
+    component: int = 0  # of a heterogeneous job
+
+
+def read_components(environ: Mapping[str, str]) -> tuple[JobInfo, ...]:
+    """The components of the heterogeneous job around this process, the leader first; of an ordinary job itself.
+
+    Slurm gives every variable of a component with its number: SLURM_JOB_ID_HET_GROUP_0 (salloc(1)).
+
+    :raise JobError: there is no job around this process, or Slurm does not know it.
+    """
+    count = environ.get("SLURM_HET_SIZE", "")
+    # A job that was submitted from inside a heterogeneous one has the variables of that, too.
+    if not count.isdecimal() or environ.get("SLURM_JOB_ID_HET_GROUP_0") != environ.get("SLURM_JOB_ID"):
+        return (read_job(environ),)
+    found = []
+    for index in range(int(count)):
+        end = f"_HET_GROUP_{index}"
+        found.append(read_job({name.removesuffix(end): text for name, text in environ.items() if name.endswith(end)}))
+    return tuple(found)
 
 
 def read_job(environ: Mapping[str, str]) -> JobInfo:
@@ -99,6 +118,24 @@ def parse_moment(text: str) -> float | None:
         return None
 
 
+def read_states(job_id: int) -> dict[int, str]:
+    """The state of each component of a heterogeneous job, or of an ordinary job alone, by job id.
+
+    :raise JobError: Slurm does not know the job, or does not answer.
+    """
+    text = _ask(["scontrol", "--oneliner", "show", "job", str(job_id)], f"ask Slurm for job {job_id}")
+    lines = [parse_fields(line) for line in text.splitlines() if line.strip()]
+    return {int(fields.get("JobId", job_id)): fields.get("JobState", "") for fields in lines}
+
+
+def count_nodes() -> int:
+    """Nodes that Slurm has at all, whatever their state.
+
+    :raise JobError: Slurm does not answer.
+    """
+    return len(set(_ask(["sinfo", "--noheader", "--Node", "--format", "%N"], "ask Slurm for its nodes").split()))
+
+
 def read_cluster_name() -> str | None:
     """The name of the Slurm cluster that commands on this machine talk to.
 
@@ -123,7 +160,7 @@ def parse_fields(text: str) -> dict[str, str]:
 
 # Unit separator: no job name or comment can hold it on a command line that people type
 _SEPARATOR = "\x1f"
-_COLUMNS = ("%A", "%j", "%T", "%u", "%M", "%N", "%r", "%k")
+_COLUMNS = ("%A", "%j", "%T", "%u", "%M", "%N", "%r", "%k", "%i")
 
 
 def read_queue(*, all_users: bool = False) -> tuple[QueuedJob, ...]:
@@ -142,8 +179,16 @@ def parse_queue(text: str) -> tuple[QueuedJob, ...]:
     for line in text.splitlines():
         parts = line.split(_SEPARATOR)
         if len(parts) == len(_COLUMNS) and parts[0].strip().isdigit() and parts[2] in LIVE_STATES:
-            jobs.append(QueuedJob(int(parts[0]), *parts[1:]))
+            name, state, user, elapsed, nodes, reason, comment, place = parts[1:]
+            component = _parse_component(place)
+            jobs.append(QueuedJob(int(parts[0]), name, state, user, elapsed, nodes, reason, comment, component))
     return tuple(jobs)
+
+
+def _parse_component(text: str) -> int:
+    """The number behind the leader's job id: "7+1" (squeue(1), "%i")."""
+    _, _, number = text.strip().partition("+")
+    return int(number) if number.isdigit() else 0
 
 
 def read_reasons(nodes: Sequence[str]) -> dict[str, str]:

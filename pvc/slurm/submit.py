@@ -44,32 +44,49 @@ _STEP_WISHES = (
 
 
 @dataclass(frozen=True)
-class JobWishes:
-    """What an allocation for a cluster needs; ``memory_mib`` is of the allocation, for one VM."""
+class PartWishes:
+    """VMs of one size, which are one component of the job; ``memory_mib`` is of the allocation, for one VM.
 
-    definition: str
+    ``args``: Slurm's options for this component, as its templates say.
+    """
+
     count: int
     cpus: int
-    name: str
     memory_mib: int | None = None
     nodes: str | None = None
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JobWishes:
+    """What an allocation for a cluster needs; with more than one part it is a heterogeneous job."""
+
+    definition: str
+    name: str
+    parts: tuple[PartWishes, ...]
     quiet: bool = False
     comment: str | None = None
 
 
 def allocation_argv(wishes: JobWishes, site_args: Sequence[str], user_args: Sequence[str]) -> list[str]:
-    """Options of an allocation; the user's come last, so that they win over the site's."""
+    """Options of an allocation; the user's come last, so that they win over the site's and the templates'.
+
+    Both are repeated for each component, because Slurm carries few of them over (salloc(1), sbatch(1)).
+    """
     words = [f"--pvc={wishes.definition}", f"--job-name={wishes.name}"]
-    words += [f"--ntasks={wishes.count}", f"--cpus-per-task={wishes.cpus}"]
-    if wishes.memory_mib is not None:
-        words.append(f"--mem-per-cpu={-(-wishes.memory_mib // wishes.cpus)}M")
-    if wishes.nodes is not None:
-        words.append(f"--nodes={wishes.nodes}")
     if wishes.quiet:
         words.append("--quiet")
     if wishes.comment is not None:
         words.append(f"--comment={wishes.comment}")
-    return [*words, *site_args, *user_args]
+    for index, part in enumerate(wishes.parts):
+        words += [":"] if index else []
+        words += [f"--ntasks={part.count}", f"--cpus-per-task={part.cpus}"]
+        if part.memory_mib is not None:
+            words.append(f"--mem-per-cpu={-(-part.memory_mib // part.cpus)}M")
+        if part.nodes is not None:
+            words.append(f"--nodes={part.nodes}")
+        words += [*site_args, *part.args, *user_args]
+    return words
 
 
 def salloc_argv(options: Sequence[str], command: Sequence[str]) -> list[str]:
@@ -89,14 +106,16 @@ def batch_script(command: Sequence[str], variables: Mapping[str, str]) -> str:
     return "\n".join([*lines, f"exec {shlex.join(command)}", ""])
 
 
-def supervisors_argv(nodes: Sequence[str], command: Sequence[str]) -> list[str]:
+def supervisors_argv(nodes: Sequence[str], command: Sequence[str], component: int | None = None) -> list[str]:
     """The step that starts one task on each of ``nodes``, with all of the job's memory and cores there.
 
     No ``--unbuffered``: it would give the tasks a pseudo terminal. No ``-c``: it implies ``--exact``, and a
     step without it has every core of the job. No ``--input``: standard input goes to every task already.
+    ``component``: that of a heterogeneous job which the nodes are of.
     """
     count = str(len(nodes))
-    words = ["srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
+    words = ["srun"] if component is None else ["srun", f"--het-group={component}"]
+    words += ["--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
     words += [f"--nodelist={','.join(nodes)}", "--mem=0", "--cpu-bind=none", "--mpi=none", "--job-name=pvc"]
     words += ["--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--quit-on-interrupt", "--disable-status", "--quiet"]
     return [*words, *command]

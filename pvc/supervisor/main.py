@@ -148,7 +148,7 @@ class Supervisor:
         share = find_node_share(self._spec, self._node)
         accels = asyncio.create_task(asyncio.to_thread(self._decide_accels, share))
         try:
-            attached = await attach(find_socket(self._environ), self._spec.job_id)
+            attached = await attach(find_socket(self._environ), self._spec.job_of(share))
             await self._exits.enter_async_context(_sole_supervisor(Path(attached.grant.run_dir)))
             control = Control(lambda: self._vms, self._stop_on_request, self._ask_node, self._journal)
             try:
@@ -191,7 +191,7 @@ class Supervisor:
             attached.grant,
             attached.taps,
             accels=accels,
-            memory_mib={accel: guest_memory_mib(self._spec.memory_mib, accel) for accel in set(accels.values())},
+            memory_mib={rank: self._find_memory_mib(rank, accel) for rank, accel in accels.items()},
             pinning=pinning,
         )
         # pvc-node serves few requests of a user at a time.
@@ -199,7 +199,7 @@ class Supervisor:
 
         async def fetch_taps(rank: int) -> tuple[int, ...]:
             async with turns:
-                return await attach_vm(find_socket(self._environ), self._spec.job_id, rank)
+                return await attach_vm(find_socket(self._environ), self._spec.job_of(share), rank)
 
         drivers: dict[str, Driver] = {"qemu": QemuDriver()}
         if any(template.hypervisor == "libvirt" for template in templates.values()):
@@ -225,6 +225,10 @@ class Supervisor:
         said = [f"{vm.share.name} {vm.phase.value}", *([vm.detail] if vm.detail else [])]
         self._journal.note(vm.share.rank, ": ".join(said) + (f" (hint: {hint})" if hint else ""))
 
+    def _find_memory_mib(self, rank: int, accel: Accel) -> int:
+        """Of the guest."""
+        return guest_memory_mib(self._spec.memory_mib[self._spec.placement.find_size(rank)], accel)
+
     def _plan_pinning(self, share: NodeShare) -> Pinning:
         try:
             topology = read_topology()
@@ -232,11 +236,15 @@ class Supervisor:
             LOG.warning("cannot read the CPU topology: %s", err)
             topology = ()
         placement = self._spec.placement
-        allocated = find_allocated(self._environ, placement.shares.index(share))
-        return plan_pinning(sorted(os.sched_getaffinity(0)), topology, share.count, placement.cpus_per_vm, allocated)
+        # A step knows the nodes of its component only.
+        nodes = [each for each in placement.shares if each.component == share.component]
+        allocated = find_allocated(self._environ, nodes.index(share))
+        cores = [placement.cpus_of(rank) for rank in range(share.first_rank, share.first_rank + share.count)]
+        return plan_pinning(sorted(os.sched_getaffinity(0)), topology, cores, allocated)
 
     async def _ask_node(self, request: dict[str, Any]) -> dict[str, Any]:
-        return await ask(find_socket(self._environ), {**request, "job": self._spec.job_id})
+        job_id = self._spec.job_of(find_node_share(self._spec, self._node))
+        return await ask(find_socket(self._environ), {**request, "job": job_id})
 
     async def _stop_on_request(self, grace_s: float) -> None:
         await self._stop_vms(grace_s)

@@ -97,10 +97,10 @@ def plan_vms(
     taps: Sequence[int],
     *,
     accels: dict[int, Accel],
-    memory_mib: dict[Accel, int],
+    memory_mib: dict[int, int],
     pinning: Pinning,
 ) -> tuple[VmShare, ...]:
-    """Every VM of the share.
+    """Every VM of the share; ``accels`` and ``memory_mib`` (of the guest) are by rank.
 
     :raise GuestError: the launcher's description and pvc-node's grant do not fit together.
     """
@@ -124,8 +124,8 @@ def plan_vms(
                 grant=vm,
                 node=share.node,
                 directory=Path(grant.run_dir) / f"vm{rank}",
-                cpus=spec.placement.cpus_per_vm,
-                memory_mib=memory_mib[accels[rank]],
+                cpus=spec.placement.cpus_of(rank),
+                memory_mib=memory_mib[rank],
                 accel=accels[rank],
                 pins=pinning.vms[i],
                 taps=tuple(taps[nic.tap_index] for nic in vm.nics),

@@ -43,7 +43,7 @@ InactiveLimit=0
 KillWait=5
 MinJobAge=30
 SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=10000
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=10000,bf_interval=1,bf_hetjob_immediate
 # A job whose prolog failed is not tried again behind the user's back.
 JobRequeue=0
 PrologFlags={prolog_flags}

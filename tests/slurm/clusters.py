@@ -13,7 +13,9 @@ SCRIPT = "#!/bin/sh\ntouch started\nexec sleep 1800\n"
 class Cluster:
     """A running pvc alloc whose script sleeps; end it, whatever happens."""
 
-    def __init__(self, tb: Testbed, definition: str, *options: str, user: str = "student") -> None:
+    def __init__(
+        self, tb: Testbed, definition: str, *options: str, user: str = "student", size: tuple[str, ...] = ("-c", "2")
+    ) -> None:
         self.tb, self.user = tb, user
         home = tb.home(user)
         script = home / "sleeper.sh"
@@ -21,7 +23,7 @@ class Cluster:
         script.chmod(0o755)
         self.started = home / "started"
         self.started.unlink(missing_ok=True)
-        argv = ["pvc", "alloc", "-c", "2", *options, "-E", "./sleeper.sh", definition]
+        argv = ["pvc", "alloc", *size, *options, "-E", "./sleeper.sh", definition]
         self.process = tb.start(argv, user=user, stderr=subprocess.STDOUT)
         self.job_id = 0
 
@@ -34,8 +36,8 @@ class Cluster:
             return self.started.exists()
 
         wait_until(check, 40, "the script has not started")
-        rows = self.tb.run(["squeue", "-h", "-u", self.user, "-t", "R", "-o", "%i"], user=self.user).out.split()
-        self.job_id = int(rows[0])
+        rows = self.tb.run(["squeue", "-h", "-u", self.user, "-t", "R", "-o", "%A"], user=self.user).out.split()
+        self.job_id = min(map(int, rows))  # the leader of a heterogeneous job
         return self
 
     def wait_reachable(self) -> Cluster:

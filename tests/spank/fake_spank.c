@@ -125,6 +125,42 @@ int slurm_update_node(update_node_msg_t *message)
 	return SLURM_SUCCESS;
 }
 
+static slurm_job_info_t loaded[FAKE_COMPONENTS];
+static job_info_msg_t answer;
+
+int slurm_load_job(job_info_msg_t **resp, uint32_t job_id, uint16_t show_flags)
+{
+	fake.asked = job_id;
+	if (fake.controller_is_away || (show_flags & SHOW_DETAIL) == 0)
+		return SLURM_ERROR;
+	memset(loaded, 0, sizeof(loaded));
+	memset(&answer, 0, sizeof(answer));
+	answer.job_array = loaded;
+	for (size_t i = 0; i < FAKE_COMPONENTS && fake.components[i].job_id != 0; i++, answer.record_count++) {
+		struct fake_component *component = &fake.components[i];
+
+		loaded[i].job_id = component->job_id;
+		loaded[i].het_job_id = component->het_job_id;
+		loaded[i].het_job_offset = component->offset;
+		loaded[i].nodes = component->nodes;
+		while (component->cpus[loaded[i].num_nodes] != 0)
+			loaded[i].num_nodes++;
+		loaded[i].job_resrcs = (job_resources_t *)component;
+	}
+	*resp = &answer;
+	return SLURM_SUCCESS;
+}
+
+int slurm_job_cpus_allocated_on_node_id(job_resources_t *job_resrcs_ptr, int node_id)
+{
+	return ((struct fake_component *)job_resrcs_ptr)->cpus[node_id];
+}
+
+void slurm_free_job_info_msg(job_info_msg_t *job_buffer_ptr)
+{
+	job_buffer_ptr->record_count = 0;
+}
+
 static void vlog_line(const char *prefix, const char *format, va_list values) __attribute__((format(printf, 2, 0)));
 
 static void vlog_line(const char *prefix, const char *format, va_list values)

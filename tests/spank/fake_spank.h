@@ -4,12 +4,23 @@
 
 #include <slurm/spank.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #define FAKE_VARIABLES 8
+#define FAKE_COMPONENTS 3
 
 struct fake_variable {
 	char name[64];
 	char value[2048];
+};
+
+/* What Slurm's controller tells of a component; cores of its nodes, 0 at the end. */
+struct fake_component {
+	uint32_t job_id;
+	uint32_t het_job_id;
+	uint32_t offset;
+	char *nodes;
+	int cpus[8];
 };
 
 struct fake {
@@ -19,6 +30,9 @@ struct fake {
 	bool control_refuses;                         /* spank_job_control_setenv fails */
 	struct fake_variable job[FAKE_VARIABLES];     /* spank_setenv and spank_getenv */
 	char drained[256];                            /* slurm_update_node: NODE REASON */
+	struct fake_component components[FAKE_COMPONENTS]; /* slurm_load_job: a job_id of 0 is none */
+	uint32_t asked;                               /* slurm_load_job: of which job */
+	bool controller_is_away;                      /* slurm_load_job fails */
 	char log[16384];                              /* every message, each with its newline */
 };
 

@@ -142,15 +142,51 @@ static void refused_for_a_step(void)
 	CHECK_IS(fake_get(fake.control, "PVC_REQUEST"), "1;nat:4");
 }
 
-static void refused_for_a_heterogeneous_job(void)
+static void components_of_a_heterogeneous_job_share_the_request(void)
+{
+	CHECK(submit(S_CTX_ALLOCATOR, "a:2,b:4", "echo x >> ran; echo '1;sizes=2:1,4:4;nat:6'") == 0);
+	memset(fake.control, 0, sizeof(fake.control)); /* each component has its own */
+	CHECK(fake_init_post_opt(2, av) == 0);
+	CHECK_IS(fake_get(fake.control, "PVC_REQUEST"), "1;sizes=2:1,4:4;nat:6");
+	CHECK_IS(fake_get(fake.control, "PVC_DEFINITION"), "a:2,b:4");
+	CHECK_IS(read_text(scratch("ran")), "x\n"); /* asked once */
+	CHECK_IS(fake.log, "");
+	CHECK(fake_init_post_opt(2, av) == -1); /* a third one */
+	CHECK_HAS(fake.log, "a:2,b:4 has VMs of 2 size(s), but the job has 3 components");
+}
+
+static void what_pvc_alloc_has_resolved_is_for_all_components(void)
+{
+	CHECK(setenv("PVC_RESOLVED", "a:2,b:4 1;sizes=2:1,4:4;nat:6", 1) == 0);
+	CHECK(submit(S_CTX_ALLOCATOR, "a:2,b:4", "touch ran; exit 2") == 0);
+	CHECK(fake_init_post_opt(2, av) == 0);
+	CHECK_IS(fake_get(fake.control, "PVC_REQUEST"), "1;sizes=2:1,4:4;nat:6");
+	CHECK_IS(read_text(scratch("ran")), "");
+}
+
+static void refused_for_a_heterogeneous_job_that_does_not_fit(void)
 {
 	CHECK(submit(S_CTX_ALLOCATOR, NULL, "touch ran; echo '1;nat:4'") == 0); /* the leader, without */
 	CHECK(fake_option("debian:4", 0) == 0);
 	CHECK(fake_init_post_opt(2, av) == -1);
-	CHECK_HAS(fake.log, "a heterogeneous job cannot have --pvc");
-	CHECK(submit(S_CTX_ALLOCATOR, "debian:4", "echo '1;nat:4'") == 0); /* both */
+	CHECK_HAS(fake.log, "one --pvc describes all components");
+	CHECK(submit(S_CTX_ALLOCATOR, "debian:4", "echo '1;nat:4'") == 0); /* one size, two components */
 	CHECK(fake_init_post_opt(2, av) == -1);
-	CHECK_HAS(fake.log, "a heterogeneous job cannot have --pvc");
+	CHECK_HAS(fake.log, "debian:4 has VMs of 1 size(s), but the job has 2 components");
+	CHECK(submit(S_CTX_ALLOCATOR, "a:2", "echo '1;sizes=1:1,1:2;nat:2'") == 0); /* a definition for each */
+	CHECK(fake_option("b:4", 0) == 0);
+	CHECK(fake_init_post_opt(2, av) == -1);
+	CHECK_HAS(fake.log, "hint: give it before the first ':'");
+}
+
+static void steps_of_several_components_are_not_asked_for_vms(void)
+{
+	CHECK(setenv("SLURM_JOB_ID", "12", 1) == 0);
+	CHECK(setenv("SLURM_SPANK__SLURM_SPANK_OPTION_pvc_pvc", "a:2,b:4", 1) == 0);
+	CHECK(submit(S_CTX_LOCAL, "a:2,b:4", "touch ran") == 0); /* from the environment, for each component */
+	CHECK(fake_option("a:2,b:4", 0) == 0);
+	CHECK(fake_init_post_opt(2, av) == 0);
+	CHECK_IS(fake.log, "");
 }
 
 static void step_keeps_the_definition_of_its_job(void)
@@ -198,7 +234,10 @@ const struct test submit_tests[] = {
 	TEST(refused_at_the_deadline),
 	TEST(refused_with_wrong_arguments),
 	TEST(refused_for_a_step),
-	TEST(refused_for_a_heterogeneous_job),
+	TEST(components_of_a_heterogeneous_job_share_the_request),
+	TEST(what_pvc_alloc_has_resolved_is_for_all_components),
+	TEST(refused_for_a_heterogeneous_job_that_does_not_fit),
+	TEST(steps_of_several_components_are_not_asked_for_vms),
 	TEST(step_keeps_the_definition_of_its_job),
 	TEST(job_without_the_option_costs_and_inherits_nothing),
 	TEST(request_that_slurm_refuses_refuses_the_job),

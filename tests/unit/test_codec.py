@@ -136,7 +136,7 @@ def test_messages_name_the_place(change: dict[str, Any], message: str) -> None:
 
 
 def test_places_within_lists() -> None:
-    data = {"cpus_per_vm": 1, "shares": [{"node": "a", "first_rank": 0, "count": 1}, {"node": "b"}]}
+    data = {"sizes": [], "shares": [{"node": "a", "first_rank": 0, "count": 1, "component": 0}, {"node": "b"}]}
     with pytest.raises(ValueError, match=r"shares\[1\]: missing \['count', 'first_rank'\]"):
         codec.from_data(Placement, data)
 

@@ -22,6 +22,7 @@ from pvc import codec
 from pvc.model.cluster import ClusterKeys, ClusterSpec, NodeShare, Placement, VmGroup
 from pvc.model.event import Event, EventKind
 from pvc.model.node import NodeGrant, VmGrant
+from pvc.model.request import Size
 from pvc.model.vm import Accel, DirectBoot, Disk, Phase, VmTemplate
 
 ROOT = Path(__file__).parents[2]
@@ -76,10 +77,10 @@ def make_spec(
         job_id=12,
         name="test",
         definition="tiny",
-        placement=Placement(cpus, (NodeShare(NODE, 0, len(templates)),)),
+        placement=Placement((Size(len(templates), cpus),), (NodeShare(NODE, 0, len(templates)),)),
         groups=tuple(VmGroup(template.name, i, 1) for i, template in enumerate(templates)),
         templates={template.name: template for template in templates},
-        memory_mib=memory_mib,
+        memory_mib=(memory_mib,),
         accel=accel,
         authorized_keys=(),
         keys=keys,

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from pvc.model.request import (
     MAX_CPUS,
+    MAX_SIZES,
     MAX_VMS,
     DefinitionItem,
     Request,
     SetRequest,
+    Size,
     decode_request,
     parse_definition,
 )
@@ -71,6 +73,13 @@ def test_hostile_text_is_bounded_or_refused(text: str) -> None:
         "1;nat:1,,nat:1",
         "1;" + "n" * 64 + ":1",
         "1;" + ",".join(["nat:1"] * 200),
+        "1;sizes=1:1,1:1;nat:3",
+        "1;sizes=0:1,2:1;nat:2",
+        "1;sizes=2:4097;nat:2",
+        "1;sizes=2;nat:2",
+        "1;sizes=1:1,,1:1;nat:2",
+        "1;cpus=2;sizes=1:1,1:1;nat:2",
+        "1;sizes=" + ",".join(["1:1"] * 65) + ";nat:65",
     ],
 )
 def test_refused_requests(text: str) -> None:
@@ -122,3 +131,12 @@ def test_any_definition_is_bounded_or_refused(text: str) -> None:
         assert 1 <= sum(item.count for item in items) <= MAX_VMS
         return
     assert message
+
+
+@given(st.lists(st.tuples(st.integers(1, 99), st.none() | st.integers(1, MAX_CPUS)), min_size=1, max_size=MAX_SIZES))
+def test_sizes_come_back(sizes: list[tuple[int, int | None]]) -> None:
+    count = sum(each for each, _ in sizes)
+    request = Request((SetRequest("nat", count),), None, tuple(Size(each, cpus) for each, cpus in sizes))
+    text = request.encode()
+    assert decode_request(text) == request
+    assert len(text) < 1024  # PVC_LINE_SIZE of the plug-in

@@ -83,3 +83,44 @@ def test_a_missing_fact_is_named() -> None:
         parse_job({key: value for key, value in GOOD.items() if key != "SLURM_JOB_GID"})
     with pytest.raises(HostError, match="SLURM_JOB_ID"):
         parse_job_id({})
+
+
+HET = {**GOOD, "SLURM_HET_JOB_ID": "11", "PVC_HET_COMPONENTS": "11/n9/4;12/n[1-3]/2(x2),1;13/a,b/8(x2)"}
+
+
+def test_facts_of_a_component_are_those_of_all() -> None:
+    facts = parse_job(HET)
+    assert facts.nodes == ("n9", "n1", "n2", "n3", "a", "b")
+    assert facts.cpus == (4, 2, 2, 1, 8, 8)
+    assert (facts.job_id, facts.cluster_id, facts.parts) == (12, 11, (1, 3, 2))
+
+
+@pytest.mark.parametrize("text", [None, "", "0"])
+def test_an_ordinary_job_has_no_components(text: str | None) -> None:
+    more = {} if text is None else {"SLURM_HET_JOB_ID": text}
+    facts = parse_job({**HET, "SLURM_HET_JOB_ID": "0"} if text == "0" else {**GOOD, **more})
+    assert (facts.cluster_id, facts.parts, facts.nodes) == (12, (), ("n1", "n2", "n3"))
+
+
+def test_without_the_controllers_word_there_are_no_components() -> None:
+    facts = parse_job({**GOOD, "SLURM_HET_JOB_ID": "11"})
+    assert (facts.het_job_id, facts.components) == (11, ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "12/n[1-3]/2(x2),1",  # the leader is missing
+        "11/n9/4;13/n[1-3]/2(x2),1",  # this job is
+        "11/n9/4;12/n[1-2]/2(x2)",  # other nodes than in the prolog's environment
+        "11/n9/4;12/n[1-3]/2(x3)",
+        "11/n9/4,4;12/n[1-3]/2(x2),1",
+        "11/../4;12/n[1-3]/2(x2),1",
+        "11/n9;12/n[1-3]/2(x2),1",
+        "x/n9/4;12/n[1-3]/2(x2),1",
+        ";",
+    ],
+)
+def test_components_that_cannot_be_are_the_nodes_fault(text: str) -> None:
+    with pytest.raises(HostError):
+        parse_job({**HET, "PVC_HET_COMPONENTS": text})

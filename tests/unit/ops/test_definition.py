@@ -13,9 +13,6 @@ from pvc.model.drive import Mmp, PersistentDrive
 from pvc.model.request import decode_request, parse_definition
 from pvc.ops.definition import (
     Overrides,
-    Size,
-    find_size,
-    find_slurm_args,
     find_template,
     make_groups,
     parse_image_overrides,
@@ -90,36 +87,6 @@ def test_image_overrides() -> None:
 def test_wrong_image_overrides(values: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="--image"):
         parse_image_overrides(values, "web:2")
-
-
-def test_size_is_the_command_lines_or_the_templates(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    templates = {name: replace(each, cores=2) for name, each in config.templates.items()}
-    templates["db"] = replace(templates["db"], cores=None, memory=1024)
-    config = replace(config, templates=templates)
-    assert find_size("web:2,db", config, None, False) == Size(2, 1024)
-    assert find_size("web", config, 8, True) == Size(8, None)
-    assert find_size("db", config, None, True) == Size(1, None)
-    templates["db"] = replace(templates["db"], cores=4)
-    with pytest.raises(UsageError, match=r"differ in cores \(web 2, db 4\)") as caught:
-        find_size("web:2,db", config, None, False)
-    assert "-c" in (caught.value.hint or "")
-    assert find_size("web:2,db", config, 3, False) == Size(3, 1024)
-
-
-def test_slurm_options_of_templates(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    templates = {
-        name: replace(each, slurm_args=("--partition=vm", "-x"), gres=("gpu:1",))
-        for name, each in config.templates.items()
-    }
-    templates["db"] = replace(templates["db"], slurm_args=("--qos=low", "--partition=vm"), gres=("nic:1", "gpu:1"))
-    config = replace(config, templates=templates)
-    assert find_slurm_args("web,db", config) == ("--partition=vm", "-x", "--qos=low", "--gres=gpu:1,nic:1")
-    templates["db"] = replace(templates["db"], slurm_args=("--partition=long",))
-    with pytest.raises(UsageError, match="'web' wants --partition=vm, template 'db' wants --partition=long"):
-        find_slurm_args("web,db", config)
-    assert find_slurm_args("db", config) == ("--partition=long", "--gres=nic:1,gpu:1")
 
 
 def test_two_vms_on_one_drive_are_told_before_there_is_a_job(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from pvc.errors import GuestError, HostError, StateError
 from pvc.model.cluster import NodeShare, Placement
 from pvc.model.event import Event, EventKind
+from pvc.model.request import Size
 from pvc.model.vm import Phase
 from pvc.ops.display import render
 from pvc.ops.progress import Progress
@@ -143,7 +144,7 @@ def test_view_of_a_small_cluster() -> None:
 
 
 def test_view_of_a_large_cluster_is_counts() -> None:
-    placement = Placement(1, tuple(NodeShare(f"n{node}", node * 50, 50) for node in range(20)))
+    placement = Placement((Size(1000, 1),), tuple(NodeShare(f"n{node}", node * 50, 50) for node in range(20)))
     progress = Progress.of(placement, ["web"] * 1000, 0.0)
     for rank in range(1000):
         progress.apply(Event(EventKind.VM, f"n{rank // 50}", 1.0, rank=rank, phase=Phase.BOOTING))
@@ -165,7 +166,7 @@ def test_colours_do_not_change_the_text() -> None:
 
 def test_ten_thousand_vms_are_no_matter() -> None:
     """Each event costs the same, however many VMs there are: 20,000 events would take minutes otherwise."""
-    placement = Placement(1, tuple(NodeShare(f"n{node}", node * 10, 10) for node in range(1000)))
+    placement = Placement((Size(10_000, 1),), tuple(NodeShare(f"n{node}", node * 10, 10) for node in range(1000)))
     progress = Progress.of(placement, ["web"] * 10_000, 0.0)
     news = []
     for phase in (Phase.NETWORK, Phase.BOOTING):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,13 @@ def test_a_damaged_description(text: str) -> None:
     make(7).record_path.write_text(text)
     with pytest.raises(JobError, match="cannot read"):
         find_cluster(7, None, {})
+
+
+def test_a_component_means_its_whole_cluster() -> None:
+    jobdir = make(7)
+    jobdir.write_record(replace(make_record(job_id=7), jobs=(7, 8)))
+    make(9)
+    assert find_cluster(8, None).job_id == 7
+    assert find_cluster(7, None).job_id == 7
+    with pytest.raises(JobError, match="job 6 has no running cluster"):
+        find_cluster(6, None)

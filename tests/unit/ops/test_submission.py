@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,28 +12,87 @@ from pvc.cli import main
 from pvc.errors import UsageError
 from pvc.model.vm import Accel
 from pvc.ops import handover
-from pvc.ops.submission import ClusterWishes, allocated_memory_mib, prepare, read_user_data
+from pvc.ops.submission import ClusterWishes, allocated_memory_mib, parse_guest_memory, prepare, read_user_data
 from pvc.plan.qemu import guest_memory_mib
 from tests.unit.ops.worlds import make_config
 
 
 @pytest.fixture(autouse=True)
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's commands read a site of the test's own."""
+    """The user's commands read a site of the test's own, with templates a and b of different sizes."""
     config = make_config(tmp_path)
+    plain = config.templates["plain"]
+    config.templates["a"] = replace(plain, name="a", memory=512)
+    config.templates["b"] = replace(plain, name="b", cores=4, memory=1024, resource_set="lan", gres=("gpu:1",))
+    config.templates["c"] = replace(plain, name="c", slurm_args=("--qos=low",))
+    config.templates["d"] = replace(plain, name="d", slurm_args=("--qos=high",))
     monkeypatch.setenv("HOME", os.fspath(tmp_path))
     monkeypatch.setattr("pvc.ops.submission.load_user_config", lambda: config)
 
 
 def test_what_is_asked_of_slurm() -> None:
     submission = prepare(ClusterWishes("plain:3", slurm=("-p", "fast"), cpus=2, memory="1G", nodes="3"))
-    memory = allocated_memory_mib("1G", Accel.AUTO)
+    memory = allocated_memory_mib(1024, Accel.AUTO)
     assert submission.options == [
-        *("--pvc=plain:3", "--job-name=pvc", "--ntasks=3", "--cpus-per-task=2", f"--mem-per-cpu={-(-memory // 2)}M"),
-        *("--nodes=3", "--comment=pvc plain:3", "-p", "fast"),
+        *("--pvc=plain:3", "--job-name=pvc", "--comment=pvc plain:3", "--ntasks=3", "--cpus-per-task=2"),
+        *(f"--mem-per-cpu={-(-memory // 2)}M", "--nodes=3", "-p", "fast"),
     ]
     assert submission.variables == {"PVC_CPUS_PER_VM": "2", "PVC_RESOLVED": "plain:3 1;cpus=2;nat:3"}
     assert handover.decode(submission.text).order.request.count == 3
+
+
+def test_templates_of_different_sizes_are_components() -> None:
+    submission = prepare(ClusterWishes("a:2,b:4", slurm=("--time=9",)))
+    small, large = (allocated_memory_mib(each, Accel.AUTO) for each in (512, 1024))
+    assert submission.options == [
+        *("--pvc=a:2,b:4", "--job-name=pvc", "--comment=pvc a:2,b:4"),
+        *("--ntasks=2", "--cpus-per-task=1", f"--mem-per-cpu={small}M", "--time=9", ":"),
+        *("--ntasks=4", "--cpus-per-task=4", f"--mem-per-cpu={-(-large // 4)}M", "--gres=gpu:1", "--time=9"),
+    ]
+    assert submission.variables == {"PVC_RESOLVED": "a:2,b:4 1;sizes=2:1,4:4;nat:2,lan:4"}
+    assert handover.decode(submission.text).order.memory_mib == ()
+
+
+def test_the_command_lines_size_is_for_all() -> None:
+    submission = prepare(ClusterWishes("a,plain:2", cpus=3, memory="1G"))
+    assert ":" not in submission.options
+    assert submission.variables["PVC_RESOLVED"] == "a,plain:2 1;cpus=3;nat:3"
+
+
+def test_one_node_is_one_ordinary_job_for_all_sizes() -> None:
+    submission = prepare(ClusterWishes("a:2,b:4", nodes="1"))
+    small, large = (allocated_memory_mib(each, Accel.AUTO) for each in (512, 1024))
+    assert submission.options[3:] == [
+        *("--ntasks=1", "--cpus-per-task=18", f"--mem-per-cpu={-(-(2 * small + 4 * large) // 18)}M"),
+        *("--nodes=1", "--gres=gpu:1"),
+    ]
+    order = handover.decode(submission.text).order
+    assert order.memory_mib == (small, large)
+    assert order.request.encode() == "1;sizes=2:1,4:4;nat:2,lan:4"
+
+
+@pytest.mark.parametrize(("nodes", "found"), [("2", ["1", "1"]), ("3", ["1", "2"]), ("6", ["2", "4"]), (None, [])])
+def test_nodes_go_to_the_parts_as_their_cores_are(nodes: str | None, found: list[str]) -> None:
+    options = prepare(ClusterWishes("a:2,b:4", nodes=nodes)).options
+    assert [word.partition("=")[2] for word in options if word.startswith("--nodes=")] == found
+
+
+@pytest.mark.parametrize(
+    ("wishes", "text"),
+    [
+        (ClusterWishes("a:2,b:4", nodes="2-3"), "say one number"),
+        (ClusterWishes("a:2,b:4", nodes="7"), "take 2 to 6 nodes"),
+        (ClusterWishes("a,b,a", nodes="2"), "take 3 to 3 nodes"),
+        (ClusterWishes("a,b", slurm=("-w", "n1")), "--nodelist is not for a cluster of VMs of 2 sizes"),
+        (ClusterWishes("a,b", slurm=("--array=1-2",)), "--array is not"),
+        (ClusterWishes("c,d", nodes="1"), "template 'c' wants --qos=low, template 'd' wants --qos=high"),
+        (ClusterWishes("a,c", nodes="1"), "template 'c' does not say how much memory"),
+        (ClusterWishes(",".join(["a,b"] * 33)), "64 sizes are the most"),
+    ],
+)
+def test_what_sizes_do_not_allow(wishes: ClusterWishes, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        prepare(wishes)
 
 
 def test_a_users_comment_stays() -> None:
@@ -44,13 +104,13 @@ def test_a_users_comment_stays() -> None:
 @pytest.mark.parametrize("text", ["256M", "4G", "1000"])
 def test_memory_is_the_guests(text: str, accel: Accel) -> None:
     wanted = {"256M": 256, "4G": 4096, "1000": 1000}[text]
-    assert guest_memory_mib(allocated_memory_mib(text, accel), accel) == wanted
+    assert guest_memory_mib(allocated_memory_mib(parse_guest_memory(text), accel), accel) == wanted
 
 
 @pytest.mark.parametrize("text", ["1M", "x", "-5", ""])
 def test_wrong_memory(text: str) -> None:
     with pytest.raises(UsageError, match="-m"):
-        allocated_memory_mib(text, Accel.TCG)
+        parse_guest_memory(text)
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe"])

@@ -7,12 +7,13 @@ from pathlib import Path
 from pvc.config.load import load_config
 from pvc.model.cluster import ClusterRecord, NodeEndpoint, NodeShare, Placement, VmGroup
 from pvc.model.event import Event, EventKind
+from pvc.model.request import Size
 from pvc.model.site import SiteConfig
 from pvc.model.vm import Phase, VmStatus
 from pvc.ops.progress import Progress
 from tests.unit.config.sites import EXPANSION, write_site
 
-PLACEMENT = Placement(2, (NodeShare("n1", 0, 2), NodeShare("n2", 2, 1), NodeShare("n3", 3, 0)))
+PLACEMENT = Placement((Size(3, 2),), (NodeShare("n1", 0, 2), NodeShare("n2", 2, 1), NodeShare("n3", 3, 0)))
 TEMPLATES = """
 web: {image: web}
 db: {image: web, resource-set: lan}

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from pvc.codec import dumps
 from pvc.errors import ConfigError, UsageError
-from pvc.model.host import Grants
+from pvc.model.host import Component, Grants
 from pvc.model.network import EthernetNetwork, Layer
 from pvc.model.node import Tap
+from pvc.model.request import Size
 from pvc.plan import actions, addresses, names
 from pvc.plan.forwards import plan_wants
 from pvc.plan.grants import PortWant
@@ -154,6 +155,29 @@ def test_ten_thousand_vms_are_planned_by_each_node_alone() -> None:
     )
     assert len(dumps(more)) < 1.1 * len(dumps(plan))
     assert len(plan.grant.vms) == 10
+
+
+def test_nodes_of_all_components_plan_one_network() -> None:
+    """Each has the VMs of its component's size, and entries for those of all others."""
+    request = replace(request_of(("nat", 6)), sizes=(Size(2, 1), Size(4, 8)))
+    components = (Component(12, 1), Component(13, 2))
+    jobs = [
+        replace(job_of(3, 16, node=node), job_id=12 if node == 1 else 13, het_job_id=12, components=components)
+        for node in (1, 2, 3)
+    ]
+    assert {job.cluster_id for job in jobs} == {12}
+    plans = [plan_of(job, request) for job in jobs]
+    ranks = [[vm.rank for vm in plan.grant.vms] for plan in plans]
+    assert ranks == [[0, 1], [2, 3], [4, 5]]
+    assert [plan.netns for plan in plans] == ["pvc-12", "pvc-13", "pvc-13"]
+    tunnels = {step.vni for plan in plans for step in plan.actions if isinstance(step, actions.AddVxlan)}
+    assert tunnels == {5001}
+    for plan, own in zip(plans, ranks, strict=True):
+        (peers,) = [step for step in plan.actions if isinstance(step, actions.AddPeers)]
+        known = {rank for peer in peers.peers for first, end in peer.ranks for rank in range(first, end)}
+        assert known == set(range(6)) - set(own)
+    addresses_of = [vm.nics[0].address for plan in plans for vm in plan.grant.vms]
+    assert addresses_of == [f"{addresses.vm_address(NAT, rank)}/16" for rank in range(6)]
 
 
 def test_ports_are_counted_for_the_nodes_own_vms_only() -> None:

@@ -13,12 +13,12 @@ NODE_OF = {place.cpu: place.numa_node for place in TOPOLOGY}
 
 
 def pin(affinity: Sequence[int], vms: int, cpus: int) -> Pinning:
-    return plan_pinning(affinity, TOPOLOGY, vms, cpus, len(set(affinity)))
+    return plan_pinning(affinity, TOPOLOGY, [cpus] * vms, len(set(affinity)))
 
 
 @given(st.sets(st.integers(0, 15)), st.integers(1, 8), st.integers(1, 8), st.one_of(st.none(), st.integers(1, 16)))
 def test_pins_are_disjoint_and_allowed(affinity: set[int], vms: int, cpus: int, allocated: int | None) -> None:
-    found = plan_pinning(sorted(affinity), TOPOLOGY, vms, cpus, allocated)
+    found = plan_pinning(sorted(affinity), TOPOLOGY, [cpus] * vms, allocated)
     assert len(found.vms) == vms
     if found.reason is not None:
         assert all(pins == () for pins in found.vms)
@@ -48,7 +48,7 @@ def test_threads_of_a_core_go_to_one_vm() -> None:
 
 
 def test_where_slurm_counts_cores_each_vcpu_gets_one() -> None:
-    assert plan_pinning([0, 1, 8, 9], TOPOLOGY, 2, 1, 2).vms == ((0,), (1,))
+    assert plan_pinning([0, 1, 8, 9], TOPOLOGY, [1, 1], 2).vms == ((0,), (1,))
 
 
 def test_a_vm_larger_than_a_numa_node_is_spread() -> None:
@@ -56,19 +56,29 @@ def test_a_vm_larger_than_a_numa_node_is_spread() -> None:
 
 
 def test_folded_cores_are_not_pinned() -> None:
-    found = plan_pinning([0, 1], TOPOLOGY, 3, 2, 6)
+    found = plan_pinning([0, 1], TOPOLOGY, [2] * 3, 6)
     assert found.vms == ((), (), ())
     assert found.reason == "6 CPUs are allocated, 2 may be used: not the job's own"
 
 
 def test_jobs_that_are_not_confined_are_not_pinned() -> None:
-    assert "not the job's own" in (plan_pinning(range(16), TOPOLOGY, 1, 2, 2).reason or "")
+    assert "not the job's own" in (plan_pinning(range(16), TOPOLOGY, [2], 2).reason or "")
 
 
 def test_fewer_cpus_than_cores() -> None:
     assert pin([0, 1], 3, 1).reason == "3 cores are needed, 2 CPUs are allocated"
 
 
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6))
+def test_vms_of_different_sizes_get_as_many_as_each_has(cores: list[int]) -> None:
+    found = plan_pinning(range(16), TOPOLOGY, cores, 16)
+    if sum(cores) > 16:
+        assert found.vms == ((),) * len(cores)
+        return
+    assert [len(pins) for pins in found.vms] == cores
+    assert len({cpu for pins in found.vms for cpu in pins}) == sum(cores)
+
+
 def test_unknown_facts_do_not_pin() -> None:
-    assert "topology" in (plan_pinning([0, 99], TOPOLOGY, 1, 2, 2).reason or "")
-    assert "Slurm" in (plan_pinning([0, 1], TOPOLOGY, 1, 2, None).reason or "")
+    assert "topology" in (plan_pinning([0, 99], TOPOLOGY, [2], 2).reason or "")
+    assert "Slurm" in (plan_pinning([0, 1], TOPOLOGY, [2], None).reason or "")

@@ -70,7 +70,7 @@ def request_of(*sets: tuple[str, int], cpus: int | None = None) -> Request:
 
 def plan_of(job: JobFacts, request: Request, *, slot: int = 0) -> NodePlan:
     """The plan of the job's node with the lowest numbers granted."""
-    placement = place(job.nodes, job.cpus, request)
+    placement = place(job.nodes, job.cpus, request, job.parts)
     share = next(share for share in placement.shares if share.node == job.node)
     local = sum(
         1

@@ -6,6 +6,7 @@ import shlex
 
 from pvc.slurm.submit import (
     JobWishes,
+    PartWishes,
     allocation_argv,
     batch_script,
     salloc_argv,
@@ -14,19 +15,28 @@ from pvc.slurm.submit import (
     supervisors_argv,
 )
 
-WISHES = JobWishes(definition="web:2,db:1", count=3, cpus=4, name="mine", memory_mib=1001, nodes="2-3", quiet=True)
+WISHES = JobWishes("web:2,db:1", "mine", (PartWishes(3, 4, 1001, "2-3", ("--qos=low",)),), quiet=True)
 
 
 def test_allocation() -> None:
     assert allocation_argv(WISHES, ["--partition=vm"], ["-p", "fast"]) == [
-        *("--pvc=web:2,db:1", "--job-name=mine", "--ntasks=3", "--cpus-per-task=4", "--mem-per-cpu=251M"),
-        *("--nodes=2-3", "--quiet", "--partition=vm", "-p", "fast"),
+        *("--pvc=web:2,db:1", "--job-name=mine", "--quiet", "--ntasks=3", "--cpus-per-task=4", "--mem-per-cpu=251M"),
+        *("--nodes=2-3", "--partition=vm", "--qos=low", "-p", "fast"),
+    ]
+
+
+def test_a_component_for_each_part_has_all_options() -> None:
+    parts = (PartWishes(2, 1, args=("--gres=gpu:1",)), PartWishes(4, 8, 4096))
+    assert allocation_argv(JobWishes("a:2,b:4", "x", parts), ["--partition=vm"], ["--time=9"]) == [
+        *("--pvc=a:2,b:4", "--job-name=x"),
+        *("--ntasks=2", "--cpus-per-task=1", "--partition=vm", "--gres=gpu:1", "--time=9", ":"),
+        *("--ntasks=4", "--cpus-per-task=8", "--mem-per-cpu=512M", "--partition=vm", "--time=9"),
     ]
 
 
 def test_what_is_not_wished_is_not_asked() -> None:
-    argv = allocation_argv(JobWishes("web", 1, 1, "pvc", comment="pvc web"), (), ())
-    assert argv == ["--pvc=web", "--job-name=pvc", "--ntasks=1", "--cpus-per-task=1", "--comment=pvc web"]
+    argv = allocation_argv(JobWishes("web", "pvc", (PartWishes(1, 1),), comment="pvc web"), (), ())
+    assert argv == ["--pvc=web", "--job-name=pvc", "--comment=pvc web", "--ntasks=1", "--cpus-per-task=1"]
 
 
 def test_commands() -> None:
@@ -49,6 +59,8 @@ def test_one_supervisor_on_each_node_with_all_of_the_job() -> None:
     assert argv[-2:] == ["/bin/pvc", "supervise"]
     assert {"--overlap", "--nodes=2", "--ntasks=2", "--nodelist=n1,n3", "--mem=0", "--cpu-bind=none"} <= set(argv)
     assert not {"--unbuffered", "-u", "-c", "--exact"} & set(argv)
+    assert not any("het-group" in word for word in argv)
+    assert supervisors_argv(["n1"], ["x"], 1)[:2] == ["srun", "--het-group=1"]
 
 
 def test_the_jobs_own_layout_does_not_reach_the_step() -> None:

@@ -18,7 +18,7 @@ from pvc.supervisor.events import MAX_LINE, Events, event_line
 from pvc.supervisor.main import find_allocated, node_name, read_spec
 
 SPEC = ClusterSpec(
-    12, "c", "d", Placement(1, ()), (), {}, 512, Accel.AUTO, ("k" * 100_000,), ClusterKeys("", "", "", "", "", "")
+    12, "c", "d", Placement((), ()), (), {}, (512,), Accel.AUTO, ("k" * 100_000,), ClusterKeys("", "", "", "", "", "")
 )
 
 

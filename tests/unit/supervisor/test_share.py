@@ -8,6 +8,7 @@ import pytest
 from pvc.errors import GuestError
 from pvc.model.cluster import ClusterKeys, ClusterSpec, NodeShare, Placement, VmGroup
 from pvc.model.node import Nic, NodeGrant, VmGrant
+from pvc.model.request import Size
 from pvc.model.vm import Accel, VmTemplate
 from pvc.plan.numa import Pinning
 from pvc.supervisor.share import VmShare, find_node_share, node_templates, plan_vms
@@ -18,10 +19,10 @@ SPEC = ClusterSpec(
     job_id=12,
     name="web:3,db",
     definition="web:3,db",
-    placement=Placement(2, (NodeShare("n1", 0, 2), NodeShare("n2", 2, 2))),
+    placement=Placement((Size(3, 2), Size(1, 4)), (NodeShare("n1", 0, 2), NodeShare("n2", 2, 2, 1))),
     groups=(VmGroup("web", 0, 3), VmGroup("db", 3, 1)),
     templates={"web": WEB, "db": DB},
-    memory_mib=1024,
+    memory_mib=(1024, 2048),
     accel=Accel.AUTO,
     authorized_keys=(),
     keys=ClusterKeys("", "", "", "", "", ""),
@@ -49,7 +50,7 @@ def plan(
         grant,
         taps,
         accels={2: Accel.KVM, 3: Accel.TCG},
-        memory_mib={Accel.KVM: 900, Accel.TCG: 800},
+        memory_mib={2: 900, 3: 800},
         pinning=Pinning(((0, 1), (2, 3))),
     )
 
@@ -59,6 +60,7 @@ def test_each_vm_gets_what_is_its_own() -> None:
     assert (web.name, web.template, web.taps, web.pins) == ("vm2", WEB, (50,), (0, 1))
     assert (db.name, db.template, db.taps, db.pins) == ("vm3", DB, (52, 51), (2, 3))
     assert (web.accel, web.memory_mib, db.accel, db.memory_mib) == (Accel.KVM, 900, Accel.TCG, 800)
+    assert (web.cpus, db.cpus) == (2, 4)
     assert (web.ssh_host, web.ssh_port) == ("10.0.0.2", 60002)
     assert (db.ssh_host, db.ssh_port) == (None, None)
     assert web.directory == Path("/var/tmp/pvc/12/vm2")

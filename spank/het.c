@@ -1,0 +1,89 @@
+#include "het.h"
+
+#include <slurm/slurm.h>
+#include <slurm/spank.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "job.h"
+
+/* The id in decimal digits that fit, or 0. */
+static uint32_t find_het_job(void)
+{
+	const char *text = getenv(PVC_JOB_HET_ID);
+	char *end = NULL;
+	unsigned long id = text == NULL ? 0 : strtoul(text, &end, 10);
+
+	return text == NULL || end == text || *end != '\0' || id >= NO_VAL ? 0 : (uint32_t)id;
+}
+
+static const slurm_job_info_t *find_component(const job_info_msg_t *jobs, uint32_t het_job, uint32_t offset)
+{
+	for (uint32_t i = 0; i < jobs->record_count; i++)
+		if (jobs->job_array[i].het_job_id == het_job && jobs->job_array[i].het_job_offset == offset)
+			return &jobs->job_array[i];
+	return NULL;
+}
+
+/* Cores of each node, equal neighbours folded: "4(x2),1". */
+static int print_cpus(FILE *out, const slurm_job_info_t *job)
+{
+	uint32_t repeats = 0;
+	const char *comma = "";
+
+	for (uint32_t i = 0; i < job->num_nodes; i += repeats) {
+		int cpus = slurm_job_cpus_allocated_on_node_id(job->job_resrcs, (int)i);
+
+		if (cpus <= 0)
+			return -1;
+		for (repeats = 1; i + repeats < job->num_nodes; repeats++)
+			if (slurm_job_cpus_allocated_on_node_id(job->job_resrcs, (int)(i + repeats)) != cpus)
+				break;
+		(void)fprintf(out, repeats > 1 ? "%s%d(x%u)" : "%s%d", comma, cpus, repeats);
+		comma = ",";
+	}
+	return 0;
+}
+
+/* Every component has its nodes: the backfill scheduler starts all of them before it lets anybody look. */
+static int print_components(FILE *out, const job_info_msg_t *jobs, uint32_t het_job)
+{
+	for (uint32_t offset = 0; offset < jobs->record_count; offset++) {
+		const slurm_job_info_t *job = find_component(jobs, het_job, offset);
+
+		if (job == NULL || job->nodes == NULL || job->nodes[0] == '\0' || job->job_resrcs == NULL)
+			return -1;
+		(void)fprintf(out, "%s%u/%s/", offset == 0 ? "" : ";", job->job_id, job->nodes);
+		if (print_cpus(out, job) < 0)
+			return -1;
+	}
+	return jobs->record_count == 0 ? -1 : 0;
+}
+
+void pvc_het_find_components(void)
+{
+	char *text = NULL;
+	size_t size = 0;
+	FILE *out = NULL;
+	job_info_msg_t *jobs = NULL;
+	uint32_t het_job = find_het_job();
+
+	/* Whatever stands there is not Slurm's. */
+	(void)unsetenv(PVC_JOB_HET_COMPONENTS);
+	if (het_job == 0)
+		return;
+	/* The process is linked with Slurm's library: one question to the controller, no scontrol to be started. */
+	if (slurm_load_job(&jobs, het_job, SHOW_DETAIL) != SLURM_SUCCESS || jobs == NULL) {
+		slurm_error("pvc: Slurm's controller does not tell of job %u", het_job);
+		return;
+	}
+	out = open_memstream(&text, &size);
+	if (out == NULL || print_components(out, jobs, het_job) < 0)
+		slurm_error("pvc: Slurm's controller tells no nodes of a component of job %u", het_job);
+	else if (fflush(out) == 0)
+		(void)setenv(PVC_JOB_HET_COMPONENTS, text, 1);
+	if (out != NULL)
+		(void)fclose(out);
+	free(text);
+	slurm_free_job_info_msg(jobs);
+}

@@ -1,0 +1,11 @@
+/* The other components of a heterogeneous job, as Slurm's controller knows them. */
+#ifndef PVC_HET_H
+#define PVC_HET_H
+
+/*
+ * Put "JOB/NODES/CPUS" of every component, with ";" between them, into the environment as PVC_JOB_HET_COMPONENTS: lists
+ * of nodes and of cores per node in Slurm's own forms. Nothing for an ordinary job, or when Slurm does not answer.
+ */
+void pvc_het_find_components(void);
+
+#endif

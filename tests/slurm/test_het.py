@@ -1,0 +1,164 @@
+"""Clusters of VMs of different sizes: a heterogeneous job, or an ordinary one on one node."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.slurm.clusters import Cluster
+from tests.slurm.guest import Console
+from tests.slurm.test_faults import assert_over, kill
+from tests.slurm.testbed import Snapshot, Testbed, wait_until
+
+TEMPLATES = """
+one: {image: small, resource-set: nat, memory: 160M}
+two: {image: small, resource-set: nat, cores: 2, memory: 256M}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def templates(testbed: Testbed, small: str) -> Iterator[None]:
+    """Two templates of one image: one core and 160 MiB, two cores and 256 MiB."""
+    path = testbed.home() / ".pvc" / "templates.yaml"
+    testbed.run(["mkdir", "-p", ".pvc"])
+    path.write_text(TEMPLATES.replace("small", small))
+    yield
+    path.unlink()
+
+
+def start(tb: Testbed, definition: str, *options: str) -> Cluster:
+    made = Cluster(tb, definition, *options, size=())
+    try:
+        return made.wait_running()
+    except BaseException:
+        made.close()
+        raise
+
+
+@pytest.fixture
+def cluster(tb: Testbed, before: dict[str, Snapshot]) -> Iterator[Cluster]:
+    """vm0 of one core on a node of its own, vm1 and vm2 of two cores on the two others."""
+    del before  # taken before the cluster is
+    made = start(tb, "one,two:2", "-N", "3")
+    yield made
+    made.close()
+
+
+def read_size(console: Console) -> tuple[int, int]:
+    """(cores, MiB) as the guest sees them."""
+    code, out = console.run("nproc; grep MemTotal /proc/meminfo")
+    assert code == 0, out
+    found = re.search(r"^(\d+)\s+MemTotal:\s+(\d+) kB", out, re.MULTILINE)
+    assert found is not None, out
+    return int(found[1]), int(found[2]) // 1024
+
+
+def read_status(tb: Testbed, *words: str) -> list[dict[str, object]]:
+    """The VMs as pvc status lists them."""
+    found: list[dict[str, object]] = json.loads(tb.run(["pvc", "status", *words, "--json"]).out)["vms"]
+    return found
+
+
+def test_one_cluster_across_components(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
+    cluster.wait_reachable()
+    leader, component = str(cluster.job_id), str(cluster.job_id + 1)
+    rows = read_status(tb, "-j", component)
+    assert [(row["name"], row["cpus"], row["memory_mib"]) for row in rows] == [
+        ("vm0", 1, 160),
+        ("vm1", 2, 256),
+        ("vm2", 2, 256),
+    ]
+    assert len({row["node"] for row in rows}) == 3
+    listed = json.loads(tb.run(["pvc", "ps", "--json"]).out)
+    assert [(row["job_id"], row["vms"]) for row in listed] == [(int(leader), 3)]
+    with Console(tb, int(leader), "vm0") as small, Console(tb, int(component), "vm2") as large:
+        for console, cores, memory in ((small, 1, 160), (large, 2, 256)):
+            seen = read_size(console)
+            assert seen[0] == cores
+            assert memory * 0.6 < seen[1] <= memory
+        for console, other in ((small, 1), (small, 2), (large, 0)):
+            # Its statically linked ping looks no names up.
+            assert f"10.200.0.{other + 1}" in console.run(f"nslookup vm{other} 10.200.255.254 | sed '1,2d'")[1]
+            code, out = console.run(f"ping -c 1 -w 10 10.200.0.{other + 1}")
+            assert code == 0, out
+    shown = json.loads(tb.run(["pvc", "network", "show", "nat", "--json", "-j", component]).out)
+    assert len(shown["clusters"]) == 1
+    assert tb.run(["pvc", "doctor", "-j", leader]).code == 0
+    # The end of one component is the end of all
+    tb.run(["scancel", component])
+    said = cluster.end()
+    assert f"component {component} of job {leader} has ended" in said
+    assert cluster.process.returncode == 4
+    assert_over(tb, before)
+
+
+@pytest.mark.parametrize("how", ["stop", "scancel", "launcher", "both", "crash"])
+def test_nothing_is_left(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster, how: str) -> None:
+    match how:
+        case "stop":
+            tb.run(["pvc", "stop", "-j", str(cluster.job_id + 1)])
+        case "scancel":
+            tb.run(["scancel", str(cluster.job_id)])
+        case "launcher":
+            kill(tb, "login", "^[^ ]*python[^ ]* [^ ]*pvc launch")
+        case "both":
+            kill(tb, "login", "pvc launch")
+        case _:
+            tb.crash("n3")
+    cluster.end(timeout=90)
+    if how == "crash":
+        tb.boot("n3")
+        before = {node: snap for node, snap in before.items() if node != "n3"} | {"n3": tb.snapshot("n3")}
+    assert_over(tb, before, timeout=60)
+
+
+def test_all_sizes_on_one_node(tb: Testbed, before: dict[str, Snapshot]) -> None:
+    made = start(tb, "two,one:2", "-N", "1")
+    try:
+        made.wait_reachable()
+        assert len({row["node"] for row in read_status(tb)}) == 1
+        with Console(tb, made.job_id, "vm0") as large, Console(tb, made.job_id, "vm2") as small:
+            assert (read_size(large)[0], read_size(small)[0]) == (2, 1)
+    finally:
+        made.close()
+    assert_over(tb, before)
+
+
+def test_batch(tb: Testbed, before: dict[str, Snapshot]) -> None:
+    script = tb.home() / "het.sh"
+    script.write_text("#!/bin/sh\npvc status --json\n")
+    script.chmod(0o755)
+    tb.run(["pvc", "batch", "--output=het.out", "-E", "./het.sh", "one,two"])
+    tb.wait_no_jobs(90)
+    text = (tb.home() / "het.out").read_text()
+    rows = json.loads(text[text.index("{") : text.rindex("}") + 1])["vms"]
+    assert [(row["name"], row["cpus"]) for row in rows] == [("vm0", 1), ("vm1", 2)]
+    assert_over(tb, before)
+
+
+def test_by_hand(tb: Testbed, before: dict[str, Snapshot]) -> None:
+    script = tb.home() / "start.sh"
+    script.write_text("#!/bin/sh\npvc start && pvc status --json > hand.json\n")
+    script.chmod(0o755)
+    tb.run(["salloc", "--pvc=one,two", "-n1", "-c1", ":", "-n1", "-c3", "./start.sh"], timeout=120)
+    rows = json.loads((tb.home() / "hand.json").read_text())["vms"]
+    assert [(row["name"], row["cpus"]) for row in rows] == [("vm0", 1), ("vm1", 3)]
+    assert_over(tb, before)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--pvc=one:2", "-n1", ":", "-n1"], "one:2 has VMs of 1 size(s), but the job has 2 components"),
+        (["--pvc=one", "-n1", ":", "--pvc=two", "-n1"], "one --pvc describes all components"),
+        (["-n1", ":", "--pvc=two", "-n1"], "one --pvc describes all components"),
+    ],
+)
+def test_refused_by_hand(tb: Testbed, words: list[str], text: str) -> None:
+    done = tb.run(["salloc", *words, "true"], check=False)
+    assert done.code != 0
+    assert text in done.err
+    wait_until(lambda: not tb.jobs(), 30, "a job was made")
