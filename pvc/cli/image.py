@@ -36,7 +36,7 @@ def image() -> None:
 
 
 @image.command("import", epilog="Example: pvc image import debian-12-genericcloud-amd64.qcow2 debian12")
-@click.argument("source", type=_path)
+@click.argument("source")
 @click.argument("name", required=False)
 @click.option(
     "-t",
@@ -51,29 +51,42 @@ def image() -> None:
 @click.option("--description", default="", metavar="TEXT", help="One line for lists.")
 @click.option("--user", metavar="TEXT", help="Whom to log in as: told by pvc image show.")
 @_repository_option
-def import_(source: Path, name: str | None, repository: str | None, **options: Any) -> None:
+def import_(source: str, name: str | None, repository: str | None, **options: Any) -> None:
     """Copy the disk image SOURCE into a repository as NAME.
 
     SOURCE is raw or qcow2, or a VMDK, VDI, VHDX or VHD (vpc), which becomes qcow2; zstd, xz or gzip around it is taken
     off. The format is read from the file's header. An image that needs other files (a backing file, an external data
     file, a parent) or is encrypted is refused. If the name exists already, the image becomes its next revision.
 
-    SOURCE may also be an archive of pvc image export; without NAME its images keep their names.
+    SOURCE may also be an archive of pvc image export; without NAME its images keep their names. Or it is an image of
+    an OCI layout or registry, oci:DIR[:TAG] or docker://HOST/REPOSITORY[:TAG]: one that pvc image export wrote there,
+    or a container image with one disk below /disk (KubeVirt's containerDisk).
     """
+    from pvc.images.oci import parse_reference
+
+    reference = parse_reference(source)
+    if reference is None:
+        found = _import_file(Path(source), name, repository, **options)
+    else:
+        label = Path(source.partition(":")[2].lstrip("/")) if reference.layout is None else reference.layout
+        incoming = _plan_import(label, name or "", **options)
+        found = (open_repositories().import_oci(reference, incoming, CopyProgress(), repository=repository),)
+    for each in found:
+        click.echo(f"imported {each.uri}: {describe(each)}")
+
+
+def _import_file(source: Path, name: str | None, repository: str | None, **options: Any) -> tuple[FoundImage, ...]:
     from pvc.images.archive import is_archive
 
     repositories = open_repositories()
     if is_archive(source):
         if any(options.values()):
             raise UsageError(f"{source} is an archive of pvc image export: it says all but NAME and -R itself")
-        found = repositories.import_archive(source, name, find_user(), CopyProgress(), repository=repository)
-    elif name is None:
+        return repositories.import_archive(source, name, find_user(), CopyProgress(), repository=repository)
+    if name is None:
         raise UsageError(f"{source} is no archive of pvc image export: how shall the image be called (NAME)?")
-    else:
-        incoming = _plan_import(source, name, **options)
-        found = (repositories.import_file(incoming, CopyProgress(), repository=repository),)
-    for each in found:
-        click.echo(f"imported {each.uri}: {describe(each)}")
+    incoming = _plan_import(source, name, **options)
+    return (repositories.import_file(incoming, CopyProgress(), repository=repository),)
 
 
 def _plan_import(
@@ -107,24 +120,39 @@ def _plan_import(
 
 @image.command(epilog="Example: pvc image export debian debian.pvc.zst")
 @click.argument("names", metavar="[IMAGE]...", nargs=-1)
-@click.argument("target", metavar="FILE", type=_path)
+@click.argument("target", metavar="FILE")
 @click.option("-a", "--all", "every", is_flag=True, help="All revisions of all images of the repository.")
 @_repository_option
-def export(names: tuple[str, ...], target: Path, every: bool, repository: str | None) -> None:
+def export(names: tuple[str, ...], target: str, every: bool, repository: str | None) -> None:
     """Write images, with kernel, initrd and what is known of them, to the new FILE, for pvc image import elsewhere.
 
     IMAGE is [REPOSITORY:]NAME[@REVISION]; without a revision the newest is meant. FILE is a tar archive; it is
     compressed if its name ends in .zst. Data that images share is in it once. It appears when it is complete.
+
+    FILE may also be a place for one image: oci:DIR[:TAG], a directory in the OCI image layout, or
+    docker://HOST/REPOSITORY[:TAG], a registry (by skopeo, with the credentials of skopeo login); TAG is "latest" unless
+    said. Only what is not there yet is sent.
     """
+    from pvc.images.oci import parse_reference
+
     repositories = open_repositories()
     if every == bool(names):
         raise UsageError("name images, or say --all (for one repository: -R)")
+    reference = parse_reference(target)
+    if reference is not None:
+        if len(names) != 1:
+            raise UsageError(f"{target} is a place for one image")
+        one = repositories.locate(names[0])
+        digest = repositories.export_oci(one, reference, CopyProgress("exporting"))
+        click.echo(f"exported {one.uri}: {digest}")
+        return
     store = repositories.store(repository).name
     found = repositories.list_all(store) if every else tuple(map(repositories.locate, dict.fromkeys(names)))
     if not found:
         raise UsageError(f"repository {store!r} has no image")
-    repositories.export(found, target, CopyProgress("exporting"))
-    click.echo(f"exported {', '.join(each.uri for each in found)}: {format_size(target.stat().st_size)}")
+    file = Path(target)
+    repositories.export(found, file, CopyProgress("exporting"))
+    click.echo(f"exported {', '.join(each.uri for each in found)}: {format_size(file.stat().st_size)}")
 
 
 @image.command("list")

@@ -5,11 +5,9 @@ tar(1) and zstd(1) can look inside. Reading takes nothing but that, in that orde
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
-import secrets
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,13 +19,12 @@ from typing import IO
 from pvc import codec, run
 from pvc.errors import GuestError, HostError, PvcError, UsageError
 from pvc.images import header
-from pvc.images.chain import walk_layers
+from pvc.images.appear import appearing
 from pvc.images.foreign import find_unpacker, reading_command
 from pvc.images.image import Blob, Image
 from pvc.images.store import Session, Store
 from pvc.images.streams import Progress, open_source, read_exactly, write_sparse
-from pvc.images.transfer import check_boot_file, check_disk, check_texts
-from pvc.parse import parse_name
+from pvc.images.transfer import check_boot_files, check_described, check_layers
 
 VERSION = 1
 _MANIFEST = "pvc-image.json"
@@ -65,62 +62,11 @@ def export_images(found: Sequence[tuple[Store, Image]], target: Path, progress: 
         raise UsageError(f"{target} exists", hint="remove it first, or choose another name")
     manifest = Manifest(VERSION, tuple(image for _, image in found))
     owners = {blob: (store, image) for store, image in found for blob in image.blobs}
-    with _appearing(target) as stream:
+    with appearing(target) as stream:
         with _compressing(stream, target) as output:
             _write_archive(output, manifest, owners, progress)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[IO[bytes]]:
-    """A new file that gets its name at the end, if all went well; a killed command leaves none where O_TMPFILE works.
-
-    :raise UsageError: it exists, or may not be there.
-    :raise HostError: the disk is full.
-    """
-    directory = target.absolute().parent
-    name: str | None = None
-    try:
-        try:
-            handle = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
-        except OSError as err:
-            if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise
-            name = f"{directory}/.{target.name[:200]}.{secrets.token_hex(4)}"
-            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except OSError as err:
-        raise UsageError(f"cannot write {target}") from err
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            _appear(stream, name, target)
-    except FileExistsError:
-        raise UsageError(f"{target} exists") from None
-    except OSError as err:
-        raise HostError(f"cannot write {target}", hint="free space there, or write elsewhere") from err
-    finally:
-        if name is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(name)
-
-
-def _appear(stream: IO[bytes], name: str | None, target: Path) -> None:
-    if name is None:
-        # Only linkat(2), which Python takes with a directory's descriptor alone, follows the link in /proc.
-        here = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        try:
-            os.link(f"/proc/self/fd/{stream.fileno()}", target.absolute(), src_dir_fd=here)
-        finally:
-            os.close(here)
-        return
-    try:
-        os.link(name, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        # A file system without hard links.
-        os.rename(name, target)
 
 
 @contextmanager
@@ -234,7 +180,8 @@ def import_archive(store: Store, source: Path, name: str | None, owner: str, pro
             if len(rest) in (0, _MAX_REST) or any(rest):
                 raise ValueError("it does not end after its last file")
             for image in manifest.images:
-                _check_image(session, image, source)
+                check_layers(session, image, source)
+                check_boot_files(session, image, source)
             return [
                 session.commit(
                     replace(image, name=name or image.name, revision=1, created=time.time(), owner=owner)
@@ -275,10 +222,7 @@ def _check_manifest(manifest: Manifest, name: str | None) -> None:
     if name is not None and len(manifest.images) > 1:
         raise ValueError(f"it has {len(manifest.images)} images: leave NAME away")
     for image in manifest.images:
-        parse_name(image.name)
-        check_texts(image.append, image.description, image.hints)
-        if image.kernel is None and (image.initrd or image.append):
-            raise ValueError(f"{image.name} has an initrd or a command line, but no kernel")
+        check_described(image)
 
 
 def _read_block(pipe: IO[bytes]) -> bytes:
@@ -319,12 +263,3 @@ def _read_blob(pipe: IO[bytes], blob: Blob, store: Store, session: Session, prog
         os.fsync(stream.fileno())
         session.add(blob, path)
     read_exactly(pipe, -blob.size % _BLOCK)
-
-
-def _check_image(session: Session, image: Image, source: Path) -> None:
-    for layer, backing in walk_layers(image):
-        check_disk(session.path_of(layer.blob), source, layer.format, layer.size, backing)
-    for kind, blob in (("kernel", image.kernel), ("initrd", image.initrd)):
-        if blob is not None:
-            with session.path_of(blob).open("rb", buffering=0) as stream:
-                check_boot_file(kind, source, stream)

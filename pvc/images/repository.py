@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pvc.errors import GuestError, PvcError, UsageError
 from pvc.images import header
@@ -19,6 +20,9 @@ from pvc.images.store import Store
 from pvc.images.streams import Progress
 from pvc.images.transfer import Incoming, import_files
 from pvc.model.site import Repository
+
+if TYPE_CHECKING:
+    from pvc.images.oci import Reference
 
 LOG = logging.getLogger(__name__)
 
@@ -171,6 +175,21 @@ class Repositories:
         """Make the images of an archive the next revisions of their names; see ``archive.import_archive``."""
         store = self._ensure(repository)
         return tuple(FoundImage(store.name, each) for each in import_archive(store, source, name, owner, progress))
+
+    def import_oci(
+        self, reference: Reference, incoming: Incoming, progress: Progress, *, repository: str | None = None
+    ) -> FoundImage:
+        """Bring an image of an OCI registry or layout in; see ``oci.import_oci``."""
+        from pvc.images.oci import import_oci
+
+        store = self._ensure(repository)
+        return FoundImage(store.name, import_oci(store, reference, incoming, progress))
+
+    def export_oci(self, found: FoundImage, reference: Reference, progress: Progress) -> str:
+        """Write an image to an OCI registry or layout; the digest of its manifest. See ``oci.export_oci``."""
+        from pvc.images.oci import export_oci
+
+        return export_oci(self.store(found.repository), found.image, reference, progress)
 
     def export(self, found: Sequence[FoundImage], target: Path, progress: Progress) -> None:
         """Write images as one archive; see ``archive.export_images``."""

@@ -1,7 +1,8 @@
 """What is unfinished in a repository: temporary files, sessions of writers, and files on their way out.
 
     .tmp/HEX               a file being written, or a session; its writer holds it by flock(2)
-    .tmp/WHAT.HEX.keep     a file of the session HEX; where WHAT is a SHA-256, the session claims that content
+    .tmp/WHAT.HEX.keep     a file or directory of the session HEX; where WHAT is a SHA-256, the session claims that
+                           content
     .tmp/SHA256.HEX.gone   what a collector took out of data/ and has not looked at again
 
 A dead writer's file is known by its free lock: process ids mean nothing on another node or in another PID
@@ -21,6 +22,8 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from pvc import files
 
 LOG = logging.getLogger(__name__)
 
@@ -70,8 +73,20 @@ def sweep(directory: Path) -> Iterator[int]:
             if _is_abandoned(path):
                 LOG.debug("removing the unfinished %s", path)
                 size = stored_size(path)
-                path.unlink()
+                remove(path)
                 yield size
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory of a session.
+
+    :raise FileNotFoundError: it is gone.
+    :raise OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        files.remove_tree(path)
+    else:
+        path.unlink()
 
 
 def _is_abandoned(path: Path) -> bool:

@@ -327,6 +327,12 @@ class Session:
         """A name for a file of this session that other programs write; gone with the session."""
         return self._path.with_name(f"{what}.{self._path.name}.keep")
 
+    def work_directory(self, what: str) -> Path:
+        """A directory of this session; gone with it."""
+        path = self.work_path(what)
+        path.mkdir(mode=0o700)
+        return path
+
     def has(self, blob: Blob) -> bool:
         """Whether ``blob`` was claimed or added."""
         return blob in self._claims
@@ -382,7 +388,8 @@ class Session:
     def close(self) -> None:
         """Drop all claims."""
         for path in self._path.parent.glob(f"*.{self._path.name}.keep"):
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                scratch.remove(path)
 
     def _settle(self, blob: Blob) -> None:
         """Have the file in data/, whole."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -13,6 +13,7 @@ from typing import IO
 from pvc.errors import CommandError, HostError, UsageError
 from pvc.host import qemuimg
 from pvc.images import header
+from pvc.images.chain import walk_layers
 from pvc.images.foreign import convert, unpacked
 from pvc.images.image import Blob, Format, Image
 from pvc.images.store import Session, Store
@@ -42,6 +43,12 @@ class Incoming:
     hints: dict[str, str] = field(default_factory=dict)
     foreign: str | None = None
 
+    @property
+    def needs_more(self) -> bool:
+        """Whether more is said of the image than its name and owner."""
+        said = (self.format, self.foreign, self.kernel, self.initrd, self.append, self.description, self.hints)
+        return any(each for each in said)
+
 
 def import_files(store: Store, incoming: Incoming, progress: Progress, *, reuse: bool = False) -> Image:
     """Copy a disk, and a kernel and an initrd if given, into ``store`` as the next revision of an image.
@@ -53,8 +60,21 @@ def import_files(store: Store, incoming: Incoming, progress: Progress, *, reuse:
     :raise UsageError: a source cannot be read or is not what it should be.
     :raise HostError: the repository cannot be written, or is full; it is as before then.
     """
-    _check_request(incoming)
-    with store.session() as session, ExitStack() as opened:
+    check_request(incoming)
+    with store.session() as session:
+        return _import(store, session, incoming, None, progress, reuse=reuse)
+
+
+def import_own(store: Store, session: Session, incoming: Incoming, disk: Path, progress: Progress) -> Image:
+    """The same, of a ``disk`` that is a file of the session; ``incoming.source`` is only what messages call it."""
+    check_request(incoming)
+    return _import(store, session, incoming, disk, progress, reuse=False)
+
+
+def _import(
+    store: Store, session: Session, incoming: Incoming, own: Path | None, progress: Progress, *, reuse: bool
+) -> Image:
+    with ExitStack() as opened:
         extra = {
             kind: (path, opened.enter_context(open_source(path)))
             for kind, path in (("kernel", incoming.kernel), ("initrd", incoming.initrd))
@@ -63,7 +83,7 @@ def import_files(store: Store, incoming: Incoming, progress: Progress, *, reuse:
         for kind, (path, stream) in extra.items():
             check_boot_file(kind, path, stream)
         check_space(store, [stream for _, stream in extra.values()])
-        facts, blob = _bring_disk(store, session, incoming, progress)
+        facts, blob = _bring_disk(store, session, incoming, own, progress)
         blobs: dict[str, Blob] = {}
         for kind, (source, stream) in extra.items():
             with store.temporary() as (copy, path):
@@ -87,11 +107,11 @@ def import_files(store: Store, incoming: Incoming, progress: Progress, *, reuse:
 
 
 def _bring_disk(
-    store: Store, session: Session, incoming: Incoming, progress: Progress
+    store: Store, session: Session, incoming: Incoming, own: Path | None, progress: Progress
 ) -> tuple[header.HeaderFacts, Blob]:
     """Unpack, convert or copy, whatever is needed, and check the result."""
     source = incoming.source
-    with unpacked(store, session, source, progress) as plain:
+    with unpacked(store, session, source, progress) if own is None else nullcontext(own) as plain:
         expected = incoming.foreign or incoming.format
         converted = convert(store, session, source, plain, expected, progress)
         ours = converted or (plain if plain != source else None)
@@ -128,7 +148,11 @@ def check_disk(path: Path, source: Path, kind: Format, size: int, backing: heade
     _check_inside(path, source, kind)
 
 
-def _check_request(incoming: Incoming) -> None:
+def check_request(incoming: Incoming) -> None:
+    """Look at what the user said of the image.
+
+    :raise UsageError: something cannot be.
+    """
     try:
         parse_name(incoming.name)
     except ValueError as err:
@@ -164,6 +188,37 @@ def _probe(
         raise UsageError(f"cannot read {path}") from err
     except header.HeaderError as err:
         raise UsageError(f"cannot import {path}: {err}", hint=err.hint) from None
+
+
+def check_described(image: Image) -> None:
+    """Look at a description that came from elsewhere.
+
+    :raise ValueError: what it says could not come from pvc.
+    """
+    parse_name(image.name)
+    check_texts(image.append, image.description, image.hints)
+    if image.kernel is None and (image.initrd or image.append):
+        raise ValueError(f"{image.name} has an initrd or a command line, but no kernel")
+
+
+def check_layers(session: Session, image: Image, source: Path) -> None:
+    """Look at all layers of a disk that were added to a session: each may rest on the next one below, on nothing else.
+
+    :raise UsageError: one is not what the description says, or names other files.
+    """
+    for layer, backing in walk_layers(image):
+        check_disk(session.path_of(layer.blob), source, layer.format, layer.size, backing)
+
+
+def check_boot_files(session: Session, image: Image, source: Path) -> None:
+    """Look at kernel and initrd of an image that were added to a session.
+
+    :raise UsageError: one is something else.
+    """
+    for kind, blob in (("kernel", image.kernel), ("initrd", image.initrd)):
+        if blob is not None:
+            with session.path_of(blob).open("rb", buffering=0) as stream:
+                check_boot_file(kind, source, stream)
 
 
 def check_boot_file(kind: str, path: Path, stream: IO[bytes]) -> None:
