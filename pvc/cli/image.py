@@ -17,6 +17,7 @@ from pvc.errors import UsageError
 from pvc.parse import parse_size
 
 if TYPE_CHECKING:
+    from pvc.images.guestrecipe import GuestRecipe
     from pvc.images.repository import FoundImage, Repositories
     from pvc.images.transfer import Incoming
 
@@ -304,28 +305,58 @@ def resize(name: str, size: str) -> None:
 @click.option("--suite", help="The Debian release. Default: what the recipe says.")
 @click.option("--name", help="The image's name. Default: the recipe's.")
 @click.option("--cache", type=_path, help="A directory that keeps the result; it is used while packages are the same.")
+@click.option("--fresh", is_flag=True, help="Build, even where an image of the same is there.")
+@click.option("--flat", is_flag=True, help="With a recipe from another image: let the result rest on nothing.")
 @_repository_option
-def build(recipe: str, suite: str | None, name: str | None, cache: Path | None, repository: str | None) -> None:
-    """Make an image from Debian packages and import it.
+def build(
+    recipe: str,
+    suite: str | None,
+    name: str | None,
+    cache: Path | None,
+    fresh: bool,
+    flat: bool,
+    repository: str | None,
+) -> None:
+    """Make an image from Debian packages, or from another image by what its guest does, and import it.
 
-    RECIPE is one of pvc's own (debian, cluster, mpi) or a YAML file of the same form (./mine.yaml). It
+    RECIPE is one of pvc's own (debian, cluster, docker, mpi, slurm) or a YAML file of the same form (./mine.yaml). It
     may extend another. Packages come from the mirrors that this machine's apt uses. It needs mmdebstrap, e2fsprogs
     and qemu-utils, no loop device, and as a normal user fakeroot and subordinate user ids (see subuid(5)).
+
+    A recipe with "from: IMAGE" boots a guest of IMAGE, has it install packages, write files and run commands, and keeps
+    what that changed as a layer on IMAGE.
     """
-    from pvc.images import build as builder
-    from pvc.images.recipe import find_recipe, load_recipe
-    from pvc.images.transfer import Incoming
+    from pvc.images.guestrecipe import load_guest_recipe
+    from pvc.images.recipe import find_recipe
 
     path = find_recipe(recipe)
+    guest = load_guest_recipe(path)
+    if guest is None:
+        if flat:
+            raise UsageError("--flat is for recipes that are from another image")
+        _build_packages(path, name or path.stem, repository, suite, cache, fresh=fresh)
+    else:
+        if suite or cache:
+            raise UsageError("--suite and --cache are for recipes of packages: this one is from another image")
+        _build_from(guest, name or path.stem, repository, flat=flat, fresh=fresh)
+
+
+def _build_packages(
+    path: Path, name: str, repository: str | None, suite: str | None, cache: Path | None, *, fresh: bool
+) -> None:
+    from pvc.images import build as builder
+    from pvc.images.recipe import load_recipe
+    from pvc.images.transfer import Incoming
+
     wanted = load_recipe(path, suite=suite)
     repositories = open_repositories()
     repositories.store(repository)
     steps = StepProgress()
-    with builder.built(wanted, steps.begin, cache=cache) as made:
+    with builder.built(wanted, steps.begin, cache=cache, fresh=fresh) as made:
         steps.finish()
         incoming = Incoming(
             source=made.disk,
-            name=name or path.stem,
+            name=name,
             kernel=made.kernel,
             initrd=made.initrd,
             append=wanted.append,
@@ -335,6 +366,24 @@ def build(recipe: str, suite: str | None, name: str | None, cache: Path | None, 
         )
         found = repositories.import_file(incoming, CopyProgress(), repository=repository, reuse=True)
         origin = "from the cache" if made.cached else f"built in {steps.elapsed_s:.0f} s"
+    click.echo(f"{origin}: {found.uri}: {describe(found)}")
+
+
+def _build_from(recipe: GuestRecipe, name: str, repository: str | None, *, flat: bool, fresh: bool) -> None:
+    from pvc.config.load import find_site_dir, find_user_dir, load_batch
+    from pvc.images.guestbuild import BuildPlace, GuestBuild, build_from
+    from pvc.model.vm import Accel
+
+    batch = load_batch(find_site_dir())
+    accel, network = (batch.accel, batch.build_network) if batch else (Accel.AUTO, "user")
+    place = BuildPlace(accel, network == "user", find_user(), find_user_dir() / "kvm")
+    steps = StepProgress()
+    try:
+        wanted = GuestBuild(recipe, name, repository, flat)
+        found, cached = build_from(wanted, open_repositories(), place, steps.begin, CopyProgress(), fresh=fresh)
+    finally:
+        steps.finish()
+    origin = "made of the same before" if cached else f"built in {steps.elapsed_s:.0f} s"
     click.echo(f"{origin}: {found.uri}: {describe(found)}")
 
 

@@ -54,10 +54,10 @@ class StepProgress:
         return time.monotonic() - self._first
 
     def begin(self, text: str) -> None:
-        """The step before is over, ``text`` begins."""
+        """The step before is over, ``text`` begins; "": nothing that has to be told."""
         self.finish()
         self._text, self._start = text, time.monotonic()
-        if self._tty:
+        if self._tty and text:
             print(f"{text} ...", end="", file=sys.stderr, flush=True)
 
     def finish(self) -> None:

@@ -92,6 +92,13 @@ SETTINGS = Table(
             "the XML to use. It runs as the job's owner; see *Through libvirt* in pvc-templates.yaml(5).",
         ),
         Setting(
+            "build-network",
+            setting.choice("user", "none"),
+            "What guests of *pvc image build* reach: ``user``, all that the user who builds reaches from that machine "
+            "(QEMU's user network, no rights needed), or ``none``.",
+            default="user",
+        ),
+        Setting(
             "underlay-device",
             _DEVICE,
             "The network device that carries the clusters' traffic between nodes.",
@@ -137,4 +144,5 @@ def read_batch(document: Document, site_dir: Path) -> BatchSettings | None:
         run_dir=values["run-dir"],
         underlay_device=values["underlay-device"],
         libvirt_hook=values["libvirt-hook"],
+        build_network=values["build-network"],
     )

@@ -120,6 +120,19 @@ def load_repositories(site_dir: Path, user_dir: Path | None) -> tuple[Repository
     return repositories
 
 
+def load_batch(site_dir: Path) -> BatchSettings | None:
+    """batch.yaml alone; None where there is none, on a machine without a site configuration.
+
+    :raise ConfigError: with all its problems.
+    """
+    if not (site_dir / "batch.yaml").is_file():
+        return None
+    reading = _Reading()
+    settings = read_batch(reading.read(site_dir / "batch.yaml"), site_dir)
+    reading.finish()
+    return settings
+
+
 def list_files(site_dir: Path, user_dir: Path | None) -> list[Path]:
     """The files that ``load_config`` reads, in its order, as far as they are there."""
     reading = _Reading()

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +87,22 @@ def _alone(path: Path, kind: str) -> str:
     return f"json:{json.dumps(disk)}"
 
 
+def flatten(layers: Sequence[tuple[str, str]], target: Path, progress: Callable[[int], None]) -> None:
+    """Write a disk of several layers (path and format, lowest first) as one qcow2; ``progress`` gets percent.
+
+    :raise CommandError: it failed.
+    :raise HostError: there is no qemu-img.
+    """
+    disk: dict[str, object] | None = None
+    for path, kind in layers:
+        file = {"driver": "file", "filename": path, "locking": "off"}
+        # No header is followed: what a layer rests on is said.
+        disk = {"driver": kind, "read-only": True, "file": file} | ({"backing": disk} if kind == "qcow2" else {})
+    _convert_watched(
+        ["qemu-img", "convert", "-p", "-O", "qcow2", f"json:{json.dumps(disk)}", os.fspath(target)], progress
+    )
+
+
 def convert_foreign(source: Path, kind: str, target: Path, *, most: int, progress: Callable[[int], None]) -> None:
     """Write a disk of another hypervisor, whose header has been checked, as qcow2; ``progress`` gets percent.
 
@@ -104,6 +120,10 @@ def convert_foreign(source: Path, kind: str, target: Path, *, most: int, progres
     if kind == "vmdk":
         disk["backing"] = None
     argv = [*limits, "qemu-img", "convert", "-p", "-O", "qcow2", f"json:{json.dumps(disk)}", os.fspath(target)]
+    _convert_watched(argv, progress)
+
+
+def _convert_watched(argv: Sequence[str], progress: Callable[[int], None]) -> None:
     progress(0)
     with tempfile.TemporaryFile() as errors:
         process = run.spawn(argv, stdout=run.PIPE, stderr=errors)

@@ -13,14 +13,14 @@ from pathlib import Path
 LABEL = "CIDATA"
 
 
-def seed_image(files: Mapping[str, str]) -> bytes:
-    """An ISO 9660 image with ``files`` (name to text) at its root."""
+def seed_image(files: Mapping[str, str | bytes]) -> bytes:
+    """An ISO 9660 image with ``files`` (name to content) at its root."""
     from pycdlib import PyCdlib  # heavy: only supervisors need it
 
     iso = PyCdlib()
     iso.new(interchange_level=3, vol_ident=LABEL, rock_ridge="1.09")
     for i, (name, text) in enumerate(files.items()):
-        data = text.encode()
+        data = text.encode() if isinstance(text, str) else text
         iso.add_fp(io.BytesIO(data), len(data), f"/FILE{i}.;1", rr_name=name)
     image = io.BytesIO()
     iso.write_fp(image)
@@ -28,7 +28,7 @@ def seed_image(files: Mapping[str, str]) -> bytes:
     return image.getvalue()
 
 
-def write_seed(path: Path, files: Mapping[str, str]) -> None:
+def write_seed(path: Path, files: Mapping[str, str | bytes]) -> None:
     """Write the seed to ``path``, readable by its owner only: it holds the cluster's host key.
 
     :raise OSError: the directory is missing or full.

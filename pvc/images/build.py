@@ -8,14 +8,12 @@ As root directly; as a user mmdebstrap maps or fakes root, and fakeroot keeps th
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
 import pwd
 import re
 import shutil
-import tarfile
 import tempfile
 import time
 import uuid
@@ -29,15 +27,14 @@ from pvc import files, run
 from pvc.errors import CommandError, HostError
 from pvc.host import qemuimg
 from pvc.images import aptsources, bootfiles
-from pvc.images.recipe import Recipe
+from pvc.images.recipe import Recipe, RecipeFile
+from pvc.images.recipefiles import EPOCH, pack_files
 
 LOG = logging.getLogger(__name__)
 
 # Raised when the builder makes something else of the same recipe.
 _BUILDER = 2
 _TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "tar": "tar"}
-# The time of all that a build makes, where packages give none: two builds of the same are the same.
-_EPOCH = 1735689600  # 2025-01-01
 _UUID_SPACE = uuid.UUID("5d0f7b0e-6f5c-4c0e-9c57-0d5c1f0e7a10")
 _SWITCHES = ("/proc/sys/kernel/unprivileged_userns_clone", "/proc/sys/user/max_user_namespaces")
 _NEEDED_SPACE = 3 << 30
@@ -60,10 +57,10 @@ class BuiltImage:
 
 
 @contextmanager
-def built(recipe: Recipe, step: Step, *, cache: Path | None = None) -> Iterator[BuiltImage]:
+def built(recipe: Recipe, step: Step, *, cache: Path | None = None, fresh: bool = False) -> Iterator[BuiltImage]:
     """Make the image of ``recipe``, or take it from ``cache``; without a cache its files go at the end.
 
-    An image in the cache is good as long as recipe and mirrors' package lists are the same.
+    An image in the cache is good as long as recipe and mirrors' package lists are the same; ``fresh``: it is not.
 
     :raise HostError: a tool or disk space is missing, mirrors do not answer, or a package fails.
     """
@@ -72,7 +69,7 @@ def built(recipe: Recipe, step: Step, *, cache: Path | None = None) -> Iterator[
         key = sha256(f"{_BUILDER} {recipe.digest()} {arch} {[s.line for s in sources]}".encode()).hexdigest()[:16]
         step("asking the mirrors for their package lists")
         state = aptsources.read_state(sources, arch, work)
-        hit = _find_cached(cache, key, state) if cache else None
+        hit = _find_cached(cache, key, state) if cache and not fresh else None
         if hit is not None:
             yield _result(hit, cached=True)
             return
@@ -266,26 +263,9 @@ def _find_step(line: str) -> str | None:
 
 
 def _pack_files(recipe: Recipe) -> bytes:
-    """The recipe's files, and its commands as a script, as a tar archive; directories are left to tar."""
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
-
-        def add(path: str, content: str, mode: int, link: str | None = None) -> None:
-            member = tarfile.TarInfo(path.lstrip("/"))
-            member.mode = mode
-            member.mtime = _EPOCH
-            if link is not None:
-                member.type, member.linkname = tarfile.SYMTYPE, link
-                archive.addfile(member)
-                return
-            data = content.encode()
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-
-        for file in recipe.files:
-            add(file.path, file.content, int(file.mode, 8), file.link)
-        add("/var/tmp/pvc-build", "\n".join(recipe.commands) + "\n", 0o755)
-    return target.getvalue()
+    """The recipe's files, and its commands as a script."""
+    script = RecipeFile("/var/tmp/pvc-build", "\n".join(recipe.commands) + "\n", "0755")
+    return pack_files((*recipe.files, script))
 
 
 # --- file system
@@ -346,7 +326,7 @@ def _make_disk(recipe: Recipe, work: Path, step: Step) -> None:
     xattrs = "--xattrs --xattrs-include=security.capability" if root else ""
     script = _DISK_SCRIPT.replace("$5", xattrs)
     identity = uuid.uuid5(_UUID_SPACE, recipe.digest())
-    argv = ["sh", "-euc", script, "sh", os.fspath(work), f"{recipe.size_bytes // 1024}k", str(identity), str(_EPOCH)]
+    argv = ["sh", "-euc", script, "sh", os.fspath(work), f"{recipe.size_bytes // 1024}k", str(identity), str(EPOCH)]
     run.run(argv if root else ["fakeroot", "--", *argv], env=_environment(work), timeout_s=_BUILD_TIMEOUT_S)
     step("writing the disk")
     raw = work / "disk.raw"

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -166,7 +167,7 @@ def _read_layer(document: Document, parent: Recipe | None, suite: str | None) ->
         said = {"description": parent.description, "suite": parent.suite, "size": parent.size}
         data = said | {"packages": [], "append": ""} | data
     try:
-        own = codec.from_data(Recipe, _texts(data))
+        own = codec.from_data(Recipe, read_scalars(data))
     except ValueError as err:
         raise ConfigError([Problem(document.file, 0, "", str(err))]) from None
     return _for_suite(own, suite or own.suite)
@@ -189,7 +190,7 @@ def _join(parent: Recipe, own: Recipe) -> Recipe:
     )
 
 
-def _texts(data: dict[str, Any]) -> dict[str, Any]:
+def read_scalars(data: dict[str, Any]) -> dict[str, Any]:
     """Scalars as text: YAML makes a number of an unquoted 0644 (octal) or 8."""
     for entry in data.get("files") or []:
         if isinstance(entry, dict) and isinstance(entry.get("mode"), int):
@@ -216,22 +217,26 @@ def _find_problems(recipe: Recipe) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if _SUITE.fullmatch(recipe.suite) is None:
         found.append(("suite", f"{recipe.suite!r} is not a release such as bookworm"))
-    for name in recipe.packages:
-        if _PACKAGE.fullmatch(name) is None:
-            found.append(("packages", f"{name!r} is not a package's name"))
+    found += find_wrong_contents(recipe.packages, recipe.files)
     try:
         if not _MIN_SIZE <= recipe.size_bytes <= _MAX_SIZE:
             found.append(("size", f"{recipe.size} is not between 256M and 16T"))
     except ValueError as err:
         found.append(("size", str(err)))
-    for file in recipe.files:
-        if not file.path.startswith("/") or ".." in file.path.split("/") or "\n" in file.path:
-            found.append(("files", f"{file.path!r} is not an absolute path"))
-        if re.fullmatch(r"0?[0-7]{3}", file.mode) is None:
-            found.append(("files", f"{file.path}: mode {file.mode!r} is not octal such as 0644"))
     for pattern in (*recipe.exclude, *recipe.include):
         if not pattern.startswith("/") or "\n" in pattern:
             found.append(("exclude", f"{pattern!r} is not a path pattern such as /usr/share/doc/*"))
     if not recipe.append.isprintable():
         found.append(("append", "must be one line"))
+    return found
+
+
+def find_wrong_contents(packages: Sequence[str], files: Sequence[RecipeFile]) -> list[tuple[str, str]]:
+    """Keys, and what is wrong with their values."""
+    found = [("packages", f"{name!r} is not a package's name") for name in packages if not _PACKAGE.fullmatch(name)]
+    for file in files:
+        if not file.path.startswith("/") or ".." in file.path.split("/") or "\n" in file.path:
+            found.append(("files", f"{file.path!r} is not an absolute path"))
+        if re.fullmatch(r"0?[0-7]{3}", file.mode) is None:
+            found.append(("files", f"{file.path}: mode {file.mode!r} is not octal such as 0644"))
     return found

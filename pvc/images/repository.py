@@ -166,14 +166,14 @@ class Repositories:
         :raise UsageError: the source is not a disk that pvc takes, or there is no such repository.
         :raise HostError: the repository cannot be written, or is full; it is as before then.
         """
-        store = self._ensure(repository)
+        store = self.ensure(repository)
         return FoundImage(store.name, import_files(store, incoming, progress, reuse=reuse))
 
     def import_archive(
         self, source: Path, name: str | None, owner: str, progress: Progress, *, repository: str | None = None
     ) -> tuple[FoundImage, ...]:
         """Make the images of an archive the next revisions of their names; see ``archive.import_archive``."""
-        store = self._ensure(repository)
+        store = self.ensure(repository)
         return tuple(FoundImage(store.name, each) for each in import_archive(store, source, name, owner, progress))
 
     def import_oci(
@@ -182,7 +182,7 @@ class Repositories:
         """Bring an image of an OCI registry or layout in; see ``oci.import_oci``."""
         from pvc.images.oci import import_oci
 
-        store = self._ensure(repository)
+        store = self.ensure(repository)
         return FoundImage(store.name, import_oci(store, reference, incoming, progress))
 
     def export_oci(self, found: FoundImage, reference: Reference, progress: Progress) -> str:
@@ -205,7 +205,7 @@ class Repositories:
         wanted = _parse(target)
         if wanted.revision:
             raise UsageError(f"{target!r}: revisions are numbered by the repository", hint=f"say {wanted.name!r}")
-        source, store = self.store(found.repository), self._ensure(wanted.repository)
+        source, store = self.store(found.repository), self.ensure(wanted.repository)
         return FoundImage(store.name, copy_image(source, found.image, store, wanted.name, owner, progress))
 
     def resize(self, found: FoundImage, size: int, owner: str, progress: Progress) -> FoundImage:
@@ -213,7 +213,12 @@ class Repositories:
         store = self.store(found.repository)
         return FoundImage(store.name, resize_image(store, found.image, size, owner, progress))
 
-    def _ensure(self, name: str | None) -> Store:
+    def ensure(self, name: str | None) -> Store:
+        """The repository called ``name``, or the first one; made when it is not there.
+
+        :raise UsageError: there is none.
+        :raise HostError: it cannot be made.
+        """
         store = self.store(name)
         store.ensure(private=store.path.is_relative_to(self._home or Path.home()))
         return store

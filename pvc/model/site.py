@@ -33,6 +33,7 @@ class BatchSettings:
     run_dir: str  # parent of the jobs' scratch directories on each node
     underlay_device: str | None  # None: the device that leads to the node's own name
     libvirt_hook: str | None = None  # a program on the nodes that may change the XML of libvirt's domains
+    build_network: str = "user"  # of guests that build images: user | none
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,7 @@ import signal
 from dataclasses import dataclass
 
 from pvc.model.vm import Phase, Restart
-from pvc.parse import strip_controls
 
-_LINE = 160
-_REASONS = ("Kernel panic - not syncing", "BUG: ", "Oops: ")  # of Linux
 # A guest that fails again and again is not started for ever; one that ran this long has begun anew.
 _TRIES = 5
 _LONG_S = 600.0
@@ -56,23 +53,6 @@ def explain_end(
     if -status == signal.SIGKILL:
         hint = f"perhaps the job's memory limit: its guest has {memory_mib} MiB; ask for more with -m"
     return Ending(Phase.FAILED, f"QEMU was killed by {name}{said}", hint)
-
-
-def read_last_words(console: bytes, count: int = 5) -> tuple[str, ...]:
-    """The last lines of a console that say something, fit to be printed on anybody's terminal.
-
-    A kernel says why before it prints its registers: that line comes first, however far up it is.
-    """
-    lines: list[str] = []
-    for line in console.decode(errors="replace").splitlines():
-        text = strip_controls(line).strip()
-        if text:
-            lines.append(text[:_LINE])
-    last = lines[-count:]
-    reason = next((line for line in lines if any(sign in line for sign in _REASONS)), None)
-    if reason is not None and reason not in last:
-        last[0] = reason
-    return tuple(last)
 
 
 def plan_restart(policy: Restart, ending: Ending, *, ran_s: float | None, tries: int) -> tuple[int, float] | None:

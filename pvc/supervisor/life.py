@@ -12,12 +12,13 @@ from typing import Any
 from pvc.errors import GuestError, PvcError
 from pvc.model.cluster import ClusterSpec
 from pvc.model.vm import Phase
+from pvc.plan.lastwords import read_last_words
 from pvc.plan.qemudrives import VmPaths
 from pvc.supervisor.agent import CHANNEL, Agent
 from pvc.supervisor.console import Console
 from pvc.supervisor.driver import Driver, Launch, Machine, event_data
 from pvc.supervisor.drives import HeldDrives, hold_drives
-from pvc.supervisor.ending import Ending, explain_end, read_last_words
+from pvc.supervisor.ending import Ending, explain_end
 from pvc.supervisor.pauses import Pauses
 from pvc.supervisor.reach import Reach
 from pvc.supervisor.share import VmShare

@@ -12,6 +12,7 @@ import pytest
 from pvc.errors import ConfigError, HostError, UsageError
 from pvc.images import aptsources, build
 from pvc.images.recipe import Recipe, find_recipe, load_recipe
+from pvc.images.recipefiles import EPOCH
 from pvc.model.node import Nic
 from pvc.plan.cloudinit import SeedSpec, plan_seed
 
@@ -131,7 +132,7 @@ def test_bad_relations_are_explained(tmp_path: Path, change: tuple[str, str], te
 
 def test_all_shipped_recipes_build_upon_debian() -> None:
     names = sorted(path.stem for path in find_recipe("debian").parent.glob("*.yaml"))
-    assert names == ["cluster", "debian", "mpi"]
+    assert names == ["cluster", "debian", "docker", "mpi", "slurm"]
     for name in names:
         recipe = load_recipe(find_recipe(name))
         assert recipe.packages[: len(debian().packages)] == debian().packages
@@ -140,7 +141,7 @@ def test_all_shipped_recipes_build_upon_debian() -> None:
 
 @pytest.mark.allow_run  # sh reads what the guests will run
 def test_the_shipped_scripts_are_shell() -> None:
-    for name in ("cluster", "mpi"):
+    for name in ("cluster", "docker", "mpi", "slurm"):
         recipe = load_recipe(find_recipe(name))
         scripts = [file.content for file in recipe.files if file.content.startswith("#!/bin/busybox sh")]
         for script in (*scripts, *recipe.commands):
@@ -211,10 +212,10 @@ def test_two_builds_are_equal_to_the_byte(tmp_path: Path) -> None:
     def look(command: str) -> str:
         return subprocess.run(["debugfs", "-R", command, raw], check=True, capture_output=True, text=True).stdout
 
-    assert look("cat /etc/shadow") == f"root:*:{build._EPOCH // 86400}:0:99999:7:::\n"
+    assert look("cat /etc/shadow") == f"root:*:{EPOCH // 86400}:0:99999:7:::\n"
     assert look("cat /var/log/apt/history.log") == ""
     assert "0x5f5e1000" in look("stat /usr/bin/packaged")  # what packages say stays
-    assert hex(build._EPOCH) in look('stat "/usr/lib/made here"')
+    assert hex(EPOCH) in look('stat "/usr/lib/made here"')
 
 
 def test_what_a_user_lacks_is_said() -> None:

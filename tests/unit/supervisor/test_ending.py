@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvc.model.vm import Phase, Restart
-from pvc.supervisor.ending import Ending, explain_end, plan_restart, read_last_words
+from pvc.plan.lastwords import read_last_words
+from pvc.supervisor.ending import Ending, explain_end, plan_restart
 
 
 def explain(status: int = 0, *, requested: bool = False, reason: str | None = None, stderr: str = "") -> Ending:
