@@ -116,6 +116,17 @@ def ensure_ports(
     _vsctl(words, f"add ports to Open vSwitch bridge {bridge}")
 
 
+def loosen_ports(record: Path, job_id: int, bridge: str, ports: Sequence[str]) -> None:
+    """Have ovs-vswitchd begin to let go of a job's ports while the caller undoes what else there is.
+
+    The first port stays, so that ``remove_ports`` has something to wait for. The caller holds the node's lock.
+
+    :raise HostError: the database does not answer.
+    """
+    if len(ports) > 1 and job_id in _read_jobs(record):
+        _vsctl(_without(ports[1:]), f"remove ports from Open vSwitch bridge {bridge}", "--no-wait")
+
+
 def remove_ports(record: Path, job_id: int, bridge: str, ports: Sequence[str]) -> None:
     """Take a job's ports away, and the bridge with the last job's. Absent is fine.
 
@@ -127,11 +138,8 @@ def remove_ports(record: Path, job_id: int, bridge: str, ports: Sequence[str]) -
     if jobs == [job_id]:
         _remove_bridge(record, bridge)
         return
-    words: list[str] = []
-    for name in ports:
-        words += ["--", "--if-exists", "del-port", name]
-    if words:
-        _vsctl(words, f"remove ports from Open vSwitch bridge {bridge}")
+    if ports:
+        _vsctl(_without(ports), f"remove ports from Open vSwitch bridge {bridge}")
     _write_jobs(record, [each for each in jobs if each != job_id])
 
 
@@ -148,15 +156,11 @@ def load_flows(bridge: str, text: str, limits: Sequence[tuple[int, int]]) -> Non
         raise HostError(f"cannot load flows into Open vSwitch bridge {bridge}", hint=_HINT) from err
 
 
-def remove_flows(record: Path, job_id: int, bridge: str, text: str, limits: Sequence[tuple[int, int]]) -> None:
+def remove_flows(bridge: str, text: str, limits: Sequence[tuple[int, int]]) -> None:
     """Take a job's flows, groups and meters away by the removal ``text``. A bridge that is not there has none.
-
-    The last job's go with the bridge, and its ports with them. The caller holds the node's lock.
 
     :raise HostError: ovs-vswitchd refuses.
     """
-    if _read_jobs(record) == [job_id]:
-        _remove_bridge(record, bridge)
     if not (RUN_DIR / f"{bridge}.mgmt").exists():
         return
     load_flows(bridge, text, ())
@@ -169,9 +173,13 @@ def _remove_bridge(record: Path, bridge: str) -> None:
     _write_jobs(record, [])
 
 
-def _vsctl(words: Sequence[str], what: str) -> None:
+def _without(ports: Sequence[str]) -> list[str]:
+    return [word for name in ports for word in ("--", "--if-exists", "del-port", name)]
+
+
+def _vsctl(words: Sequence[str], what: str, *options: str) -> None:
     try:
-        run.run([*_VSCTL, *words])
+        run.run([*_VSCTL, *options, *words])
     except CommandError as err:
         raise HostError(f"cannot {what}", hint=_HINT) from err
 

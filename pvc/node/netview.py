@@ -110,7 +110,7 @@ def _has(match: str, field: str, value: int | None) -> bool:
 def _ports(inputs: Inputs) -> _Ports:
     share = find_share(inputs.placement(), inputs.job.node)
     found: _Ports = {}
-    for forward in plan_forwards(inputs.memberships(), share, inputs.grants.ports):
+    for forward in plan_forwards(inputs.memberships(), share, inputs.grants.ports, inputs.grants.vnis):
         found.setdefault((forward.network, forward.rank), {})[forward.key] = forward.host_port
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pvc.errors import UsageError
@@ -15,11 +15,12 @@ from pvc.plan.grants import PortWant
 
 @dataclass(frozen=True)
 class Forward:
-    """One port of the node, and what it leads to."""
+    """One port of the node's addresses, and what it leads to: of its IPv6 ones, too, where VMs have IPv6."""
 
     network: str
     rank: int
     vm_address: str
+    vm_address6: str | None
     vm_port: int
     protocol: Protocol
     access: Access
@@ -39,22 +40,26 @@ def plan_wants(memberships: Sequence[Membership], share: NodeShare) -> tuple[Por
     )
 
 
-def plan_forwards(memberships: Sequence[Membership], share: NodeShare, ports: Sequence[int]) -> tuple[Forward, ...]:
-    """What the ports that were taken for ``plan_wants`` lead to, in that order.
+def plan_forwards(
+    memberships: Sequence[Membership], share: NodeShare, ports: Sequence[int], vnis: Mapping[str, int]
+) -> tuple[Forward, ...]:
+    """What the ports that were taken for ``plan_wants`` lead to, in that order; ``vnis`` are by network.
 
     :raise UsageError: the ports were taken for something else.
     """
     left = iter(ports)
     found: list[Forward] = []
     for membership, entry, ranks in _entries(memberships, share):
+        network = membership.network
         for rank in ranks:
-            address = addresses.vm_address(membership.network, rank)
+            address = addresses.vm_address(network, rank)
+            address6 = addresses.vm_address6(network, rank, vnis[network.name])
             for vm_port in range(entry.first_vm_port, entry.last_vm_port + 1):
                 port = next(left, None)
                 if port is None:
                     raise UsageError("fewer ports were granted than the cluster needs")
                 found.append(
-                    Forward(membership.network.name, rank, address, vm_port, entry.protocol, entry.access, port)
+                    Forward(network.name, rank, address, address6, vm_port, entry.protocol, entry.access, port)
                 )
     return tuple(found)
 

@@ -69,11 +69,18 @@ def inner_tables(
     gates: Sequence[Gate], forwards: Sequence[Forward], surroundings: Surroundings, switches: Sequence[str]
 ) -> str:
     """The gateway's tables inside the cluster's namespace; ``switches`` are the bridges of its L2 networks."""
-    text = _inner_table("ip", gates, forwards, surroundings.of("ip"), switches)
+    text = _inner_table("ip", gates, _leads(forwards, "ip"), surroundings.of("ip"), switches)
     gates6 = [gate for gate in gates if gate.network.int_network6 is not None]
     if gates6:
-        text += _inner_table("ip6", gates6, (), surroundings.of("ip6"), switches)
+        text += _inner_table("ip6", gates6, _leads(forwards, "ip6"), surroundings.of("ip6"), switches)
     return text
+
+
+def _leads(forwards: Sequence[Forward], family: str) -> list[tuple[Forward, str]]:
+    """The forwarded ports of a family with the VMs' addresses in it."""
+    if family == "ip":
+        return [(each, each.vm_address) for each in forwards]
+    return [(each, each.vm_address6) for each in forwards if each.vm_address6 is not None]
 
 
 def deaf_table(table: str, devices: Sequence[str]) -> str:
@@ -95,17 +102,21 @@ def host_tables(table: str, tunnels: Sequence[Tunnel], outside: Outside | None) 
         for at, tunnel in enumerate(tunnels)
     ]
     leaving = [f"udp dport {port} meta skuid != 0 drop" for port in sorted({tunnel.port for tunnel in tunnels})]
+    coming, going = _untracked(tunnels)
+    if coming:
+        lines += _chain("raw_prerouting", "type filter hook prerouting priority raw;", coming)
+    lines += _chain("raw_output", "type filter hook output priority raw;", [*leaving, *going])
     if outside is None:
         lines += _chain("input", "type filter hook input priority filter;", entering)
-        lines += _chain("output", "type filter hook output priority filter;", leaving)
         return "\n".join([*lines, "}", ""])
-    lines += _host_nat(outside)
-    lines += _host_filters("ip", outside, entering, leaving)
+    lines += _host_nat("ip", outside, outside.forwards, outside.inner)
+    lines += _host_filters("ip", outside, entering)
     lines.append("}")
     if outside.inner6 is not None:
         lines.append(f"table ip6 {table} {{")
-        lines += _host_masquerade("ip6", outside.inner6, outside.device)
-        lines += _host_filters("ip6", outside, [], [])
+        forwards6 = [each for each in outside.forwards if each.vm_address6 is not None]
+        lines += _host_nat("ip6", outside, forwards6, outside.inner6)
+        lines += _host_filters("ip6", outside, [])
         lines.append("}")
     return "\n".join([*lines, ""])
 
@@ -113,7 +124,7 @@ def host_tables(table: str, tunnels: Sequence[Tunnel], outside: Outside | None) 
 def _inner_table(
     family: str,
     gates: Sequence[Gate],
-    forwards: Sequence[Forward],
+    forwards: Sequence[tuple[Forward, str]],
     surroundings: Surroundings,
     switches: Sequence[str],
 ) -> str:
@@ -133,12 +144,13 @@ def _inner_table(
     lines += _chain("forward", "type filter hook forward priority filter; policy drop;", forward)
     rules = []
     for protocol in Protocol:
-        elements = [f"{each.host_port} : {each.vm_address} . {each.vm_port}" for each in forwards]
-        elements = [text for text, each in zip(elements, forwards, strict=True) if each.protocol is protocol]
+        elements = [
+            f"{each.host_port} : {address} . {each.vm_port}" for each, address in forwards if each.protocol is protocol
+        ]
         if elements:
-            lines += _map(f"ports_{protocol.value}", "inet_service : ipv4_addr . inet_service", ", ".join(elements))
+            lines += _map(f"ports_{protocol.value}", f"inet_service : {kind} . inet_service", ", ".join(elements))
             rules.append(
-                f'iifname "{UPLINK}" dnat ip addr . port to {protocol.value} dport map @ports_{protocol.value}'
+                f'iifname "{UPLINK}" dnat {family} addr . port to {protocol.value} dport map @ports_{protocol.value}'
             )
     if rules:
         lines += _chain("prerouting", "type nat hook prerouting priority dstnat;", rules)
@@ -181,23 +193,21 @@ def _inner_forward(family: str, gate: Gate, surroundings: Surroundings) -> list[
     return rules
 
 
-def _host_nat(outside: Outside) -> list[str]:
+def _host_nat(family: str, outside: Outside, forwards: Sequence[Forward], inner: str) -> list[str]:
     anybody: list[str] = []
     owner: list[str] = []
     for protocol in Protocol:
         for access, rules in ((Access.ANY, anybody), (Access.OWNER, owner)):
-            ports = [
-                str(each.host_port) for each in outside.forwards if each.protocol is protocol and each.access is access
-            ]
+            ports = [str(each.host_port) for each in forwards if each.protocol is protocol and each.access is access]
             if ports:
-                wanted = f"fib daddr type local {protocol.value} dport {{ {', '.join(ports)} }} dnat to {outside.inner}"
+                wanted = f"fib daddr type local {protocol.value} dport {{ {', '.join(ports)} }} dnat to {inner}"
                 rules.append(wanted if access is Access.ANY else f"meta skuid {outside.uid} {wanted}")
     lines: list[str] = []
     if anybody:
         lines += _chain("prerouting", "type nat hook prerouting priority dstnat;", anybody)
     if anybody or owner:
         lines += _chain("nat_output", "type nat hook output priority -100;", [*anybody, *owner])
-    return lines + _host_masquerade("ip", outside.inner, outside.device)
+    return lines + _host_masquerade(family, inner, outside.device)
 
 
 def _host_masquerade(family: str, inner: str, device: str) -> list[str]:
@@ -206,25 +216,41 @@ def _host_masquerade(family: str, inner: str, device: str) -> list[str]:
     return _chain("postrouting", "type nat hook postrouting priority srcnat;", rules)
 
 
-def _host_filters(family: str, outside: Outside, entering: Sequence[str], leaving: Sequence[str]) -> list[str]:
+def _untracked(tunnels: Sequence[Tunnel]) -> tuple[list[str], list[str]]:
+    """Datagrams from and to peers are no connections: tracking costs time, and VMs' would fill the node's table.
+
+    What may come in is decided later, in the input hook: here a datagram may still be in fragments.
+    """
+    mine = [
+        (f"udp dport {tunnel.port} @th,96,24 {tunnel.vni}", at) for at, tunnel in enumerate(tunnels) if tunnel.peers
+    ]
+    return (
+        [f"{datagram} ip saddr @peers{at} notrack" for datagram, at in mine],
+        [f"{datagram} ip daddr @peers{at} notrack" for datagram, at in mine],
+    )
+
+
+def _host_filters(family: str, outside: Outside, entering: Sequence[str]) -> list[str]:
     device = outside.device
     # A VM's datagram would reach a tunnel with the address of its node, which is a peer.
     tunnels = f'iifname "{device}" udp dport {{ {", ".join(map(str, outside.vxlan_ports))} }} drop'
     answers = f'iifname "{device}" ct state established,related accept'
     only_forwarded = [
+        # What is not the cluster's, as tunnels and all else of the node, is let go with one look.
+        f'oifname != "{device}" accept',
         f'oifname "{device}" ct state established,related accept',
         f'oifname "{device}" ct status dnat accept',
         *([f'oifname "{device}" icmpv6 type {_ND} accept'] if family == "ip6" else []),
         f'oifname "{device}" drop',
     ]
-    receive = [*entering, tunnels, answers]
+    receive = [*entering, f'iifname != "{device}" accept', tunnels, answers]
     if family == "ip6":
         receive.append(f'iifname "{device}" icmpv6 type {_ND} accept')
     receive.append(f'iifname "{device}" {"accept" if outside.allow_host else "drop"}')
     return [
         *_chain("forward", "type filter hook forward priority filter;", [tunnels, *only_forwarded]),
         *_chain("input", "type filter hook input priority filter;", receive),
-        *_chain("output", "type filter hook output priority filter;", [*leaving, *only_forwarded]),
+        *_chain("output", "type filter hook output priority filter;", only_forwarded),
     ]
 
 

@@ -113,7 +113,7 @@ def plan_node(
     steps: list[actions.Action] = [actions.MakeRunDir(run_dir, job.uid, job.gid)]
     taps: list[Tap] = []
     nics: dict[int, list[Nic]] = {rank: [] for rank in range(share.first_rank, share.first_rank + share.count)}
-    forwards = plan_forwards(memberships, share, grants.ports)
+    forwards = plan_forwards(memberships, share, grants.ports, grants.vnis)
     if share.count and memberships:
         steps.append(actions.AddNetns(netns))
         for membership in memberships:

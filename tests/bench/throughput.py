@@ -2,8 +2,8 @@
 
 Two nodes with network namespaces of their own and a veth pair of 9000 bytes between them; in each a namespace stands
 for a VM, its veth in place of the VM's tap. ``kernel`` and ``ovs`` are what pvc-node sets up, with its rules and its
-services; ``plain`` is a bridge with a VXLAN device made by hand and nothing else. They take turns, each with a node
-that holds nothing else, so that neither load of the machine nor rules of one fall to another.
+services; ``plain`` is a bridge with a VXLAN device made by hand and nothing else. Each has nodes of its own, so that
+rules of one do not fall to another, and they take short turns, so that load of the machine does not either.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tests.bench._rows import Row, row, spread
 from tests.bench.setup import SETS
 from tests.host.scenario import WRAPPER
 
-RUNS = 11
+RUNS = 31
 SECONDS = 1
-PINGS = 300
+PINGS = 100
 BUDGETS: dict[str, dict[str, float]] = {"kernel": {"budget_ratio_to_plain": 0.95}}
 PLAIN = "plain"
 _INSIDE = "--inside"
-_TRIES = 40
+_TRIES = 200
 _VXLAN = "vxlan id 77 local {local} remote {remote} dstport 4789"
 
 
@@ -60,14 +60,17 @@ class Pair:
                 node.ask("start_switch")
 
     def start(self, data_path: str) -> str:
-        """Connect a VM on each node; the address of the second."""
+        """Connect a VM on each node, and have the second one listen; its address."""
         if data_path == PLAIN:
-            return [self._start_plain(number) for number in (1, 2)][1]
-        for node in self.nodes:
-            node.send("set_up", resource_set=SETS[data_path], vms=1, nodes=2)
-        for node in self.nodes:
-            node.read()
-        return [str(node.ask("join_endpoint")) for node in self.nodes][1]
+            address = [self._start_plain(number) for number in (1, 2)][1]
+        else:
+            for node in self.nodes:
+                node.send("set_up", resource_set=SETS[data_path], vms=1, nodes=2)
+            for node in self.nodes:
+                node.read()
+            address = [str(node.ask("join_endpoint")) for node in self.nodes][1]
+        self.nodes[1].ask("run", argv=["iperf3", "--server", "--daemon"], inside=True)
+        return address
 
     def _start_plain(self, number: int) -> str:
         node, address = self.nodes[number - 1], f"10.200.0.{number}"
@@ -85,27 +88,15 @@ class Pair:
         node.ask("add_endpoint", device="plain3", netns=None, mac=mac, mtu=1500, address=f"{address}/16")
         return address
 
-    def stop(self, data_path: str) -> None:
-        """Undo ``start``."""
-        for node in self.nodes:
-            node.ask("remove_endpoint")
-            if data_path == PLAIN:
-                for device in ("plain1", "plain0"):
-                    node.ask("run", argv=["ip", "link", "del", device])
-            else:
-                node.ask("tear_down")
-
     def measure_tcp(self, address: str) -> tuple[float, float]:
         """(Gbit/s from the first VM to the second, seconds of it)."""
-        first, second = self.nodes
-        second.ask("run", argv=["iperf3", "--server", "--one-off", "--daemon"], inside=True)
         argv = ["iperf3", "--client", address, "--time", str(SECONDS), "--json"]
         for _ in range(_TRIES):
-            said = json.loads(first.ask("run", argv=argv, inside=True))
+            said = json.loads(self.nodes[0].ask("run", argv=argv, inside=True))
             if "error" not in said:
                 end = said["end"]["sum_received"]
                 return end["bits_per_second"] / 1e9, end["seconds"]
-            # The server leaves its terminal before it listens.
+            # The server leaves its terminal before it listens, and is busy until it has closed the last connection.
             time.sleep(0.05)
         raise RuntimeError(said["error"])
 
@@ -121,26 +112,27 @@ def _measure_inside() -> Iterator[Row]:
     paths = [PLAIN, *(path for path, resource_set in SETS.items() if resource_set in there)]
     for path in SETS.keys() - paths:
         print(f"throughput: there is no resource set {SETS[path]}, {path} is not measured", file=sys.stderr)
-    pair = Pair(with_switch="ovs" in paths)
+    pairs = {path: Pair(with_switch=path == "ovs") for path in paths}
+    targets = {path: pair.start(path) for path, pair in pairs.items()}
     tcp: dict[str, list[float]] = {path: [] for path in paths}
     wall: dict[str, list[float]] = {path: [] for path in paths}
     ping: dict[str, list[float]] = {path: [] for path in paths}
     for run in range(RUNS):
         for path in paths if run % 2 else reversed(paths):
-            address = pair.start(path)
-            rate, seconds = pair.measure_tcp(address)
+            rate, seconds = pairs[path].measure_tcp(targets[path])
             tcp[path].append(rate)
             wall[path].append(seconds)
-            ping[path].append(pair.measure_round_trip(address))
-            pair.stop(path)
+            ping[path].append(pairs[path].measure_round_trip(targets[path]))
     for path in paths:
         more = {**spread("gbit_s", tcp[path], 2), **spread("rtt_ms", ping[path], 3)}
         if path != PLAIN:
             # Of the same turn: what else the machine does changes from turn to turn.
             more["ratio_to_plain"] = round(statistics.median(map(_divide, tcp[path], tcp[PLAIN])), 3)
+            more["rtt_ratio_to_plain"] = round(statistics.median(map(_divide, ping[path], ping[PLAIN])), 3)
         yield row("tcp", data_path=path, vms=2, peers=1, times=wall[path], **more, **BUDGETS.get(path, {}))
-    for node in pair.nodes:
-        node.close()
+    for pair in pairs.values():
+        for node in pair.nodes:
+            node.close()
 
 
 def _divide(one: float, other: float) -> float:

@@ -363,13 +363,13 @@ def serve_tcp(port: int) -> int:
 
 def serve_udp(port: int, host: str = "") -> int:
     """The same, a datagram for a datagram."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind((host, port))
+    with socket.socket(socket.AF_INET if host else socket.AF_INET6, socket.SOCK_DGRAM) as server:
+        server.bind((host or "::", port))
         pid = os.fork()
         if pid == 0:
             while True:
                 _, peer = server.recvfrom(2000)
-                server.sendto(f"from {peer[0]} {peer[1]}".encode(), peer)
+                server.sendto(f"from {peer[0].removeprefix('::ffff:')} {peer[1]}".encode(), peer)
         return pid
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -95,6 +96,7 @@ def test_ipv6(lab: Lab6) -> None:
     check_neighbours(lab)
     check_names(lab)
     check_outside(lab)
+    check_forwarded_ports(lab)
 
 
 def check_neighbours(lab: Lab6) -> None:
@@ -125,3 +127,20 @@ def check_outside(lab: Lab6) -> None:
             code, said = lab.vm(rank).run(f"nc -w 2 {closed} {PORT} </dev/null", 30)
             assert code != 0, (node, closed, said)
             assert "from " not in said
+
+
+def check_forwarded_ports(lab: Lab6) -> None:
+    """A VM's port 22 is reached through its node's IPv6 address, as it is through the IPv4 one."""
+    status = json.loads(lab.tb.run(["pvc", "status", "--json", "-j", str(lab.mine.job_id)]).out)
+    ports = {vm["name"]: vm["ssh_port"] for vm in status["vms"]}
+    for name, node in (("vm0", "n1"), ("vm1", "n2")):
+        script = f"exec 3<>/dev/tcp/{NODES[node]}/{ports[name]} && head -c 8 <&3"
+        for source in ("login", node):
+            # Each link on the way may take a moment to find its neighbour.
+            wait_until(
+                lambda script=script, source=source: (
+                    lab.tb.run(["timeout", "5", "bash", "-c", script], node=source, check=False).out == "SSH-2.0-"
+                ),
+                60,
+                f"{name} does not answer through {node} for {source}",
+            )

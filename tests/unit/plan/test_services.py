@@ -79,7 +79,7 @@ def test_every_port_of_every_vm_is_forwarded_once(count: int, entries: list[tupl
     memberships = plan_memberships(request, site)
     for share in place(job.nodes, job.cpus, request).shares:
         wants = plan_wants(memberships, share)
-        forwards = plan_forwards(memberships, share, take_ports({60001, 60003}, wants))
+        forwards = plan_forwards(memberships, share, take_ports({60001, 60003}, wants), {"nat": 5001})
         assert len({each.host_port for each in forwards}) == len(forwards) == sum(want.count for want in wants)
         assert {each.rank for each in forwards} <= set(range(share.first_rank, share.first_rank + share.count))
         wanted = sum(1 + more for _, more, _ in entries) * share.count
