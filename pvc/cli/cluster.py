@@ -16,6 +16,8 @@ from pvc.cli.passthrough import SlurmCommand, slurm_words
 if TYPE_CHECKING:
     from pvc.ops.control import Control
 
+_MOUNT = "HOSTDIR:GUESTDIR[:ro][:type=9p|virtiofs]"
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -34,8 +36,8 @@ def _wishes_options(function: Function) -> Function:
         click.option("--image", "images", multiple=True, metavar="[TEMPLATE=]IMAGE",
                      help="Boot this image instead of the template's."),
         click.option("--user-data", metavar="FILE", help="Give the guests this cloud-config."),
-        click.option("--mount", "mounts", multiple=True, metavar="HOSTDIR:GUESTDIR[:ro]",
-                     help="Give the guests a directory of their nodes."),
+        click.option("--mount", "mounts", multiple=True, metavar=_MOUNT,
+                     help="Give the guests a directory of their nodes, by 9p or virtio-fs."),
         click.option("--resource-set", metavar="NAME", help="Use these networks instead of the templates'."),
         click.option("-Q", "--quiet", is_flag=True, help="Say nothing but errors."),
         click.argument("definition", required=False),
@@ -118,8 +120,8 @@ def launch(ctx: click.Context, script: bool, watch_parent: bool, words: tuple[st
 @click.argument("words", nargs=-1, metavar="[DEFINITION | VM...]")
 @click.option("--image", "images", multiple=True, metavar="[TEMPLATE=]IMAGE", help="Boot this image instead.")
 @click.option("--user-data", metavar="FILE", help="Give the guests this cloud-config.")
-@click.option("--mount", "mounts", multiple=True, metavar="HOSTDIR:GUESTDIR[:ro]",
-              help="Give the guests a directory of their nodes.")  # fmt: skip
+@click.option("--mount", "mounts", multiple=True, metavar=_MOUNT,
+              help="Give the guests a directory of their nodes, by 9p or virtio-fs.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Return when all VMs answer, not when they boot.")
 @click.option("-Q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @cluster_options

@@ -100,6 +100,8 @@ def _find_conflicts(entry: Declared, template: Template) -> None:
             cpu_model=template.cpu_model,
             custom_args=template.custom_args,
             drives=template.persistent_drives,
+            tpm=template.tpm,
+            mounts=template.mount_points,
         )
         conflicts += [(True, text, (key, "hypervisor")) for key, text in found]
     try:

@@ -16,6 +16,8 @@ from pvc.model.vm import Mount
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}", re.ASCII)
 _TARGET = re.compile(r"(?:/[A-Za-z0-9._@%+=~-]+)+", re.ASCII)
 MAX_MOUNTS = 16
+_TYPES = {"9p": "9p", "virtio-9p": "9p", "virtiofs": "virtiofs", "virtio-fs": "virtiofs"}
+_OPTION_HINT = "--mount HOSTDIR:GUESTDIR[:ro][:type=virtiofs] or --mount NAME=HOSTDIR[,ro][,type=virtiofs]"
 
 ENTRY = Table(
     settings=(
@@ -28,8 +30,8 @@ ENTRY = Table(
         Setting("target", setting.text(name="path", expected="a directory's path"), "The directory in the guest.",
                 default_text="the key where that is a path, else ``/mnt/KEY``"),
         Setting("readonly", setting.boolean(), "The guest cannot write to it.", default=False),
-        Setting("type", setting.choice("9p", "virtio-9p"), "How it comes to the guest; both words mean the same.",
-                default="9p"),
+        Setting("type", setting.choice(*_TYPES, parse=_TYPES.__getitem__),
+                "How it comes to the guest. ``virtio-9p`` is ``9p``, ``virtio-fs`` is ``virtiofs``.", default="9p"),
     )
 )  # fmt: skip
 
@@ -48,12 +50,14 @@ def mount_points() -> Kind:
 
 
 def parse_mount(text: str, directory: str) -> Mount:
-    """``HOSTDIR:GUESTDIR[:ro]`` or ``NAME=HOSTDIR[,ro]``; a relative HOSTDIR is in ``directory``.
+    """``HOSTDIR:GUESTDIR[:ro][:type=TYPE]`` or ``NAME=HOSTDIR[,ro][,type=TYPE]``.
+
+    A relative HOSTDIR is in ``directory``.
 
     :raise UsageError: it is neither.
     """
     name, equals, rest = text.partition("=")
-    read_only = False
+    read_only, kind = False, "9p"
     if equals and _TAG.fullmatch(name):
         source, *flags = rest.split(",")
         target, tag = f"/mnt/{name}", name
@@ -61,13 +65,17 @@ def parse_mount(text: str, directory: str) -> Mount:
         source, *flags = text.split(":")
         target, tag = (flags.pop(0) if flags else ""), ""
     for flag in flags:
-        if flag not in {"ro", "rw"}:
-            raise UsageError(f"--mount {text}: {flag!r} is neither ro nor rw", hint="--mount HOSTDIR:GUESTDIR[:ro]")
-        read_only = flag == "ro"
+        word, _, value = flag.partition("=")
+        if word == "type" and value in _TYPES:
+            kind = _TYPES[value]
+        elif flag in {"ro", "rw"}:
+            read_only = flag == "ro"
+        else:
+            raise UsageError(f"--mount {text}: {flag!r} is none of ro, rw, type=9p, type=virtiofs", hint=_OPTION_HINT)
     if not source or not target:
-        raise UsageError(f"--mount {text}: a directory is missing", hint="--mount HOSTDIR:GUESTDIR[:ro]")
+        raise UsageError(f"--mount {text}: a directory is missing", hint=_OPTION_HINT)
     try:
-        return _make(os.path.join(directory, source), target, read_only, tag)
+        return _make(os.path.join(directory, source), target, read_only, tag, kind)
     except ValueError as err:
         raise UsageError(f"--mount {text}: {err}") from None
 
@@ -101,15 +109,15 @@ def _read(value: Mapping[str, Any], scope: Scope) -> tuple[Mount, ...]:
 
 def _read_one(key: str, values: Mapping[str, Any]) -> Mount:
     if key.startswith("/"):
-        return _make(values["path"], values["target"] or key, values["readonly"], "")
+        return _make(values["path"], values["target"] or key, values["readonly"], "", values["type"])
     if _TAG.fullmatch(key) is None:
         raise ValueError("is neither a name of at most 31 letters, digits, '_', '.' and '-' nor an absolute path")
-    return _make(values["path"], values["target"] or f"/mnt/{key}", values["readonly"], key)
+    return _make(values["path"], values["target"] or f"/mnt/{key}", values["readonly"], key, values["type"])
 
 
-def _make(source: str, target: str, read_only: bool, tag: str) -> Mount:
+def _make(source: str, target: str, read_only: bool, tag: str, kind: str) -> Mount:
     if not source.startswith("/") or "\0" in source:
         raise ValueError(f"{source!r} is not an absolute path")
     if _TARGET.fullmatch(target) is None or {".", ".."} & set(target.split("/")):
         raise ValueError(f"{target!r} is not an absolute path of plain characters for the guest")
-    return Mount(os.path.normpath(source), target, read_only, tag)
+    return Mount(os.path.normpath(source), target, read_only, tag, kind)

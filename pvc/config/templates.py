@@ -65,6 +65,11 @@ def _parse_slurm_arg(text: str) -> str:
     return text
 
 
+def _read_tpm(value: Any, _scope: Scope) -> str:
+    """The version; YAML makes a number of it where it has no quotes."""
+    return "" if value == "none" else "2.0"
+
+
 _NAME = setting.text(name="name", expected="a name")
 
 ENTRY = Table(
@@ -149,6 +154,13 @@ ENTRY = Table(
             "What starts the guest. ``uefi-secure`` has Secure Boot on, with the usual keys; it needs a ``q35``. The "
             "firmware is the node's (Debian: *ovmf*), found by QEMU's descriptors; each VM has its own variables.",
             default="bios",
+        ),
+        Setting(
+            "tpm",
+            Kind("none | 2.0", "none or 2.0", {"enum": ["none", "2.0", 2.0]}, _read_tpm),
+            "A Trusted Platform Module, emulated by the node's swtpm(8). What it keeps stays over starts of the VM and "
+            "vanishes with the cluster.",
+            default="none",
         ),
         Setting(
             "disk-model",

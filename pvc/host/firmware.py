@@ -1,27 +1,20 @@
 """UEFI firmware of this node, found as QEMU's own descriptors tell (docs/interop/firmware.json of QEMU).
 
-A descriptor is a JSON file that says where the code and the template of the variables are, for which machines, and
-what it can do. A file of the user's hides the site's of the same name, and the site's the distribution's; an empty
-one hides, too.
+A descriptor says where the code and the template of the variables are, for which machines, and what it can do.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pvc.errors import GuestError
+from pvc.host.descriptors import read_descriptors
 from pvc.model.vm import Firmware
 
-LOG = logging.getLogger(__name__)
 SYSTEM_DIRS = (Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware"))
-_MAX_BYTES = 64 << 10
-_MAX_FILES = 256
 # Descriptors name machines by versions: pc-q35-7.2.
 _ALIASES = {"q35": "pc-q35-0.0", "pc": "pc-i440fx-0.0"}
 
@@ -32,31 +25,12 @@ def find_firmware(machine_type: str, *, secure: bool, home: Path) -> Firmware:
     :raise GuestError: this node has none.
     """
     name = machine_type.partition(",")[0]
-    for descriptor in _read_all((home / ".config/qemu/firmware", *SYSTEM_DIRS)):
+    for descriptor in read_descriptors((home / ".config/qemu/firmware", *SYSTEM_DIRS)):
         found = _understand(descriptor, _ALIASES.get(name, name), secure=secure)
         if found is not None and os.access(found.code, os.R_OK) and os.access(found.variables, os.R_OK):
             return found
     what = "UEFI firmware with Secure Boot" if secure else "UEFI firmware"
     raise GuestError(f"this node has no {what} for machine {name}", hint="install it on the nodes (Debian: ovmf)")
-
-
-def _read_all(directories: tuple[Path, ...]) -> Iterator[Any]:
-    """Descriptors in the order of their names."""
-    files: dict[str, Path] = {}
-    for directory in reversed(directories):
-        try:
-            names = sorted(entry for entry in os.listdir(directory) if entry.endswith(".json"))
-        except OSError:
-            continue
-        files |= {entry: directory / entry for entry in names[:_MAX_FILES]}
-    for entry in sorted(files):
-        try:
-            with files[entry].open("rb") as stream:
-                data = stream.read(_MAX_BYTES)
-            if data:
-                yield json.loads(data)
-        except (OSError, ValueError, RecursionError) as err:
-            LOG.warning("%s: not used: %s", files[entry], err)
 
 
 def _understand(descriptor: Any, machine: str, *, secure: bool) -> Firmware | None:

@@ -41,6 +41,7 @@ def resolve_template(template: Template, repositories: Repositories) -> VmTempla
         disks=tuple(_resolve_disk(wish, repositories) for wish in template.disks),
         drives=template.persistent_drives,
         firmware=template.firmware,
+        tpm=template.tpm,
         hugepages=template.hugepages,
         mounts=tuple(
             each if each.tag else replace(each, tag=f"pvc{i}") for i, each in enumerate(template.mount_points)

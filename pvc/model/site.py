@@ -88,6 +88,7 @@ class Template:
     disks: tuple[DiskWish, ...] = ()
     persistent_drives: tuple[PersistentDrive, ...] = ()
     firmware: str = "bios"
+    tpm: str = ""
     hugepages: str = ""
     mount_points: tuple[Mount, ...] = ()
     slurm_args: tuple[str, ...] = ()

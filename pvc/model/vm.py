@@ -122,12 +122,13 @@ class Firmware:
 
 @dataclass(frozen=True)
 class Mount:
-    """A directory of the host in a guest, over 9p; ``tag`` is its name there, "": any."""
+    """A directory of the host in a guest; ``tag`` is its name there, "": any."""
 
     source: str
     target: str
     read_only: bool = False
     tag: str = ""
+    type: str = "9p"  # 9p | virtiofs
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ class VmTemplate:
     disks: tuple[ExtraDisk, ...] = ()
     drives: tuple[PersistentDrive, ...] = ()
     firmware: str = "bios"  # bios | uefi | uefi-secure
+    tpm: str = ""  # "": none, 2.0
     hugepages: str = ""  # "": none, 2M, 1G
     mounts: tuple[Mount, ...] = ()
     qemu_bin: str = "qemu-system-x86_64"
@@ -169,7 +171,13 @@ class VmTemplate:
 
 
 def find_libvirt_problems(
-    *, machine_type: str, cpu_model: str, custom_args: Sequence[str], drives: Sequence[PersistentDrive]
+    *,
+    machine_type: str,
+    cpu_model: str,
+    custom_args: Sequence[str],
+    drives: Sequence[PersistentDrive],
+    tpm: str = "",
+    mounts: Sequence[Mount] = (),
 ) -> list[tuple[str, str]]:
     """What a VM cannot have through libvirt: the template's key and why."""
     found = []
@@ -184,6 +192,10 @@ def find_libvirt_problems(
         found.append(("custom-args", "with libvirt, QEMU's sandbox and monitors are libvirt's own"))
     if drives:
         found.append(("persistent-drives", "their locks end with QEMU only where pvc starts it: hypervisor: qemu"))
+    if tpm:
+        found.append(("tpm", "pvc gives a TPM to its own QEMU only"))
+    if any(mount.type == "virtiofs" for mount in mounts):
+        found.append(("mount-points", "libvirt 9.0 shares by virtiofs for root only; use type 9p"))
     return found
 
 

@@ -15,10 +15,18 @@ from pvc.model.node import Nic
 from pvc.model.vm import Mount
 
 _ROUTE_METRIC = 100
-_MOUNT = (
-    'grep -q " $2 9p " /proc/mounts && exit; mkdir -p "$2"; modprobe -a 9pnet_virtio 9p; '
-    'mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,$3" "$1" "$2"'
-)
+_MOUNT = {
+    "9p": (
+        'grep -q " $2 9p " /proc/mounts && exit; mkdir -p "$2"; modprobe -a 9pnet_virtio 9p; '
+        'mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,$3" "$1" "$2"'
+    ),
+    "virtiofs": (
+        'grep -q " $2 virtiofs " /proc/mounts && exit; mkdir -p "$2"; modprobe virtiofs; '
+        'mount -t virtiofs -o "$3" "$1" "$2"'
+    ),
+}
+# Images of earlier versions know the first only.
+_MOUNT_FILES = {"9p": "mounts", "virtiofs": "mounts-virtiofs"}
 
 
 @dataclass(frozen=True)
@@ -42,9 +50,11 @@ def plan_seed(spec: SeedSpec) -> dict[str, str]:
         "user-data": spec.user_data if spec.user_data is not None else "#cloud-config\n{}\n",
         "vendor-data": "#cloud-config\n" + _json(_vendor_data(spec)),
     }
-    if spec.mounts:
+    for kind, name in _MOUNT_FILES.items():
         # For pvc's own images, one line each: all three are words.
-        found["mounts"] = "".join(f"{each.tag} {each.target} {_mode(each)}\n" for each in spec.mounts)
+        lines = [f"{each.tag} {each.target} {_mode(each)}\n" for each in spec.mounts if each.type == kind]
+        if lines:
+            found[name] = "".join(lines)
     if spec.nics:
         # Without it cloud-init asks DHCP on the first interface: right for one that custom-args added.
         found["network-config"] = _json(_network_config(spec))
@@ -78,7 +88,9 @@ def _vendor_data(spec: SeedSpec) -> dict[str, Any]:
     }
     if spec.mounts:
         # Not "mounts": cc_mounts leaves out what is no device below /dev.
-        found["bootcmd"] = [["sh", "-c", _MOUNT, "mount", each.tag, each.target, _mode(each)] for each in spec.mounts]
+        found["bootcmd"] = [
+            ["sh", "-c", _MOUNT[each.type], "mount", each.tag, each.target, _mode(each)] for each in spec.mounts
+        ]
     return found
 
 

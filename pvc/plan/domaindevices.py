@@ -21,6 +21,8 @@ def find_problems(template: VmTemplate) -> list[str]:
             cpu_model=template.cpu_model,
             custom_args=template.custom_args,
             drives=template.drives,
+            tpm=template.tpm,
+            mounts=template.mounts,
         )
     ]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pvc.errors import GuestError
 from pvc.model.node import Nic
 from pvc.model.vm import Accel, DirectBoot, VmTemplate
+from pvc.plan.helpers import shared_mounts
 from pvc.plan.qemudrives import LAST_SLOT, DriveFd, VmPaths, count_slots, plan_drives, plan_firmware, plan_mounts
 from pvc.plan.qemuwords import base_machine, device, has_isa
 
@@ -36,7 +37,8 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 @dataclass(frozen=True)
 class VmFds:
     """Descriptors that QEMU inherits. ``taps`` and ``drives`` are in the order of the VM's nics and its template's
-    drives, ``channels`` are (name, descriptor).
+    drives, ``channels`` are (name, descriptor). ``tpm`` leads to its swtpm, None: it has none; ``shares`` to the
+    virtiofsd of each directory over virtio-fs.
     """
 
     qmp: int
@@ -44,6 +46,8 @@ class VmFds:
     taps: tuple[int, ...]
     channels: tuple[tuple[str, int], ...] = ()
     drives: tuple[DriveFd, ...] = ()
+    tpm: int | None = None
+    shares: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def qemu_argv(spec: QemuSpec) -> list[str]:
     ]
     if spec.sandbox and "-sandbox" not in template.custom_args:
         argv += ["-sandbox", _SANDBOX]
-    argv += plan_drives(template, spec.paths, spec.fds.drives) + plan_mounts(template)
+    argv += plan_drives(template, spec.paths, spec.fds.drives) + plan_mounts(template, spec.fds.shares) + _tpm(spec)
     argv += _boot(spec) + _nics(spec) + _devices(spec) + _channels(spec)
     return [*argv, *template.custom_args]
 
@@ -114,13 +118,15 @@ def _machine(spec: QemuSpec) -> list[str]:
     firmware = spec.paths.firmware
     if firmware is not None:
         options += ["pflash0=firmware", "pflash1=variables", *(["smm=on"] if firmware.smm else [])]
-    if template.hugepages:
+    shared = bool(template.hugepages or shared_mounts(template))
+    if shared:
         options.append("memory-backend=memory")
     argv = ["-machine", ",".join(options), "-accel", accel, "-cpu", model]
     argv += ["-smp", f"{spec.cpus},sockets=1,cores={spec.cpus},threads=1", "-m", f"{spec.memory_mib}M"]
-    if template.hugepages:
-        size = f"size={spec.memory_mib}M,hugetlbsize={template.hugepages}"
-        argv += ["-object", f"memory-backend-memfd,id=memory,share=on,prealloc=on,hugetlb=on,{size}"]
+    if shared:
+        # A virtiofsd reads and writes the guest's memory itself.
+        pages = f",prealloc=on,hugetlb=on,hugetlbsize={template.hugepages}" if template.hugepages else ""
+        argv += ["-object", f"memory-backend-memfd,id=memory,share=on,size={spec.memory_mib}M{pages}"]
     if firmware is not None:
         argv += plan_firmware(firmware)
     if has_isa(template):
@@ -137,6 +143,14 @@ def boot_words(template: VmTemplate, accel: Accel) -> DirectBoot | None:
     # An emulated guest of a busy host misses the ticks that this check counts, and panics: "IO-APIC + timer
     # doesn't work" (kernel: Documentation/admin-guide/kernel-parameters.txt).
     return replace(boot, append=f"{boot.append} no_timer_check".lstrip())
+
+
+def _tpm(spec: QemuSpec) -> list[str]:
+    if spec.fds.tpm is None:
+        return []
+    model = "tpm-tis-device" if base_machine(spec.template) == "microvm" else "tpm-crb"
+    argv = ["-chardev", f"socket,id=tpm,fd={spec.fds.tpm}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
+    return [*argv, "-device", f"{model},tpmdev=tpm0"]
 
 
 def _boot(spec: QemuSpec) -> list[str]:

@@ -77,15 +77,22 @@ def uses_aio(template: VmTemplate, aio: str) -> bool:
     return replace_aio(template, aio, "") != template
 
 
-def plan_mounts(template: VmTemplate) -> list[str]:
-    """Directories of the host, served by QEMU itself over 9p with its own rights: those of the job's owner.
+def plan_mounts(template: VmTemplate, shares: tuple[int, ...]) -> list[str]:
+    """Directories of the host, over 9p or virtio-fs; ``shares`` are the sockets of those over virtio-fs.
 
-    ``security_model=none`` creates files as that user and lets a chown fail: what is right for homes. QEMU never
-    follows a symbolic link of the guest's out of the directory.
+    9p is served by QEMU itself with its own rights: those of the job's owner. ``security_model=none`` creates files as
+    that user and lets a chown fail: what is right for homes. QEMU never follows a symbolic link of the guest's out of
+    the directory.
     """
     argv: list[str] = []
     slot = LAST_SLOT - count_slots(template) + 1
+    sockets = iter(shares)
     for i, mount in enumerate(template.mounts):
+        if mount.type == "virtiofs":
+            argv += ["-chardev", f"socket,id=fs{i},fd={next(sockets)}"]
+            model = "vhost-user-fs"
+            argv += ["-device", device(template, model, slot + i, chardev=f"fs{i}", tag=mount.tag, id=f"mount{i}")]
+            continue
         facts = {"id": f"fs{i}", "path": mount.source, "security_model": "none", "multidevs": "remap"}
         if mount.read_only:
             facts["readonly"] = "on"

@@ -24,7 +24,7 @@ def device(template: VmTemplate, model: str, slot: int, **properties: str) -> st
     if base_machine(template) == "microvm":
         properties.pop("romfile", None)
         return options(f"{model}-device", **properties)
-    name = f"{model}-pci" if model.startswith("virtio-") else model
+    name = f"{model}-pci" if model.startswith(("virtio-", "vhost-user-")) else model
     express = "q35" in template.machine_type or template.machine_type.startswith("virt")
     bus = "pcie.0" if express else "pci.0"
     return options(name, bus=bus, addr=f"{slot:#x}", **properties)

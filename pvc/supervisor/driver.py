@@ -26,7 +26,8 @@ class Launch:
 
     ``taps`` are open descriptors in the order of its nics, which stay the caller's. ``channels``: ports that the guest
     sees below /dev/virtio-ports by these names, besides its console. ``drives``: persistent drives that are open, in
-    the order of the template's; QEMU also inherits ``inherited``, whose locks end with it.
+    the order of the template's. ``tpm`` and ``shares``: sockets that lead to its swtpm and to the virtiofsd of each
+    directory over virtio-fs. QEMU also inherits ``inherited``: all these, and descriptors whose locks end with it.
     """
 
     share: VmShare
@@ -35,6 +36,8 @@ class Launch:
     channels: tuple[str, ...] = ()
     drives: tuple[DriveFd, ...] = ()
     inherited: tuple[int, ...] = ()
+    tpm: int | None = None
+    shares: tuple[int, ...] = ()
 
 
 class Machine(Protocol):

@@ -46,13 +46,18 @@ def explain_end(
     if reason is not None and status == 0:
         return Ending(Phase.STOPPED, f"QEMU ended ({reason})")
     said = f": {stderr}" if stderr else ""
-    if status >= 0:
-        return Ending(Phase.FAILED, f"QEMU ended with exit code {status}{said}")
-    name = signal.Signals(-status).name if -status in {int(each) for each in signal.Signals} else f"signal {-status}"
     hint = None
     if -status == signal.SIGKILL:
         hint = f"perhaps the job's memory limit: its guest has {memory_mib} MiB; ask for more with -m"
-    return Ending(Phase.FAILED, f"QEMU was killed by {name}{said}", hint)
+    return Ending(Phase.FAILED, f"QEMU {describe_exit(status)}{said}", hint)
+
+
+def describe_exit(status: int) -> str:
+    """What became of a process: ``status`` is its exit code or minus a signal."""
+    if status >= 0:
+        return f"ended with exit code {status}"
+    known = {int(each) for each in signal.Signals}
+    return f"was killed by {signal.Signals(-status).name if -status in known else f'signal {-status}'}"
 
 
 def plan_restart(policy: Restart, ending: Ending, *, ran_s: float | None, tries: int) -> tuple[int, float] | None:

@@ -15,20 +15,21 @@ from pvc.model.vm import Phase
 from pvc.plan.lastwords import read_last_words
 from pvc.plan.qemudrives import VmPaths
 from pvc.supervisor.agent import CHANNEL, Agent
+from pvc.supervisor.companions import Companions
 from pvc.supervisor.console import Console
 from pvc.supervisor.driver import Driver, Launch, Machine, event_data
 from pvc.supervisor.drives import HeldDrives, hold_drives
 from pvc.supervisor.ending import Ending, explain_end
 from pvc.supervisor.pauses import Pauses
+from pvc.supervisor.prepare import find_helpers
 from pvc.supervisor.reach import Reach
 from pvc.supervisor.share import VmShare
-from pvc.supervisor.state import State
+from pvc.supervisor.state import RUNS, State
 
 LOG = logging.getLogger(__name__)
 
 ON_REQUEST = "stopped on request"
 RESET = "was reset"
-RUNS = (Phase.BOOTING, Phase.REACHABLE, Phase.PAUSED)
 _REBOOTED = "its guest rebooted"
 _LAST_WORDS_S = 1.0
 # For guests that write to persistent drives, before they are switched off. Slurm kills what has not ended KillWait
@@ -70,13 +71,29 @@ class Life:
             exits.push_async_callback(self._end_tasks)
             # Programs beside QEMU (``helper.running``), there before it and until it is gone, enter ``exits`` here.
             held = await self._hold_drives(spec, exits)
-            launch = Launch(self._share, paths, taps, (CHANNEL,), drives=held.fds, inherited=held.inherited)
+            companions = Companions()
+            await companions.start(find_helpers(self._share), self._share.directory, exits)
+            launch = Launch(
+                self._share,
+                paths,
+                taps,
+                (CHANNEL,),
+                drives=held.fds,
+                inherited=(*held.inherited, *companions.fds),
+                tpm=companions.tpm,
+                shares=companions.shares,
+            )
             if self.stopping:
                 return Ending(Phase.STOPPED, ON_REQUEST)
-            machine = await self._start(launch, exits)
+            try:
+                machine = await self._start(launch, exits)
+            except GuestError as err:
+                raise companions.explain() or err from None
             if machine is None:
                 return Ending(Phase.STOPPED, ON_REQUEST)
+            companions.let_go()
             await self._boot(machine)
+            self._spawn(companions.watch(machine, self._state))
             on_running()
             return await self._wait_end(machine)
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from pvc import files, run
 from pvc.errors import GuestError, PvcError
+from pvc.host import shareguard
 from pvc.host.firmware import find_firmware
 from pvc.host.overlay import write_overlay
 from pvc.host.seed import write_seed
+from pvc.host.virtiofsd import find_virtiofsd
 from pvc.model.cluster import ClusterSpec
 from pvc.model.vm import Disk, ExtraDisk, Firmware, VmTemplate
 from pvc.plan.cloudinit import SeedSpec, plan_seed
 from pvc.plan.disks import plan_empty, plan_overlay
+from pvc.plan.helpers import Helper, HelperPaths, plan_helpers, shared_mounts
 from pvc.plan.qemudrives import VmPaths
 from pvc.supervisor.share import VmShare
 
+_TPM = "tpm"
+_PROGRAMS = {"swtpm": "swtpm", "unshare": "util-linux"}
 _ELF = b"\x7fELF"
 
 
@@ -37,11 +43,32 @@ def prepare_vm(vm: VmShare, spec: ClusterSpec, instance_id: str) -> VmPaths:
         seed = vm.directory / "seed.iso"
         write_seed(seed, plan_seed(_seed_spec(vm, spec, instance_id)))
         firmware = _make_firmware(vm)
+        if vm.template.tpm:
+            files.ensure_private_dir(vm.directory / _TPM)
     except OSError as err:
         raise write_error(vm.directory, err) from err
     except PvcError as err:
         raise GuestError(f"cannot make {vm.directory}") from err
     return VmPaths(os.fspath(overlay) if overlay else None, os.fspath(seed), disks, firmware)
+
+
+def find_helpers(vm: VmShare) -> tuple[Helper, ...]:
+    """What runs beside the VM's QEMU.
+
+    :raise GuestError: a program for it is missing on this node.
+    """
+    template = vm.template
+    daemon = find_virtiofsd(Path.home()) if shared_mounts(template) else None
+    guard = (sys.executable, "-I", "-S", shareguard.__file__)
+    found = plan_helpers(template, HelperPaths(os.fspath(vm.directory / _TPM), guard, daemon))
+    for helper in found:
+        for program in helper.argv[0], helper.program:
+            if program in _PROGRAMS and shutil.which(program, path=run.PATH) is None:
+                raise GuestError(
+                    f"template {template.name}: there is no {program} on this node, which its {helper.what} needs",
+                    hint=f"install it on the nodes (Debian: {_PROGRAMS[program]})",
+                )
+    return found
 
 
 def write_error(directory: Path, err: OSError) -> GuestError:

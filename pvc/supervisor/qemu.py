@@ -58,7 +58,7 @@ def _spawn(launch: Launch, *, sandbox: bool) -> QemuMachine:
         console, console_fd = pair()
         channels = {name: pair() for name in launch.channels}
         ports = tuple((name, fd) for name, (_, fd) in channels.items())
-        fds = VmFds(qmp_fd, console_fd, launch.taps, ports, launch.drives)
+        fds = VmFds(qmp_fd, console_fd, launch.taps, ports, launch.drives, launch.tpm, launch.shares)
         argv = qemu_argv(
             QemuSpec(
                 name=share.name,

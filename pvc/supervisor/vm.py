@@ -18,10 +18,10 @@ from pvc.supervisor.console import Console
 from pvc.supervisor.driver import Driver, Machine
 from pvc.supervisor.dump import write_memory
 from pvc.supervisor.ending import Ending, plan_restart
-from pvc.supervisor.life import ON_REQUEST, RESET, RUNS, Life
+from pvc.supervisor.life import ON_REQUEST, RESET, Life
 from pvc.supervisor.prepare import prepare_vm
 from pvc.supervisor.share import VmShare
-from pvc.supervisor.state import State
+from pvc.supervisor.state import RUNS, State
 
 LOG = logging.getLogger(__name__)
 

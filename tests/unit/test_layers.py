@@ -60,6 +60,7 @@ SPAWNERS = {
 # A process that turns into another one starts none; a namespace is entered between fork and exec; and what stays
 # behind when a command returns is a fork of it.
 MAY_SPAWN = {
+    "pvc.host.shareguard": {"execv"},
     "pvc.ops.ssh": {"execvp"},
     "pvc.ops.start": {"fork"},
     "pvc.ops.submission": {"execvpe"},

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOOL = Path(__file__).parent / "frames.c"
-CACHE = Path("/var/tmp/pvc-test-guest-6")
+CACHE = Path("/var/tmp/pvc-test-guest-7")
 
 MODULES = (
     "drivers/virtio/virtio",
@@ -21,6 +21,7 @@ MODULES = (
     "drivers/virtio/virtio_pci_modern_dev",
     "drivers/virtio/virtio_pci_legacy_dev",
     "drivers/virtio/virtio_pci",
+    "drivers/virtio/virtio_mmio",
     "drivers/block/virtio_blk",
     "drivers/char/hw_random/virtio-rng",
     "net/core/failover",
@@ -28,6 +29,8 @@ MODULES = (
     "drivers/net/virtio_net",
     "drivers/cdrom/cdrom",
     "fs/isofs/isofs",
+    "fs/fuse/fuse",
+    "fs/fuse/virtiofs",
     "drivers/misc/pvpanic/pvpanic",
     "drivers/misc/pvpanic/pvpanic-mmio",
 )
@@ -42,6 +45,10 @@ echo 1 > /proc/sys/kernel/printk
 for pass in 1 2; do for name in $(cat /modules); do insmod /lib/$name.ko 2>/dev/null; done; done
 mkdir -p /seed
 for disk in vdb vda; do [ -b /dev/$disk ] && mount -t iso9660 -o ro /dev/$disk /seed 2>/dev/null && break; done
+while read -r tag target mode; do
+    mkdir -p "$target"
+    mount -t virtiofs -o "$mode" "$tag" "$target" && echo "GUEST-SHARE $target"
+done < /seed/mounts-virtiofs 2>/dev/null
 hostname "$(sed -n 's/.*"local-hostname": "\\(.*\\)".*/\\1/p' /seed/meta-data)"
 echo "GUEST-IS $(hostname) $(nproc) $(awk '/MemTotal/{print $2}' /proc/meminfo)"
 echo "GUEST-DISK $(cat /sys/block/vda/size)"

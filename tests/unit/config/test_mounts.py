@@ -21,14 +21,14 @@ t:
   mount-points:
     home: '%{homedir}'
     /data: {path: '/scratch/%{vm_rank}/', readonly: yes, type: virtio-9p}
-    sw: {path: /opt/sw, target: /opt/sw}
+    sw: {path: /opt/sw, target: /opt/sw, type: virtio-fs}
 u: {inherits: t, mount-points: {}}
 """
     templates = load_site(write_site(tmp_path, templates=text)).templates
     assert templates["t"].mount_points == (
         Mount("/home/anne", "/mnt/home", tag="home"),
         Mount("/scratch/%{vm_rank}", "/data", True),
-        Mount("/opt/sw", "/opt/sw", tag="sw"),
+        Mount("/opt/sw", "/opt/sw", tag="sw", type="virtiofs"),
     )
     assert templates["u"].mount_points == ()
 
@@ -38,7 +38,7 @@ u: {inherits: t, mount-points: {}}
     [
         ("{a: 7}", ".a: 7 is not a directory's path, or a mapping with one"),
         ("{a: {}}", ".a.path: is missing: a directory's path"),
-        ("{a: {path: /x, type: virtio-fs}}", ".a.type: 'virtio-fs' is not 9p or virtio-9p"),
+        ("{a: {path: /x, type: nfs}}", ".a.type: 'nfs' is not 9p, virtio-9p, virtiofs or virtio-fs"),
         ("{a: {path: /x, read-only: yes}}", ".a.read-only: unknown key; did you mean 'readonly'?"),
         ("{a: x}", ".a: 'x' is not an absolute path"),
         ("{'a b': /x}", ".a b: is neither a name of at most 31 letters, digits, '_', '.' and '-' nor an absolute path"),
@@ -61,10 +61,16 @@ def test_option() -> None:
     assert parse_mount(".:/b/c:rw", "/here") == Mount("/here", "/b/c")
     assert parse_mount("sw=/opt/sw,ro", "/here") == Mount("/opt/sw", "/mnt/sw", True, "sw")
     assert parse_mount("/a=b:/b", "/here") == Mount("/a=b", "/b")
+    assert parse_mount("sw=/opt/sw,type=virtiofs,ro", "/here") == Mount("/opt/sw", "/mnt/sw", True, "sw", "virtiofs")
+    assert parse_mount("/a:/b:ro:type=virtio-9p", "/here") == Mount("/a", "/b", True)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "/a", "/a:", ":/b", "/a:b", "/a:/b:rx", "/a:/b:ro:x", "sw=", "/a:/b c", "/a:/$(x)"]
+    "text",
+    [
+        *("", "/a", "/a:", ":/b", "/a:b", "/a:/b:rx", "/a:/b:ro:x", "sw=", "/a:/b c", "/a:/$(x)"),
+        *("/a:/b:type=nfs", "/a:/b:type", "sw=/a,type=", "sw=/a,type=9p:ro"),
+    ],
 )
 def test_wrong_options(text: str) -> None:
     with pytest.raises(UsageError, match="--mount"):

@@ -25,17 +25,19 @@ t:
   memory: 1.5G
   hugepages: 2M
   firmware: uefi
+  tpm: 2.0
   disk-size: 20G
   disk-discard: no
   disks:
     - size: 10G
     - {image: data, bus: scsi, cache: none}
     - {image: '%{user}', size: 1T, discard: no, iothread: yes}
-u: {inherits: t, disks: [], hugepages: no, memory: '2048'}
+u: {inherits: t, disks: [], hugepages: no, tpm: none, memory: '2048'}
 """
     templates = load_site(write_site(tmp_path, templates=text)).templates
     found = templates["t"]
     assert (found.cores, found.memory, found.hugepages, found.firmware) == (4, 1536, "2M", "uefi")
+    assert found.tpm == "2.0"
     assert (found.disk_size, found.disk_discard, found.disk_iothread) == (20 << 30, False, True)
     assert found.disks == (
         DiskWish(None, 10 << 30),
@@ -43,7 +45,7 @@ u: {inherits: t, disks: [], hugepages: no, memory: '2048'}
         DiskWish("anne", 1 << 40, discard=False, iothread=True),
     )
     heir = templates["u"]
-    assert (heir.disks, heir.hugepages, heir.memory, heir.cores) == ((), "", 2048, 4)
+    assert (heir.disks, heir.hugepages, heir.tpm, heir.memory, heir.cores) == ((), "", "", 2048, 4)
 
 
 def test_persistent_drives(tmp_path: Path) -> None:
@@ -113,6 +115,8 @@ u: {inherits: t, persistent-drives: []}
         ("memory: much", "t.memory: 'much' is not a size such as 512M or 4G"),
         ("hugepages: 4K", "t.hugepages: '4K' is not no, 2M or 1G"),
         ("firmware: efi", "t.firmware: 'efi' is not bios, uefi or uefi-secure"),
+        ("tpm: '1.2'", "t.tpm: '1.2' is not none or 2.0"),
+        ("tpm: yes", "t.tpm: yes is not none or 2.0"),
         ("disks: [{}]", "t.disks[0]: neither size nor image is given"),
         ("disks: [{size: 1G, bus: ide}]", "t.disks[0].bus: 'ide' is not virtio or scsi"),
         ("disks: [{size: 1K}]", "t.disks[0].size: '1K' is not from 1M to 1024T"),

@@ -79,7 +79,14 @@ def test_directories_are_words_for_our_images_and_a_bootcmd_for_others() -> None
     mounts = (Mount("/home/anne", "/data", tag="pvc0"), Mount("/sw", "/mnt/sw", True, "sw"))
     spec = dataclasses.replace(SPEC, mounts=mounts)
     assert plan_seed(spec)["mounts"] == "pvc0 /data rw\nsw /mnt/sw ro\n"
+    assert "mounts-virtiofs" not in plan_seed(spec)
     commands = parse(spec, "vendor-data")["bootcmd"]
     assert [each[3:] for each in commands] == [["mount", "pvc0", "/data", "rw"], ["mount", "sw", "/mnt/sw", "ro"]]
     assert "mounts" not in plan_seed(SPEC)
     assert "bootcmd" not in parse(SPEC, "vendor-data")
+    # Images of earlier versions read the first file and expect 9p there.
+    shared = Mount("/scratch", "/scratch", tag="pvc2", type="virtiofs")
+    both = dataclasses.replace(SPEC, mounts=(*mounts, shared))
+    assert plan_seed(both)["mounts"] == plan_seed(spec)["mounts"]
+    assert plan_seed(both)["mounts-virtiofs"] == "pvc2 /scratch rw\n"
+    assert "mount -t virtiofs" in parse(both, "vendor-data")["bootcmd"][2][2]

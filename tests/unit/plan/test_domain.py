@@ -18,6 +18,8 @@ IMPOSSIBLE = {
     "custom-args": "sandbox and monitors are libvirt's own",
     "uefi-secure-hugepages": "no firmware in format qcow2",
     "drives": "their locks end with QEMU only where pvc starts it",
+    "virtiofs-tpm": "gives a TPM to its own QEMU only; libvirt 9.0 shares by virtiofs for root only",
+    "virtiofs-tpm-microvm": "no microvm",
 }
 
 

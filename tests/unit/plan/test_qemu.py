@@ -97,6 +97,23 @@ SCENARIOS = {
         },
         paths=VmPaths("/run/d", "/run/s", ("/run/1",)),
     ),
+    "virtiofs-tpm": make_spec(
+        {
+            "tpm": "2.0",
+            "mounts": (Mount("/home/anne", "/data", tag="pvc0"), Mount("/a, b", "/mnt/sw", True, "sw", "virtiofs")),
+        },
+        fds=VmFds(7, 9, (11,), tpm=13, shares=(15,)),
+    ),
+    "virtiofs-tpm-microvm": make_spec(
+        {
+            "machine_type": "microvm",
+            "boot": BOOT,
+            "tpm": "2.0",
+            "hugepages": "1G",
+            "mounts": (Mount("/sw", "/mnt/sw", tag="sw", type="virtiofs"),),
+        },
+        fds=VmFds(7, 9, (11,), tpm=13, shares=(15,)),
+    ),
     "custom-args": make_spec({"custom_args": ("-sandbox", "off", "-device", "i6300esb"), "cpu_model": "EPYC"}),
 }
 
