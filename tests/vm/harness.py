@@ -26,6 +26,11 @@ from pvc.model.request import Size
 from pvc.model.vm import Accel, DirectBoot, Disk, Phase, VmTemplate
 
 ROOT = Path(__file__).parents[2]
+# What both drivers promise is one suite: parametrize with ``hypervisor``, give it to guest_template.
+HYPERVISORS = ("qemu", "libvirt")
+# Root's libvirtd would be the machine's. In a user namespace of its own the supervisor is somebody whom /etc/passwd
+# knows, and may still read the checkout and the test's directories.
+AS_USER = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
 NODE = "n1"
 
 
@@ -148,6 +153,8 @@ class Launched:
             "PVC_NODE_SOCKET": os.fspath(node_socket),
         }
         self.started = time.time()
+        if any(template.hypervisor == "libvirt" for template in spec.templates.values()):
+            wrapper = (*wrapper, *AS_USER)
         self.process = subprocess.Popen(
             [*wrapper, sys.executable, "-c", "from pvc.cli.main import main; main()", "supervise"],
             stdin=subprocess.PIPE,
@@ -221,10 +228,14 @@ class Launched:
             answer: dict[str, Any] = json.loads(connection.makefile("rb").readline())
             return answer
 
-    def qemu_pids(self) -> list[int]:
-        """The supervisor's QEMU children."""
+    def children(self) -> list[int]:
+        """The supervisor's children."""
         text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(word) for word in text.split()]
+
+    def qemu_pids(self) -> list[int]:
+        """Those of them that are QEMU."""
+        return [pid for pid in self.children() if b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def wait_end(self, timeout_s: float = 20) -> int:
         """The supervisor's exit code."""

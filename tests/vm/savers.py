@@ -44,7 +44,9 @@ def make_base(base: Path) -> Repositories:
 class Saver:
     """A cluster of one VM, started from an image, and what its owner's commands see of it."""
 
-    def __init__(self, base: Path, where: Repositories, image: str, *extra: ExtraDisk) -> None:
+    def __init__(
+        self, base: Path, where: Repositories, image: str, *extra: ExtraDisk, hypervisor: str = "qemu"
+    ) -> None:
         base.mkdir()
         (base / "run").mkdir()
         self.where = where
@@ -53,7 +55,7 @@ class Saver:
         store = where.store(found.repository)
         files = [DiskFile(os.fspath(store.blob_path(each.blob)), each.format.value) for each in found.image.layers]
         disk = Disk(files[-1].path, files[-1].format, found.image.size, tuple(files[:-1]), found.uri)
-        template = guest_template(build_guest(), disk, disks=extra)
+        template = guest_template(build_guest(), disk, disks=extra, hypervisor=hypervisor)
         keys = make_keys(base / "keys")
         spec = make_spec([template], keys)
         self.node = FakeNode(base / "sock", make_grant(base / "run", [VmGrant(0, (), {})]))
@@ -99,8 +101,10 @@ class Saver:
 
 
 @contextmanager
-def started(base: Path, where: Repositories, image: str, *extra: ExtraDisk) -> Iterator[Saver]:
-    saver = Saver(base, where, image, *extra)
+def started(
+    base: Path, where: Repositories, image: str, *extra: ExtraDisk, hypervisor: str = "qemu"
+) -> Iterator[Saver]:
+    saver = Saver(base, where, image, *extra, hypervisor=hypervisor)
     try:
         yield saver
     finally:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from guests import Guest, build_guest
 from harness import (
+    HYPERVISORS,
     Console,
     FakeNode,
     Launched,
@@ -57,13 +58,24 @@ def disk(tmp_path: Path) -> Disk:
 
 
 @pytest.fixture
-def start(tmp_path: Path, keys: ClusterKeys) -> Iterator[Start]:
+def hypervisor(request: pytest.FixtureRequest) -> str:
+    """What starts QEMU."""
+    found: str = getattr(request, "param", "qemu")
+    return found
+
+
+BOTH = pytest.mark.parametrize("hypervisor", HYPERVISORS, indirect=True)
+
+
+@pytest.fixture
+def start(tmp_path: Path, keys: ClusterKeys, hypervisor: str) -> Iterator[Start]:
     """Starts a supervisor for templates, with its pvc-node; everything ends with the test."""
     (tmp_path / "run").mkdir()
     with ExitStack() as stack:
 
         def start_one(templates: Sequence[VmTemplate], *, ports: Sequence[int] = (), **spec: Any) -> Launched:
             """``ports``: of the node, that lead to port 22 of the first VMs."""
+            templates = [dataclasses.replace(each, hypervisor=hypervisor) for each in templates]
             forwards = [{"22": port} for port in ports] + [{}] * len(templates)
             vms = [VmGrant(rank, (), forwards[rank]) for rank in range(len(templates))]
             node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", vms))
@@ -84,6 +96,7 @@ def says_banner(cluster: Launched) -> bool:
         return answer.readline().startswith(b"SSH-")
 
 
+@BOTH
 def test_a_guest_boots_and_everything_answers(start: Start, guest: Guest, disk: Disk, tmp_path: Path) -> None:
     """One boot, many questions: booting is what takes time here."""
     port = free_port()
@@ -144,6 +157,7 @@ def test_a_guest_boots_and_everything_answers(start: Start, guest: Guest, disk: 
     assert os.listdir(tmp_path / "run") == []
 
 
+@BOTH
 def test_panic_is_told_apart(start: Start, guest: Guest) -> None:
     cluster = start([guest_template(guest)])
     with_detail = cluster.wait_phase(0, Phase.BOOTING)
@@ -156,6 +170,7 @@ def test_panic_is_told_apart(start: Start, guest: Guest) -> None:
         assert b"sysrq triggered crash" in console.data or console.wait(b"sysrq triggered crash")
 
 
+@BOTH
 def test_kill_9_of_qemu_fails_that_vm_only(start: Start, guest: Guest) -> None:
     cluster = start([guest_template(guest), guest_template(guest, name="other")])
     for rank in range(2):
@@ -170,22 +185,27 @@ def test_kill_9_of_qemu_fails_that_vm_only(start: Start, guest: Guest) -> None:
     assert len(cluster.qemu_pids()) == 1
 
 
-def test_kill_9_of_the_supervisor_takes_qemu_along(start: Start, guest: Guest) -> None:
+@BOTH
+def test_kill_9_of_the_supervisor_takes_qemu_along(start: Start, guest: Guest, hypervisor: str) -> None:
     cluster = start([guest_template(guest), guest_template(guest, name="other")])
     for rank in range(2):
         cluster.wait_phase(rank, Phase.BOOTING)
-    pids = cluster.qemu_pids()
-    assert len(pids) == 2
+    pids = cluster.children()
+    assert len(pids) == 2 + (hypervisor == "libvirt")
     cluster.process.kill()
     wait_until(lambda: not any(is_alive(pid) for pid in pids))
 
 
-@pytest.mark.parametrize("how", ["eof", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("how", "hypervisor"),
+    [("eof", "qemu"), ("SIGTERM", "qemu"), ("SIGINT", "qemu"), ("eof", "libvirt")],
+    indirect=["hypervisor"],
+)
 def test_the_launchers_end_is_the_supervisors(start: Start, guest: Guest, tmp_path: Path, how: str) -> None:
     cluster = start([guest_template(guest), guest_template(guest, name="other")])
     for rank in range(2):
         cluster.wait_phase(rank, Phase.BOOTING)
-    pids = cluster.qemu_pids()
+    pids = cluster.children()
     if how == "eof":
         assert cluster.process.stdin is not None
         cluster.process.stdin.close()
@@ -241,6 +261,7 @@ def test_strangers_and_garbage_at_the_control_port(start: Start, guest: Guest, t
     assert cluster.process.poll() is None
 
 
+@BOTH
 def test_each_vm_says_what_it_lacks(start: Start, guest: Guest, disk: Disk, tmp_path: Path) -> None:
     corrupt = tmp_path / "corrupt.qcow2"
     corrupt.write_bytes(os.urandom(4096))

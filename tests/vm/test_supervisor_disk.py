@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 from guests import build_guest
-from harness import Console, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec, wait_until
+from harness import (
+    HYPERVISORS,
+    Console,
+    FakeNode,
+    Launched,
+    guest_template,
+    make_grant,
+    make_keys,
+    make_spec,
+    wait_until,
+)
 
 from pvc.model.event import EventKind
 from pvc.model.node import VmGrant
@@ -28,10 +38,10 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
-def launch(tmp_path: Path, run_dir: Path) -> tuple[FakeNode, Launched]:
+def launch(tmp_path: Path, run_dir: Path, hypervisor: str = "qemu") -> tuple[FakeNode, Launched]:
     base = tmp_path / "base.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
-    template = guest_template(build_guest(), Disk(os.fspath(base), "qcow2", 64 << 20))
+    template = guest_template(build_guest(), Disk(os.fspath(base), "qcow2", 64 << 20), hypervisor=hypervisor)
     node = FakeNode(tmp_path / "sock", make_grant(run_dir, [VmGrant(0, (), {})]))
     return node, Launched(make_spec([template], make_keys(tmp_path / "keys")), tmp_path / "sock", home=tmp_path)
 
@@ -52,9 +62,12 @@ def test_no_room_for_the_vms_files(tmp_path: Path, small: Path) -> None:
     assert os.listdir(small) == ["ballast"]
 
 
-def test_a_disk_that_fills_up_pauses_the_guest_until_there_is_room(tmp_path: Path, small: Path) -> None:
+@pytest.mark.parametrize("hypervisor", HYPERVISORS)
+def test_a_disk_that_fills_up_pauses_the_guest_until_there_is_room(
+    tmp_path: Path, small: Path, hypervisor: str
+) -> None:
     subprocess.run(["mount", "-o", "remount,size=4m", small], check=True)
-    node, cluster = launch(tmp_path, small)
+    node, cluster = launch(tmp_path, small, hypervisor)
     try:
         cluster.wait_phase(0, Phase.BOOTING)
         with cluster.connect() as connection:

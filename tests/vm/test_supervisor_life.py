@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from guests import Guest, build_guest
 from harness import (
+    HYPERVISORS,
     Console,
     FakeNode,
     Launched,
@@ -38,17 +39,24 @@ def guest() -> Guest:
     return build_guest()
 
 
+@pytest.fixture(params=HYPERVISORS)
+def hypervisor(request: pytest.FixtureRequest) -> str:
+    """What starts QEMU."""
+    found: str = request.param
+    return found
+
+
 @pytest.fixture
-def cluster(tmp_path: Path, guest: Guest) -> Iterator[Launched]:
+def cluster(tmp_path: Path, guest: Guest, hypervisor: str) -> Iterator[Launched]:
     """vm0 has a disk and an ssh port; vm1 has neither, and vm2 never starts."""
     (tmp_path / "run").mkdir()
     path = tmp_path / "base.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "64M"], check=True)
     disk = Disk(os.fspath(path), "qcow2", 64 << 20)
     templates = [
-        guest_template(guest, disk, custom_args=user_net(PORT)),
-        guest_template(guest, name="other"),
-        guest_template(guest, name="noqemu", qemu_bin="qemu-system-nothing"),
+        guest_template(guest, disk, custom_args=user_net(PORT), hypervisor=hypervisor),
+        guest_template(guest, name="other", hypervisor=hypervisor),
+        guest_template(guest, name="noqemu", qemu_bin="qemu-system-nothing", hypervisor=hypervisor),
     ]
     grants = [VmGrant(0, (), {"22": PORT}), VmGrant(1, (), {}), VmGrant(2, (), {})]
     node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", grants))
@@ -145,12 +153,18 @@ def test_a_crashed_vm_starts_again_and_a_cluster_ends_in_the_middle(cluster: Lau
     assert cluster.events[-1].kind is EventKind.ENDED
 
 
-def test_a_guest_that_panics_is_quoted_and_starts_again(tmp_path: Path, guest: Guest) -> None:
+def test_a_guest_that_panics_is_quoted_and_starts_again(tmp_path: Path, guest: Guest, hypervisor: str) -> None:
     (tmp_path / "run").mkdir()
     node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", [VmGrant(0, (), {}), VmGrant(1, (), {})]))
     templates = [
-        guest_template(guest, restart=Restart.ON_FAILURE),
-        guest_template(guest, name="never", restart=Restart.ALWAYS, custom_args=("-device", "no-such-device")),
+        guest_template(guest, restart=Restart.ON_FAILURE, hypervisor=hypervisor),
+        guest_template(
+            guest,
+            name="never",
+            restart=Restart.ALWAYS,
+            custom_args=("-device", "no-such-device"),
+            hypervisor=hypervisor,
+        ),
     ]
     cluster = Launched(make_spec(templates, make_keys(tmp_path / "keys")), tmp_path / "sock", home=tmp_path)
     try:

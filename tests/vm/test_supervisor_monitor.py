@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 from guests import build_guest
-from harness import Console, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec, wait_until
+from harness import (
+    HYPERVISORS,
+    Console,
+    FakeNode,
+    Launched,
+    guest_template,
+    make_grant,
+    make_keys,
+    make_spec,
+    wait_until,
+)
 
 from pvc.model.node import VmGrant
 from pvc.model.vm import Phase
@@ -20,17 +30,18 @@ from pvc.model.vm import Phase
 pytestmark = pytest.mark.vm
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+@pytest.fixture(scope="module", params=HYPERVISORS)
+def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Launched]:
+    hypervisor: str = request.param
     path = tmp_path_factory.mktemp("cluster")
     (path / "run").mkdir()
     guest = build_guest()
     node = FakeNode(path / "sock", make_grant(path / "run", [VmGrant(i, (), {}) for i in range(4)]))
     templates = [
-        guest_template(guest),
-        guest_template(guest, name="noqemu", qemu_bin="qemu-system-nothing"),
-        guest_template(guest, name="vnc", remote_display="vnc"),
-        guest_template(guest, name="spice", remote_display="spice", machine_type="pc"),
+        guest_template(guest, hypervisor=hypervisor),
+        guest_template(guest, name="noqemu", qemu_bin="qemu-system-nothing", hypervisor=hypervisor),
+        guest_template(guest, name="vnc", remote_display="vnc", hypervisor=hypervisor),
+        guest_template(guest, name="spice", remote_display="spice", machine_type="pc", hypervisor=hypervisor),
     ]
     cluster = Launched(make_spec(templates, make_keys(path / "keys")), path / "sock", home=path)
     cluster.wait_phase(0, Phase.BOOTING)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from bridge import ENTER, GATEWAY, MACS, NAMESPACE, tap_network, vm_grants
 from guests import build_guest
-from harness import FakeNode, Launched, guest_template, make_grant, make_keys, make_spec, wait_until
+from harness import HYPERVISORS, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec, wait_until
 
 from pvc.host import netns
 from pvc.images import build, recipe
@@ -48,8 +48,9 @@ def ask(cluster: Launched, **request: Any) -> dict[str, Any]:
     return netns.run_inside(NAMESPACE, lambda: cluster.ask(**request))
 
 
-def test_guests_on_taps(tmp_path: Path, taps: list[int]) -> None:
-    templates = [guest_template(build_guest(), name=name) for name in ("one", "two")]
+@pytest.mark.parametrize("hypervisor", HYPERVISORS)
+def test_guests_on_taps(tmp_path: Path, taps: list[int], hypervisor: str) -> None:
+    templates = [guest_template(build_guest(), name=name, hypervisor=hypervisor) for name in ("one", "two")]
     node, cluster = launch(tmp_path, taps, templates, 416)
     try:
         for rank in range(2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import Console
+from harness import HYPERVISORS, Console
 from savers import SIZE, Saver, make_base, quiet, read_whole, started, write
 
 from pvc.errors import UsageError
@@ -62,9 +62,11 @@ def test_saves_on_saves(tmp_path: Path) -> None:
         console.wait(b"SECOND")
 
 
-def test_one_moment_and_more_disks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hypervisor", HYPERVISORS)
+def test_one_moment_and_more_disks(tmp_path: Path, hypervisor: str) -> None:
     where = make_base(tmp_path)
-    with started(tmp_path / "a", where, "base", ExtraDisk(None, 32 << 20)) as saver, saver.shell() as console:
+    extra = ExtraDisk(None, 32 << 20)
+    with started(tmp_path / "a", where, "base", extra, hypervisor=hypervisor) as saver, saver.shell() as console:
         check_moment(saver, console, tmp_path)
         check_more_disks(saver, console, tmp_path)
 
