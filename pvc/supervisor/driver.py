@@ -6,7 +6,7 @@ The first driver, ``pvc.supervisor.qemu``, starts QEMU itself.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +18,8 @@ from pvc.plan.qemudrives import DriveFd, VmPaths
 from pvc.supervisor.share import VmShare
 
 COMMAND_S = 30.0
+
+Tell = Callable[[int, int], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ class Machine(Protocol):
         :raise GuestError: QEMU refused, ended, or did not answer.
         """
 
-    async def give_file(self, name: str, fd: int) -> None:
-        """Give QEMU a copy of a descriptor, which its commands know as ``fd:NAME``.
+    async def dump(self, fd: int, form: str, tell: Tell) -> None:
+        """Write the guest's memory to an open file, while it stands still; ``tell(done, total)`` hears of it, in bytes.
 
-        :raise GuestError: QEMU refused, ended, or did not answer.
+        :raise GuestError: QEMU refused, ended, or could not write.
         """
 
     async def share_file(self, fd: int) -> int:

@@ -15,7 +15,7 @@ from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, QMPClien
 
 from pvc import run
 from pvc.errors import GuestError
-from pvc.supervisor.driver import COMMAND_S
+from pvc.supervisor.driver import COMMAND_S, Tell, event_data
 from pvc.supervisor.stopping import end_machine
 
 LOG = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ _GUARD = ("setpriv", "--pdeathsig", "KILL", "--")
 _STDERR_BYTES = 8192
 _SHOWN = 800
 _CONNECT_S = 60.0
+_POLL_S = 0.2
+_TOLD_S = 1.0
 
 
 class QemuMachine:
@@ -132,7 +134,35 @@ class QemuMachine:
         except TimeoutError:
             raise GuestError(f"QEMU did not answer {command!r} within {timeout_s:g} s") from None
 
-    async def give_file(self, name: str, fd: int) -> None:
+    async def dump(self, fd: int, form: str, tell: Tell) -> None:
+        """Write the guest's memory to an open file, while it stands still; ``tell(done, total)`` hears of it, in bytes.
+
+        :raise GuestError: QEMU refused, ended, or could not write.
+        """
+        name = f"dump-{os.urandom(4).hex()}"
+        await self._give_file(name, fd)
+        with self.listener("DUMP_COMPLETED") as told:
+            try:
+                arguments = {"paging": False, "protocol": f"fd:{name}", "detach": True, "format": form}
+                await self.execute("dump-guest-memory", arguments)
+            except GuestError:
+                with suppress(GuestError):
+                    await self.execute("closefd", {"fdname": name})
+                raise
+            while True:
+                state = await self.execute("query-dump")
+                await tell(int(state["completed"]), int(state["total"]))
+                if state["status"] != "active":
+                    break
+                await asyncio.sleep(_POLL_S)
+            if state["status"] != "completed":
+                error = str(state["status"])
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_TOLD_S):
+                        error = str(event_data(await told.get()).get("error", error))
+                raise GuestError(f"the guest's memory was not written: {error}")
+
+    async def _give_file(self, name: str, fd: int) -> None:
         """Give QEMU a copy of a descriptor, which its commands know as ``fd:NAME``.
 
         :raise GuestError: QEMU refused, ended, or did not answer.
