@@ -42,6 +42,7 @@ COMMANDS = {
     "stop": Entry("pvc.cli.cluster", "stop", "Shut a cluster down, or some of its VMs.", CLUSTERS),
     "ssh": Entry("pvc.cli.vm", "ssh", "Log in to a VM, or run a command in it.", MACHINES),
     "scp": Entry("pvc.cli.vm", "scp", "Copy files to or from a VM.", MACHINES),
+    "forward": Entry("pvc.cli.forward", "forward", "Let local ports lead to ports of VMs.", MACHINES),
     "ssh-config": Entry("pvc.cli.vm", "ssh_config", "Let plain ssh, scp and rsync reach the VMs.", MACHINES),
     "console": Entry("pvc.cli.vm", "console", "Attach to a VM's serial console, or print its log.", MACHINES),
     "logs": Entry("pvc.cli.logs", "logs", "Print what VMs and their supervisors have said.", MACHINES),

@@ -57,6 +57,11 @@ class Control:
         except (OSError, ssl.SSLError) as err:
             raise JobError(f"the keys of cluster {record.job_id} cannot be used") from err
 
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """For connections of other kinds than these."""
+        return self._tls
+
     def connect(self, endpoint: NodeEndpoint, timeout_s: float) -> ssl.SSLSocket:
         """A connection to one supervisor.
 

@@ -1,0 +1,188 @@
+"""Which forwards of a cluster there are: each process of ``pvc forward`` has a file in the cluster's directory."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pvc import codec, run
+from pvc.errors import HostError, PvcError, UsageError
+from pvc.files import ensure_private_dir, write_atomic
+from pvc.model.forward import Forward
+from pvc.ops.jobdir import JobDir
+from pvc.ops.launch import find_pvc
+
+_STOP_S = 10.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process that forwards: on which machine, since when, and what."""
+
+    pid: int
+    host: str
+    started: float
+    forwards: tuple[Forward, ...]
+
+
+@contextmanager
+def registered(jobdir: JobDir, forwards: Sequence[Forward]) -> Iterator[None]:
+    """Be known to ``list_running`` until the block ends; a process that was killed is known to be dead by its lock.
+
+    :raise HostError: the cluster's directory is gone.
+    """
+    folder = jobdir.path / "forwards"
+    path = folder / f"{socket.gethostname()}-{os.getpid()}.json"
+    try:
+        if not jobdir.record_path.exists():
+            raise FileNotFoundError(jobdir.record_path)
+        ensure_private_dir(folder)
+        running = Running(os.getpid(), socket.gethostname(), time.time(), tuple(forwards))
+        write_atomic(path, codec.dumps(running), mode=0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as err:
+        raise HostError("cannot register the forwards: has the cluster ended?") from err
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+        with suppress(OSError):
+            path.unlink()
+
+
+def list_running(jobdir: JobDir) -> tuple[Running, ...]:
+    """Processes that forward for a cluster; files of those of this machine that have died are removed."""
+    found = []
+    for path in sorted((jobdir.path / "forwards").glob("*.json")):
+        try:
+            running = codec.loads(Running, path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if running.host == socket.gethostname() and not _is_locked(path):
+            with suppress(OSError):
+                path.unlink()
+            continue
+        found.append(running)
+    return tuple(found)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return True  # without locks nobody knows
+    finally:
+        os.close(fd)
+    return False
+
+
+def stop(jobdir: JobDir, wanted: Sequence[str]) -> list[Running]:
+    """End processes that forward: those that ``wanted`` names (a pid, VM, port or forward), all for none.
+
+    :raise UsageError: there is no such one.
+    :raise HostError: one is on another machine, or does not end.
+    """
+    chosen = [each for each in list_running(jobdir) if not wanted or any(_matches(each, word) for word in wanted)]
+    if not chosen and wanted:
+        raise UsageError(f"nothing forwards {', '.join(wanted)}", hint="pvc forward --list shows what does")
+    for each in chosen:
+        if each.host != socket.gethostname():
+            raise HostError(f"process {each.pid} forwards on {each.host}", hint=f"stop it there: ssh {each.host}")
+        fd = _open_pid(each.pid)
+        if fd is None:
+            continue
+        try:
+            signal.pidfd_send_signal(fd, signal.SIGTERM)
+            _wait_end(fd, each.pid)
+        except ProcessLookupError:
+            continue
+        finally:
+            os.close(fd)
+    return chosen
+
+
+def _matches(running: Running, word: str) -> bool:
+    texts = {str(running.pid)}
+    for each in running.forwards:
+        texts |= {each.vm, str(each.local), f"{each.vm}:{each.far}", f"{each.local}:{each.vm}:{each.far}"}
+    return word in texts
+
+
+def _open_pid(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _wait_end(fd: int, pid: int) -> None:
+    import select
+
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    if not poller.poll(_STOP_S * 1000):
+        raise HostError(f"process {pid} does not end", hint=f"kill -9 {pid}")
+
+
+def start_background(words: Sequence[str], log: Path) -> tuple[Forward, ...]:
+    """``pvc forward`` with these words as a process of its own session; returns once it forwards.
+
+    :raise PvcError: it cannot; the error is its own.
+    """
+    reader, writer = os.pipe()
+    try:
+        with log.open("ab") as out:
+            process = run.spawn(
+                [find_pvc(), "forward", "--ready-fd", str(writer), *words],
+                env=os.environ,
+                stdin=run.DEVNULL,
+                stdout=out,
+                stderr=out,
+                pass_fds=(writer,),
+                new_session=True,
+            )
+    except OSError as err:
+        os.close(reader)
+        raise HostError(f"cannot write {log}") from err
+    finally:
+        os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        text = stream.read()
+    if not text:
+        process.wait()
+        raise HostError("the process that was to forward has ended", hint=f"see {log}")
+    answer = json.loads(text)
+    if "error" in answer:
+        process.wait()
+        error = PvcError(answer["error"], hint=answer.get("hint"))
+        error.exit_code = answer["exit_code"]
+        raise error
+    return codec.from_data(tuple[Forward, ...], answer["forwards"])
+
+
+def report(fd: int, forwards: Sequence[Forward], error: PvcError | None = None) -> None:
+    """Tell the process that began this one how it went, once."""
+    answer: dict[str, object] = {"forwards": codec.to_data(tuple(forwards))}
+    if error is not None:
+        answer = {"error": str(error), "hint": error.find_hint(), "exit_code": error.exit_code}
+    with suppress(OSError):
+        os.write(fd, json.dumps(answer).encode())
+        os.close(fd)
+    sys.stdout.flush()
