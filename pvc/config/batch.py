@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pvc.config import setting
+from pvc.config.disks import SIZE
 from pvc.config.setting import Scope, Setting, Table
 from pvc.config.yamlmarks import Document
 from pvc.model.site import BatchSettings, EtcdSettings
@@ -99,6 +100,21 @@ SETTINGS = Table(
             default="user",
         ),
         Setting(
+            "image-cache-dir",
+            ABSOLUTE_PATH,
+            "Where each node keeps copies of the images that its VMs start from, so that the next ones read its own "
+            "disk and not the file server. Each user has a directory of their own in it. It must be on a local file "
+            "system, and only root may be able to write to it.",
+            default_text="images are read where they are",
+        ),
+        Setting(
+            "image-cache-size",
+            SIZE,
+            "The most that one user's copies may take. What was used longest ago goes first, and nothing that is in "
+            "use; a twentieth of the file system stays free in any case.",
+            default="20G",
+        ),
+        Setting(
             "underlay-device",
             _DEVICE,
             "The network device that carries the clusters' traffic between nodes.",
@@ -143,6 +159,8 @@ def read_batch(document: Document, site_dir: Path) -> BatchSettings | None:
         accel=values["accel"],
         run_dir=values["run-dir"],
         underlay_device=values["underlay-device"],
+        image_cache_dir=values["image-cache-dir"],
+        image_cache_size=values["image-cache-size"],
         libvirt_hook=values["libvirt-hook"],
         build_network=values["build-network"],
     )

@@ -42,6 +42,14 @@ class VmGrant:
 
 
 @dataclass(frozen=True)
+class ImageCache:
+    """A user's directory for copies of images on a node, which may take ``size`` bytes."""
+
+    directory: str
+    size: int
+
+
+@dataclass(frozen=True)
 class NodeGrant:
     """The answer to ``attach``: run_dir is the job's private scratch directory on this node."""
 
@@ -50,3 +58,4 @@ class NodeGrant:
     node_address: str
     run_dir: str
     vms: tuple[VmGrant, ...]
+    image_cache: ImageCache | None = None

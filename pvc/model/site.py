@@ -32,6 +32,8 @@ class BatchSettings:
     accel: Accel
     run_dir: str  # parent of the jobs' scratch directories on each node
     underlay_device: str | None  # None: the device that leads to the node's own name
+    image_cache_dir: str | None = None  # parent of the users' copies of images on each node; None: there are none
+    image_cache_size: int = 0  # of one user's, in bytes
     libvirt_hook: str | None = None  # a program on the nodes that may change the XML of libvirt's domains
     build_network: str = "user"  # of guests that build images: user | none
 

@@ -107,7 +107,7 @@ def _begin(slow: Sequence[actions.Action], remove: Callable[[actions.Action], No
 
 
 def ensure_run_parent(parent: Path) -> None:
-    """The directory that holds the jobs' scratch directories.
+    """The directory that holds the jobs' scratch directories, or the users' caches of images.
 
     :raise HostError: somebody else made it, or may write to it.
     """
@@ -127,6 +127,16 @@ def _make_run_dir(step: actions.MakeRunDir, _: Hands) -> None:
 
 def _remove_run_dir(step: actions.MakeRunDir, _: Hands) -> None:
     remove_tree(Path(step.path))
+
+
+def _make_cache_dir(step: actions.MakeCacheDir, _: Hands) -> None:
+    path = Path(step.path)
+    ensure_run_parent(path.parent)
+    ensure_private_dir(path, uid=step.uid, gid=step.gid)
+
+
+def _keep_cache_dir(_: actions.MakeCacheDir, __: Hands) -> None:
+    """What it holds is for the user's next job."""
 
 
 def _add_netns(step: actions.AddNetns, _: Hands) -> None:
@@ -274,6 +284,7 @@ def _nothing(_: Any, __: Hands) -> None:
 
 _TABLE: dict[type[Any], tuple[Callable[[Any, Hands], None], Callable[[Any, Hands], None]]] = {
     actions.MakeRunDir: (_make_run_dir, _remove_run_dir),
+    actions.MakeCacheDir: (_make_cache_dir, _keep_cache_dir),
     actions.AddNetns: (_add_netns, _remove_netns),
     actions.AddBridge: (_add_bridge, _nothing),
     actions.AddVxlan: (_add_vxlan, _remove_vxlan),

@@ -13,6 +13,7 @@ from pvc.errors import HostError
 from pvc.files import locked, read_text
 from pvc.host import netns
 from pvc.model.network import BridgedNetwork, EthernetNetwork, PciNetwork
+from pvc.model.node import ImageCache
 from pvc.model.site import SiteConfig
 from pvc.node.apply import Hands
 from pvc.plan.node import Site
@@ -70,7 +71,9 @@ class Context:
         ethernets = {name: each for name, each in config.networks.items() if isinstance(each, EthernetNetwork)}
         bridged = {name: each for name, each in config.networks.items() if isinstance(each, BridgedNetwork)}
         devices = {name: each for name, each in config.networks.items() if isinstance(each, PciNetwork)}
-        return Site(ethernets, config.resource_sets, config.batch.run_dir, services, bridged, devices)
+        batch = config.batch
+        cache = ImageCache(batch.image_cache_dir, batch.image_cache_size) if batch.image_cache_dir else None
+        return Site(ethernets, config.resource_sets, batch.run_dir, services, bridged, devices, cache)
 
     def store(self) -> Store:
         """The state store, connected at first use.

@@ -21,6 +21,15 @@ class MakeRunDir:
 
 
 @dataclass(frozen=True)
+class MakeCacheDir:
+    """A directory of a user's for copies of images; it stays for that user's next job."""
+
+    path: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
 class AddNetns:
     """A named network namespace with its loopback up and forwarding on."""
 
@@ -233,6 +242,7 @@ class ClaimMembership:
 
 Action = (
     MakeRunDir
+    | MakeCacheDir
     | AddNetns
     | AddBridge
     | AddVxlan

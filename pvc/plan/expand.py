@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from pvc.model.vm import VmTemplate
+from pvc.model.vm import Disk, VmTemplate
 
 
 def fill_template(template: VmTemplate, rank: int, job_id: int) -> VmTemplate:
@@ -15,6 +16,35 @@ def fill_template(template: VmTemplate, rank: int, job_id: int) -> VmTemplate:
         drives=tuple(replace(each, path=fill(each.path, rank, job_id)) for each in template.drives),
         mounts=tuple(replace(each, source=fill(each.source, rank, job_id)) for each in template.mounts),
     )
+
+
+def find_image_files(template: VmTemplate) -> tuple[str, ...]:
+    """The files of images that the VM reads from, each once."""
+    disks = [template.disk, *(each.base for each in template.disks)]
+    found = [each.path for disk in disks if disk is not None for each in disk.files]
+    if template.boot is not None:
+        found += [path for path in (template.boot.kernel, template.boot.initrd) if path is not None]
+    return tuple(dict.fromkeys(found))
+
+
+def localize(template: VmTemplate, copies: Mapping[str, str]) -> VmTemplate:
+    """The template with copies in place of files of images."""
+
+    def near(path: str) -> str:
+        return copies.get(path, path)
+
+    def move(disk: Disk | None) -> Disk | None:
+        if disk is None:
+            return None
+        return replace(
+            disk, path=near(disk.path), below=tuple(replace(each, path=near(each.path)) for each in disk.below)
+        )
+
+    boot = template.boot
+    if boot is not None:
+        boot = replace(boot, kernel=near(boot.kernel), initrd=near(boot.initrd) if boot.initrd is not None else None)
+    disks = tuple(replace(each, base=move(each.base)) for each in template.disks)
+    return replace(template, disk=move(template.disk), disks=disks, boot=boot)
 
 
 def fill(text: str, rank: int, job_id: int) -> str:

@@ -8,7 +8,7 @@ from pvc.errors import UsageError
 from pvc.model.cluster import NodeShare, Placement
 from pvc.model.host import Grants, JobFacts, NodeFacts
 from pvc.model.network import Access, BridgedNetwork, EthernetNetwork, Layer, PciNetwork, ResourceSet
-from pvc.model.node import Nic, NodeGrant, Tap, VmGrant
+from pvc.model.node import ImageCache, Nic, NodeGrant, Tap, VmGrant
 from pvc.model.request import Request
 from pvc.plan import actions, names
 from pvc.plan.bridged import Attachment, plan_bridged
@@ -29,6 +29,7 @@ class Site:
     service_dir: str
     bridged: dict[str, BridgedNetwork] = field(default_factory=dict)
     devices: dict[str, PciNetwork] = field(default_factory=dict)
+    image_cache: ImageCache | None = None  # the parent of users' directories
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,10 @@ def plan_node(
     run_dir = f"{site.run_dir}/{job.job_id}"
     memberships = plan_memberships(request, site)
     steps: list[actions.Action] = [actions.MakeRunDir(run_dir, job.uid, job.gid)]
+    cache = site.image_cache if share.count else None
+    if cache is not None:
+        cache = ImageCache(f"{cache.directory}/{job.uid}", cache.size)
+        steps.append(actions.MakeCacheDir(cache.directory, job.uid, job.gid))
     taps: list[Tap] = []
     nics: dict[int, list[Nic]] = {rank: [] for rank in range(share.first_rank, share.first_rank + share.count)}
     forwards = plan_forwards(memberships, share, grants.ports, grants.vnis)
@@ -147,7 +152,7 @@ def plan_node(
     steps += binding
     ports = plan_ports(forwards)
     vms = tuple(_grant(rank, tuple(nics[rank]), ports.get(rank, {}), devices.get(rank, ())) for rank in nics)
-    grant = NodeGrant(job.job_id, job.node, facts.address, run_dir, vms)
+    grant = NodeGrant(job.job_id, job.node, facts.address, run_dir, vms, cache)
     return NodePlan(grant, netns, tuple(taps), tuple(steps))
 
 

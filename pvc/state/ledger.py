@@ -31,6 +31,7 @@ _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         actions.MakeRunDir,
+        actions.MakeCacheDir,
         actions.AddNetns,
         actions.AddBridge,
         actions.AddVxlan,

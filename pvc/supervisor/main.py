@@ -29,6 +29,7 @@ from pvc.supervisor.attach import Attached, ask, attach, attach_vm, find_socket
 from pvc.supervisor.control import Control
 from pvc.supervisor.driver import Driver
 from pvc.supervisor.events import Events
+from pvc.supervisor.images import LocalImages, NearDriver
 from pvc.supervisor.journal import Journal
 from pvc.supervisor.qemu import QemuDriver
 from pvc.supervisor.share import find_node_share, node_templates, plan_vms
@@ -164,7 +165,10 @@ class Supervisor:
         self._spec, obstacle = await asyncio.to_thread(settle_aio, self._spec)
         if obstacle is not None:
             self._tell(f"no io_uring on {self._node}, disks use threads instead: {obstacle}")
-        self._vms = self._make_vms(share, attached, facts)
+        images = LocalImages(attached.grant.image_cache, lambda said: self._journal.note(None, said))
+        self._exits.push_async_callback(images.close)
+        await images.start(node_templates(self._spec, share).values())
+        self._vms = self._make_vms(share, attached, facts, images)
         instance_id = f"pvc-{self._spec.job_id}-{os.urandom(4).hex()}"
         for vm in self._vms:
             task = asyncio.create_task(vm.run(self._spec, instance_id))
@@ -176,7 +180,9 @@ class Supervisor:
         cache = Path(self._environ["HOME"]) / ".pvc/kvm" if "HOME" in self._environ else None
         return {binary: decide_accel(self._spec.accel, binary, cache) for binary in sorted(binaries)}
 
-    def _make_vms(self, share: NodeShare, attached: Attached, facts: dict[str, AccelFacts]) -> tuple[Vm, ...]:
+    def _make_vms(
+        self, share: NodeShare, attached: Attached, facts: dict[str, AccelFacts], images: LocalImages
+    ) -> tuple[Vm, ...]:
         slow = [each for each in facts.values() if each.accel is Accel.TCG]
         if slow and self._spec.accel is not Accel.TCG:
             self._tell(f"no KVM on {self._node}, guests are emulated and slow: {slow[0].reason}")
@@ -204,7 +210,8 @@ class Supervisor:
         drivers: dict[str, Driver] = {"qemu": QemuDriver()}
         if any(template.hypervisor == "libvirt" for template in templates.values()):
             drivers["libvirt"] = self._find_libvirt(Path(attached.grant.run_dir))
-        return tuple(Vm(vm, drivers[vm.template.hypervisor], self._report, fetch_taps) for vm in vms)
+        near = {name: NearDriver(driver, images) for name, driver in drivers.items()}
+        return tuple(Vm(vm, near[vm.template.hypervisor], self._report, fetch_taps) for vm in vms)
 
     def _find_libvirt(self, run_dir: Path) -> Driver:
         """:raise GuestError: pvc was installed without it on this node."""

@@ -42,6 +42,18 @@ def problems_of(site: Path, user: Path | None = None) -> list[str]:
     return [f"{Path(each.file).name}:{each.line}: {each.key}: {each.text}" for each in caught.value.problems]
 
 
+def test_the_nodes_copies_of_images(tmp_path: Path) -> None:
+    batch = load_site(write_site(tmp_path)).batch
+    assert (batch.image_cache_dir, batch.image_cache_size) == (None, 20 << 30)
+    text = "settings:\n  etcd-servers: [e1]\n  image-cache-dir: /var/cache/i\n  image-cache-size: 1.5T\n"
+    batch = load_site(write_site(tmp_path, batch=text)).batch
+    assert (batch.image_cache_dir, batch.image_cache_size) == ("/var/cache/i", 3 << 39)
+    assert problems_of(write_site(tmp_path, batch=text.replace("/var", "var").replace("1.5T", "much"))) == [
+        "batch.yaml:3: settings.image-cache-dir: 'var/cache/i' is not an absolute path",
+        "batch.yaml:4: settings.image-cache-size: 'much' is not a size such as 512M or 4G",
+    ]
+
+
 def test_defaults(tmp_path: Path) -> None:
     config = load_site(write_site(tmp_path))
     assert config.batch.etcd.servers == ("e1",)

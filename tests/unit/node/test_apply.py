@@ -45,6 +45,20 @@ def test_a_run_dir_is_made_for_its_owner_and_goes_with_all_it_holds(tmp_path: Pa
     assert (tmp_path / "lock").exists()
 
 
+def test_a_users_cache_is_made_in_a_directory_of_roots_and_stays(tmp_path: Path) -> None:
+    hands = _hands(tmp_path, MemoryStore())
+    step = actions.MakeCacheDir(str(tmp_path / "images" / "1000"), os.getuid(), os.getgid())
+    apply.create(step, hands)
+    (Path(step.path) / "copy").touch()
+    assert apply.undo([step], hands) == ([], [])
+    apply.create(step, hands)
+    assert [path.name for path in Path(step.path).iterdir()] == ["copy"]
+    assert Path(step.path).stat().st_mode & 0o777 == 0o700
+    Path(step.path).parent.chmod(0o777)
+    with pytest.raises(HostError, match="must be a directory of root"):
+        apply.create(step, hands)
+
+
 def test_a_run_dir_is_not_made_where_others_may_write(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs").chmod(0o777)

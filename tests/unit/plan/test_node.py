@@ -11,7 +11,7 @@ from pvc.codec import dumps
 from pvc.errors import ConfigError, UsageError
 from pvc.model.host import Component, Grants
 from pvc.model.network import EthernetNetwork, Layer
-from pvc.model.node import Tap
+from pvc.model.node import ImageCache, Tap
 from pvc.model.request import Size
 from pvc.plan import actions, addresses, names
 from pvc.plan.forwards import plan_wants
@@ -42,6 +42,16 @@ def test_vms_without_networks_need_no_namespace() -> None:
     plan = plan_of(job_of(1, 4), request_of(("none", 2)))
     assert [type(step) for step in plan.actions] == [actions.MakeRunDir]
     assert [vm.nics for vm in plan.grant.vms] == [(), ()]
+
+
+def test_a_cache_of_images_is_its_users_alone() -> None:
+    site = replace(SITE, image_cache=ImageCache("/var/cache/images", 5 << 30))
+    request, made = request_of(("none", 1)), actions.MakeCacheDir("/var/cache/images/1000", 1000, 1000)
+    for node, there in ((1, True), (2, False)):
+        job = job_of(2, 4, node=node)
+        plan = plan_node(job, request, place(job.nodes, job.cpus, request), site, facts_of(job), Grants({}, 0, ()))
+        assert (made in plan.actions) == there
+        assert plan.grant.image_cache == (ImageCache("/var/cache/images/1000", 5 << 30) if there else None)
 
 
 def test_an_unknown_resource_set_is_the_users_mistake() -> None:

@@ -1,0 +1,87 @@
+"""Persistent drives among users and nodes of a real cluster: who has one, and what a node that crashed leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pvc.slurm.witness import parse_node
+from tests.slurm.clusters import Cluster
+from tests.slurm.testbed import Snapshot, Testbed, wait_until
+
+TEMPLATE = """
+db:
+  image: small
+  persistent-drives:
+    - /home/student/data.raw: {size: 16M}
+each:
+  image: small
+  persistent-drives:
+    - /home/student/each-%{vm_rank}: {size: 1M}
+"""
+
+
+@pytest.fixture
+def templates(tb: Testbed, small: str) -> Iterator[None]:
+    del small
+    home = tb.home()
+    tb.run(["mkdir", "-p", "-m", "700", ".pvc"])
+    path = home / ".pvc" / "templates.yaml"
+    path.write_text(TEMPLATE.replace("/home/student", str(tb.run(["pwd"]).out.strip())))
+    yield
+    path.unlink()
+    for drive in (*home.glob("data.raw"), *home.glob("each-*")):
+        drive.unlink()
+
+
+def refuse(tb: Testbed) -> str:
+    """What another job is told that wants the drive."""
+    done = tb.run(["pvc", "alloc", "-c", "2", "-E", "./sleeper.sh", "db"], check=False, timeout=90)
+    assert done.code == 7, done
+    return done.out + done.err
+
+
+@pytest.mark.usefixtures("templates")
+def test_a_second_job_is_told_who_has_the_drive_and_a_crash_frees_it(tb: Testbed, before: dict[str, Snapshot]) -> None:
+    home = tb.home()
+    first = Cluster(tb, "db", "-w", "n1").wait_running()
+    try:
+        said = refuse(tb)
+        assert f"data.raw is in use by vm0 of student's job {first.job_id} on node n1, since" in said
+        assert f"pvc stop -j {first.job_id}" in said
+        wait_until(lambda: len(tb.jobs()) == 1, 30, "the refused job has not ended")
+        tb.crash("n1")
+        # The lease is there, and its holder is not: nobody has to clean up, or to wait for the node.
+        assert len(list(home.glob(".data.raw.pvc-lease.*"))) == 1
+        second = Cluster(tb, "db", "-w", "n2").wait_running()
+        try:
+            (lease,) = home.glob(".data.raw.pvc-lease.*")
+            assert f'"job_id":{second.job_id},' in lease.read_text()
+        finally:
+            tb.run(["scancel", str(second.job_id)])
+            second.end()
+    finally:
+        first.close()
+    tb.boot("n1")
+    tb.wait_no_jobs()
+    assert not list(home.glob(".*.pvc-*"))
+    answers, booted = parse_node(tb.root("SLURM_TIME_FORMAT=%s scontrol -o show node n1", "login"))
+    assert answers
+    assert booted is not None
+    tb.assert_clean({node: facts for node, facts in before.items() if node != "n1"})
+
+
+@pytest.mark.usefixtures("templates")
+def test_each_vm_has_its_own_and_two_are_told_before_there_is_a_job(tb: Testbed) -> None:
+    done = tb.run(["pvc", "alloc", "db:2"], check=False)
+    assert done.code == 2
+    assert "2 VMs of this cluster would write to the persistent drive" in done.err
+    made = Cluster(tb, "each:3", "-N", "3").wait_running()
+    try:
+        assert sorted(path.name for path in tb.home().glob("each-*")) == ["each-0", "each-1", "each-2"]
+        tb.run(["pvc", "stop", "-j", str(made.job_id)], timeout=90)
+        made.end()
+    finally:
+        made.close()
+    assert not list(tb.home().glob(".*.pvc-*"))
