@@ -383,7 +383,8 @@ class Launcher:
                 self._child.wait()
             if self._supervisors is not None:
                 self._supervisors.stop(_STOP_TIMEOUT_S, goodbye=not self._orphaned)
-            if self._orphaned:
+            # A salloc that lost a component leaves the others to run on (Slurm 22.05).
+            if self._orphaned or (self._mission.watch_parent and any(self._losses.values())):
                 cancel_job(self._job.job_id)
         finally:
             self._loop.close()

@@ -16,6 +16,7 @@ from tests.slurm.testbed import Snapshot, Testbed, wait_until
 TEMPLATES = """
 one: {image: small, resource-set: nat, memory: 160M}
 two: {image: small, resource-set: nat, cores: 2, memory: 256M}
+last: {image: small, resource-set: lan, memory: 160M, slurm-args: [--nodelist=n3]}
 """
 
 
@@ -131,11 +132,12 @@ def test_batch(tb: Testbed, before: dict[str, Snapshot]) -> None:
     script = tb.home() / "het.sh"
     script.write_text("#!/bin/sh\npvc status --json\n")
     script.chmod(0o755)
-    tb.run(["pvc", "batch", "--output=het.out", "-E", "./het.sh", "one,two"])
+    tb.run(["pvc", "batch", "--output=het.out", "-E", "./het.sh", "one,two,last"])
     tb.wait_no_jobs(90)
     text = (tb.home() / "het.out").read_text()
     rows = json.loads(text[text.index("{") : text.rindex("}") + 1])["vms"]
-    assert [(row["name"], row["cpus"]) for row in rows] == [("vm0", 1), ("vm1", 2)]
+    assert [(row["name"], row["cpus"]) for row in rows] == [("vm0", 1), ("vm1", 2), ("vm2", 1)]
+    assert rows[2]["node"] == "n3"  # as its template alone wants
     assert_over(tb, before)
 
 

@@ -19,6 +19,7 @@ from tests.slurm.testbed import TOP, Testbed, wait_until
 PVC = """#!/bin/sh
 case "$3" in
 good*) echo '1;nat:4' ;;
+sized*) echo '1;sizes=1:2,2:1;nat:3' ;;
 *) echo "pvc: unknown template '$3'" >&2; exit 2 ;;
 esac
 """
@@ -180,12 +181,35 @@ def test_job_inside_a_job_is_another_one(stand_in: StandIn) -> None:
     assert len(list(stand_in.directory.glob("setup-*"))) == 1
 
 
-def test_heterogeneous_job_is_refused(stand_in: StandIn) -> None:
+def test_heterogeneous_job_that_does_not_fit_is_refused(stand_in: StandIn) -> None:
     before = last_job(stand_in.tb)
-    done = stand_in.tb.run(["salloc", "-N1", ":", "-N1", "--pvc=good:1", "true"], check=False)
-    assert done.code == 1
-    assert "heterogeneous job cannot have --pvc" in done.err
+    for words, text in (
+        (["-N1", ":", "-N1", "--pvc=good:1"], "one --pvc describes all components"),
+        (["-N1", "--pvc=good:1", ":", "-N1", "--pvc=sized:1"], "one --pvc describes all components"),
+        (["-N1", "--pvc=good:4", ":", "-N1"], "good:4 has VMs of 1 size(s), but the job has 2 components"),
+    ):
+        done = stand_in.tb.run(["salloc", *words, "true"], check=False)
+        assert done.code == 1
+        assert text in done.err
     assert last_job(stand_in.tb) == before
+
+
+def test_each_component_learns_from_slurm_where_the_others_are(stand_in: StandIn) -> None:
+    tb = stand_in.tb
+    # A text of the user's own in its place does not come through.
+    env = {"PVC_HET_COMPONENTS": "1/evil/9", "SPANK_PVC_HET_COMPONENTS": "1/evil/9"}
+    tb.run(["salloc", "-n1", "-c2", "--pvc=sized:1", ":", "-N2", "-n2", "-c1", "true"], env=env)
+    tb.wait_no_jobs()
+    found = {}
+    for path in stand_in.directory.glob("setup-[0-9]*"):
+        _, job, node = path.name.split("-")
+        told = dict(line.split("=", 1) for line in path.read_text().splitlines())
+        found[node] = int(job)
+        leader = int(told["SLURM_HET_JOB_ID"])
+        assert told["SPANK_PVC_REQUEST"] == "1;sizes=1:2,2:1;nat:3"
+        assert re.fullmatch(rf"{leader}/n\d/2;{leader + 1}/n\S+/1\(x2\)", told["PVC_HET_COMPONENTS"])
+    assert sorted(found) == ["n1", "n2", "n3"]
+    assert sorted(found.values()) == [leader, leader + 1, leader + 1]
 
 
 def test_failed_prolog_drains_its_node_with_a_reason(stand_in: StandIn) -> None:

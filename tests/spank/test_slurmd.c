@@ -65,6 +65,23 @@ static void prolog_asks_the_daemon(void)
 	stop_daemon(pid);
 }
 
+static void prolog_of_a_component_tells_of_all(void)
+{
+	static char first[] = "n1";
+	static char second[] = "n[2-3]";
+	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "0 12 is ready\n");
+
+	fake.components[0] = (struct fake_component){.job_id = 12, .het_job_id = 12, .nodes = first, .cpus = {2}};
+	fake.components[1] =
+		(struct fake_component){.job_id = 13, .het_job_id = 12, .offset = 1, .nodes = second, .cpus = {4, 4}};
+	CHECK(setenv("SLURM_HET_JOB_ID", "12", 1) == 0);
+	CHECK(setenv("PVC_HET_COMPONENTS", "12/n1/9", 1) == 0);
+	request("1;sizes=1:2,2:4;nat:3");
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK_HAS(read_text(scratch("heard")), "\nSLURM_HET_JOB_ID=12\nPVC_HET_COMPONENTS=12/n1/2;13/n[2-3]/4(x2)\n");
+	stop_daemon(pid);
+}
+
 static void hostile_request_cannot_add_facts(void)
 {
 	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "0 refused\n");
@@ -270,6 +287,7 @@ static void strange_job_ids_name_no_path(void)
 const struct test slurmd_tests[] = {
 	TEST(prolog_without_request_does_nothing),
 	TEST(prolog_asks_the_daemon),
+	TEST(prolog_of_a_component_tells_of_all),
 	TEST(hostile_request_cannot_add_facts),
 	TEST(fault_of_the_node_fails_the_prolog),
 	TEST(failure_without_text_has_a_reason),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pvc.errors import UsageError
+from pvc.errors import JobError, UsageError
 from pvc.model.host import PciDevice
 from pvc.model.network import PciNetwork, ResourceSet
 from pvc.node import setup
@@ -58,3 +58,9 @@ def test_what_a_job_got_is_recorded_beside_the_rest(context: Context) -> None:
     record = Ledger(context.state_dir, 12).read_record()
     assert record is not None
     assert (record.devices, record.uid) == (ADDRESSES[:1], 1000)
+
+
+def test_a_component_whose_siblings_are_not_known_is_refused(context: Context) -> None:
+    alone = replace(job_of(1, 4, job_id=13), het_job_id=12)
+    with pytest.raises(JobError, match="did not tell which nodes the other components of job 13 have"):
+        setup.plan_dry(context, alone, "1;sizes=1:4,1:4;nat:2")
