@@ -87,8 +87,11 @@ class Life:
                 return Ending(Phase.STOPPED, ON_REQUEST)
             try:
                 machine = await self._start(launch, exits)
-            except GuestError as err:
-                raise companions.explain() or err from None
+            except GuestError:
+                explained = companions.explain()
+                if explained is None:
+                    raise
+                raise explained from None
             if machine is None:
                 return Ending(Phase.STOPPED, ON_REQUEST)
             companions.let_go()

@@ -25,12 +25,13 @@ from pvc import run
 from pvc.errors import GuestError, PvcError
 from pvc.plan.domain import DomainPlaces, DomainSpec, plan_domain
 from pvc.supervisor.driver import Launch
-from pvc.supervisor.virtd import Virtd, running_virtd
+from pvc.supervisor.virtd import Virtd, prepared, running_daemon
 from pvc.supervisor.virtmachine import VirtMachine, read_said
 
 LOG = logging.getLogger(__name__)
 
 _THREADS = 32
+_TRIES = 10
 _HOOK_S = 60.0
 _JOIN_S = 5.0
 _GIVE_UP_S = 10.0
@@ -46,7 +47,8 @@ class VirtDriver:
         self._exits = exits
         self._starting = asyncio.Lock()
         self._virtd: Virtd | None = None
-        self._connection: libvirt.virConnect | None = None
+        self._connected: asyncio.Future[libvirt.virConnect] | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="libvirt")
         self._machines: dict[str, VirtMachine] = {}  # by the names of their domains
 
@@ -127,25 +129,49 @@ class VirtDriver:
             raise
 
     async def _ensure(self) -> tuple[Virtd, libvirt.virConnect]:
+        """The connection, made with the first call; one that is lost comes back as soon as libvirtd runs again."""
         async with self._starting:
-            if self._connection is None or self._virtd is None:
+            if self._virtd is None:
                 try:
-                    async with AsyncExitStack() as exits:
-                        virtd = await exits.enter_async_context(running_virtd(self._directory))
-                        self._connection = await self._open(virtd, exits)
-                        self._exits.push_async_callback(exits.pop_all().aclose)
+                    self._virtd = await self._exits.enter_async_context(prepared(self._directory))
                 except OSError as err:
-                    raise GuestError(f"cannot start libvirt in {self._directory}") from err
-                except libvirt.libvirtError as err:
-                    raise GuestError("libvirt does not answer") from err
-                self._virtd = virtd
-            return self._virtd, self._connection
+                    raise GuestError(f"cannot make {self._directory}") from err
+                libvirt.registerErrorHandler(_be_silent, None)
+                self._exits.callback(self._threads.shutdown, wait=False, cancel_futures=True)
+                _listen_for_events(self._exits)
+            if self._connected is None or self._keeper is None or self._keeper.done():
+                self._connected = asyncio.get_running_loop().create_future()
+                self._keeper = asyncio.create_task(self._keep(self._virtd))
+                self._exits.push_async_callback(_end_task, self._keeper)
+        return self._virtd, await asyncio.shield(self._connected)
 
-    async def _open(self, virtd: Virtd, exits: AsyncExitStack) -> libvirt.virConnect:
+    async def _keep(self, virtd: Virtd) -> None:
+        """Let libvirtd run: one that ends is started again, and takes over the domains that it finds."""
+        assert self._connected is not None
+        try:
+            for _ in range(_TRIES):
+                async with running_daemon(virtd) as daemon:
+                    connection = await self._open(virtd)
+                    for name, machine in list(self._machines.items()):
+                        with suppress(libvirt.libvirtError):
+                            machine.rebind(await self._call(connection.lookupByName, name))
+                    self._connected.set_result(connection)
+                    try:
+                        code = await asyncio.shield(daemon.ended)
+                    finally:
+                        await self._close(connection)
+                    self._connected = asyncio.get_running_loop().create_future()
+                    LOG.error("libvirtd ended with %d and starts again: %s", code, daemon.said())
+            raise GuestError(f"libvirtd ended {_TRIES} times")
+        except (PvcError, OSError, libvirt.libvirtError) as err:
+            error = GuestError("libvirt does not run")
+            error.__cause__ = err
+            if not self._connected.done():
+                self._connected.set_exception(error)
+                self._connected.exception()  # nobody may wait for it
+
+    async def _open(self, virtd: Virtd) -> libvirt.virConnect:
         loop = asyncio.get_running_loop()
-        libvirt.registerErrorHandler(_be_silent, None)
-        exits.callback(self._threads.shutdown, wait=False, cancel_futures=True)
-        _listen_for_events(exits)
         connection: libvirt.virConnect = await self._call(libvirt.open, virtd.uri)
 
         def on_event(
@@ -159,7 +185,6 @@ class VirtDriver:
 
         await self._call(libvirt_qemu.qemuMonitorEventRegister, connection, None, None, on_event, None)
         await self._call(connection.domainEventRegisterAny, None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_life, None)
-        exits.push_async_callback(self._close, connection)
         return connection
 
     async def _close(self, connection: libvirt.virConnect) -> None:
@@ -198,6 +223,11 @@ def _listen_for_events(exits: AsyncExitStack) -> None:
     thread = threading.Thread(target=run_loop, name="libvirt-events", daemon=True)
     thread.start()
     exits.callback(leave)
+
+
+async def _end_task(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _be_silent(_: object, __: object) -> None:

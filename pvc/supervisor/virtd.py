@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from pvc import files, run
@@ -105,21 +105,13 @@ def _write_become(place: Path, words: list[str]) -> bool:
 
 
 @asynccontextmanager
-async def running_virtd(directory: Path) -> AsyncIterator[Virtd]:
-    """Run libvirtd in ``directory``, made anew, while the block does; QEMUs that are left then end with it.
+async def prepared(directory: Path) -> AsyncIterator[Virtd]:
+    """Make ``directory`` anew, and answer there for what a libvirtd asks, while the block runs.
 
-    :raise GuestError: there is none on this node, it did not start, or the directory's path is too long.
+    :raise GuestError: there is none on this node, or the directory's path is too long.
     :raise OSError: the directory cannot be written.
     """
-    if os.geteuid() == 0:
-        hint = "submit the job as a user, or say hypervisor: qemu in the template"
-        raise GuestError("root has no libvirt of its own: a libvirtd of root's is the node's", hint=hint)
-    if shutil.which("libvirtd", path=run.PATH) is None:
-        hint = "install libvirt (Debian: libvirt-daemon), or say hypervisor: qemu in the template"
-        raise GuestError("there is no libvirtd on this node", hint=hint)
-    if len(os.fsencode(directory / _LONGEST)) > _MAX_PATH:
-        hint = "let the site set run-dir in batch.yaml to a shorter path"
-        raise GuestError(f"{directory} is too long: libvirt's sockets below it would have no names", hint=hint)
+    _check(directory)
     files.remove_tree(directory)
     for name in ("", "bin", "c/libvirt", "r", "k", "h"):
         (directory / name).mkdir(mode=0o700, parents=True)
@@ -131,17 +123,40 @@ async def running_virtd(directory: Path) -> AsyncIterator[Virtd]:
     adopt_orphans()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGCHLD, virtd.reap)
-    async with AsyncExitStack() as exits:
+    with ExitStack() as exits:
         exits.callback(_remove, directory)
         exits.callback(loop.remove_signal_handler, signal.SIGCHLD)
         _serve_taps(virtd, exits)
-        notice = exits.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        yield virtd
+
+
+@asynccontextmanager
+async def running_daemon(virtd: Virtd) -> AsyncIterator[Helper]:
+    """Run its libvirtd while the block does; another one takes over the QEMUs of one that has crashed.
+
+    :raise GuestError: it did not start; says with which words.
+    """
+    directory = virtd.directory
+    argv = ["libvirtd", "--config", os.fspath(directory / "libvirtd.conf")]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notice:
+        (directory / "notice").unlink(missing_ok=True)
         notice.bind(os.fspath(directory / "notice"))
         notice.setblocking(False)
-        argv = ["libvirtd", "--config", os.fspath(directory / "libvirtd.conf")]
-        daemon = await exits.enter_async_context(running("libvirtd", argv, env=_environ(directory)))
-        await _wait_ready(daemon, notice)
-        yield virtd
+        async with running("libvirtd", argv, env=_environ(directory)) as daemon:
+            await _wait_ready(daemon, notice)
+            yield daemon
+
+
+def _check(directory: Path) -> None:
+    if os.geteuid() == 0:
+        hint = "submit the job as a user, or say hypervisor: qemu in the template"
+        raise GuestError("root has no libvirt of its own: a libvirtd of root's is the node's", hint=hint)
+    if shutil.which("libvirtd", path=run.PATH) is None:
+        hint = "install libvirt (Debian: libvirt-daemon), or say hypervisor: qemu in the template"
+        raise GuestError("there is no libvirtd on this node", hint=hint)
+    if len(os.fsencode(directory / _LONGEST)) > _MAX_PATH:
+        hint = "let the site set run-dir in batch.yaml to a shorter path"
+        raise GuestError(f"{directory} is too long: libvirt's sockets below it would have no names", hint=hint)
 
 
 def _remove(directory: Path) -> None:
@@ -162,7 +177,7 @@ def _environ(directory: Path) -> dict[str, str]:
     }
 
 
-def _serve_taps(virtd: Virtd, exits: AsyncExitStack) -> None:
+def _serve_taps(virtd: Virtd, exits: ExitStack) -> None:
     loop = asyncio.get_running_loop()
     listener = exits.enter_context(socket.socket(socket.AF_UNIX))
     listener.bind(os.fspath(virtd.directory / "taps"))

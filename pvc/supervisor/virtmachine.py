@@ -74,6 +74,10 @@ class VirtMachine:
         """Whether QEMU is gone."""
         return self._exited.done()
 
+    def rebind(self, domain: libvirt.virDomain) -> None:
+        """It is this domain of another libvirtd, which has taken it over."""
+        self._domain = domain
+
     def stderr(self) -> str:
         """The last that QEMU wrote, in one line."""
         return read_said(self._log)

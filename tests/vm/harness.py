@@ -76,6 +76,7 @@ def make_spec(
     memory_mib: int = 416,
     accel: Accel = Accel.TCG,
     cpus: int = 1,
+    libvirt_hook: str | None = None,
 ) -> ClusterSpec:
     """A cluster of one VM of each template, all on one node."""
     return ClusterSpec(
@@ -89,6 +90,7 @@ def make_spec(
         accel=accel,
         authorized_keys=(),
         keys=keys,
+        libvirt_hook=libvirt_hook,
     )
 
 

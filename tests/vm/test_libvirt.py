@@ -1,0 +1,119 @@
+"""What only VMs through libvirt have: virsh, the site's hook, and a daemon that may crash beside them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guests import build_guest
+from harness import (
+    AS_USER,
+    ROOT,
+    FakeNode,
+    Launched,
+    guest_template,
+    is_alive,
+    make_grant,
+    make_keys,
+    make_spec,
+    wait_until,
+)
+
+from pvc.model.node import VmGrant
+from pvc.model.vm import Phase
+
+pytestmark = pytest.mark.vm
+
+HOOK = """#!/bin/sh
+[ "$PVC_TEMPLATE" = refused ] && { echo "no such VMs here" >&2; exit 3; }
+exec sed "s,<memory ,<title>$PVC_VM of the site</title><memory ,"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Launched]:
+    """vm0 runs; the site's hook refuses vm1, and libvirt has no such machine as vm2's."""
+    (tmp_path / "run").mkdir()
+    hook = tmp_path / "hook"
+    hook.write_text(HOOK)
+    hook.chmod(0o755)
+    guest = build_guest()
+    templates = [
+        guest_template(guest, hypervisor="libvirt"),
+        guest_template(guest, name="refused", hypervisor="libvirt"),
+        guest_template(guest, name="small", hypervisor="libvirt", machine_type="microvm"),
+    ]
+    node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", [VmGrant(rank, (), {}) for rank in range(3)]))
+    spec = make_spec(templates, make_keys(tmp_path / "keys"), libvirt_hook=os.fspath(hook))
+    cluster = Launched(spec, tmp_path / "sock", home=tmp_path)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+        node.close()
+
+
+def status(cluster: Launched) -> dict[str, Any]:
+    found: dict[str, Any] = cluster.ask(op="status")["vms"][0]
+    return found
+
+
+def virsh(cluster: Launched, *words: str) -> str:
+    argv = [*AS_USER, "virsh", "-q", "-c", status(cluster)["libvirt_uri"], *words]
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def find_daemon(cluster: Launched) -> list[int]:
+    pids = cluster.children()
+    return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"libvirtd\0")]
+
+
+def test_virsh_and_hook_and_a_daemon_that_dies(cluster: Launched, tmp_path: Path) -> None:
+    cluster.wait_phase(0, Phase.BOOTING)
+    refused = cluster.wait_phase(1, Phase.FAILED)
+    assert "the site's libvirt-hook refused vm1" in refused.detail
+    assert "no such VMs here" in refused.detail
+    impossible = cluster.wait_phase(2, Phase.FAILED)
+    assert (impossible.detail, impossible.hint) == ("template small: libvirt has no microvm", "use hypervisor: qemu")
+
+    assert virsh(cluster, "list", "--name").split() == ["vm0"]
+    assert "<title>vm0 of the site</title>" in virsh(cluster, "dumpxml", "vm0")
+    virsh(cluster, "suspend", "vm0")
+    wait_until(lambda: status(cluster)["phase"] == "paused")
+    virsh(cluster, "resume", "vm0")
+    wait_until(lambda: status(cluster)["phase"] == "booting")
+    dump = {"execute": "dump-guest-memory", "arguments": {"paging": False, "protocol": "file:/dev/null"}}
+    for command in ({"qmp": dump}, {"hmp": "dump-guest-memory /dev/null"}):
+        assert cluster.ask(op="monitor", vm=0, **command)["hint"] == "use pvc dump"
+
+    # A crash of libvirtd costs no VM: the next one takes it over.
+    (qemu,), (daemon,) = cluster.qemu_pids(), find_daemon(cluster)
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: cluster.ask(op="monitor", vm=0, hmp="info status")["ok"], 60)
+    assert cluster.qemu_pids() == [qemu]
+    assert find_daemon(cluster) not in ([], [daemon])
+    virsh(cluster, "suspend", "vm0")
+    wait_until(lambda: status(cluster)["phase"] == "paused")
+    os.kill(qemu, signal.SIGKILL)
+    assert cluster.wait_phase(0, Phase.FAILED).detail.startswith("QEMU was killed by SIGKILL")
+    assert cluster.ask(op="order", order="start", vms=[0])["vms"][0]["error"] is None
+
+    pids = cluster.children()
+    assert cluster.process.stdin is not None
+    cluster.process.stdin.close()
+    assert cluster.wait_end() == 0
+    assert not any(is_alive(pid) for pid in pids)
+    assert os.listdir(tmp_path / "run") == []
+    assert not (tmp_path / ".config").exists()
+
+
+def test_the_other_driver_needs_no_libvirt() -> None:
+    code = "import sys, pvc.supervisor.main; sys.exit('libvirt' in sys.modules)"
+    environ = os.environ | {"PYTHONPATH": os.fspath(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environ)
