@@ -325,11 +325,13 @@ class Launcher:
         return self._supervisors.has_ended or any(map(self._has_lost_component, self._supervisors.list_ended()))
 
     def _has_lost_component(self, index: int) -> bool:
-        """Whether a component whose step has ended was lost; else all are being stopped, and it was the first."""
+        """Whether a component whose step has ended was lost; else all are being stopped and it was the first, or its
+        supervisors were killed, which in an ordinary job does not end the others either.
+        """
         if index not in self._losses:
             nodes = [self._progress.nodes[name] for name in list_nodes(self._placement)[index]]
-            stopped = all(node.ended and node.error is None for node in nodes)
-            self._losses[index] = not stopped or self._components[index].job_id in self._list_ended()
+            explained = all(node.ended or node.lost for node in nodes)
+            self._losses[index] = not explained or self._components[index].job_id in self._list_ended()
         return self._losses[index]
 
     def _explain_lost_step(self) -> PvcError:
@@ -374,6 +376,12 @@ class Launcher:
             return f"job {self._job.job_id}"
         return f"component {ended[0]} of job {self._job.job_id}"
 
+    def _lacks_component(self) -> bool:
+        """Whether salloc has lost a component: then it leaves the others to run on (Slurm 22.05)."""
+        if not self._mission.watch_parent or len(self._components) == 1:
+            return False
+        return 0 < len(self._list_ended()) < len(self._components)
+
     def _end(self) -> None:
         """Stop everything; errors here must not hide the one that led here."""
         self._ending = True
@@ -383,8 +391,7 @@ class Launcher:
                 self._child.wait()
             if self._supervisors is not None:
                 self._supervisors.stop(_STOP_TIMEOUT_S, goodbye=not self._orphaned)
-            # A salloc that lost a component leaves the others to run on (Slurm 22.05).
-            if self._orphaned or (self._mission.watch_parent and any(self._losses.values())):
+            if self._orphaned or self._lacks_component():
                 cancel_job(self._job.job_id)
         finally:
             self._loop.close()

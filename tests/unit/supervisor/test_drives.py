@@ -33,7 +33,7 @@ def hold(drive: PersistentDrive, vm: int = 0, *, job: int = 12, cluster: str = "
     template = VmTemplate("t", None, None, "none", drives=(drive,))
     share = VmShare(vm, template, VmGrant(vm, (), {}), "n1", Path("/"), 1, 64, Accel.TCG, (), (), None, None)
     keys = ClusterKeys(cluster, "", "", "", "", "")
-    return hold_drives(share, ClusterSpec(job, "c", "t", Placement(1, ()), (), {}, 64, Accel.TCG, (), keys))
+    return hold_drives(share, ClusterSpec(job, "c", "t", Placement((), ()), (), {}, (64,), Accel.TCG, (), keys))
 
 
 @pytest.fixture(autouse=True)
