@@ -40,6 +40,7 @@ COMMANDS = {
     "status": Entry("pvc.cli.status", "status", "Show how far each VM of a cluster has come.", CLUSTERS),
     "wait": Entry("pvc.cli.status", "wait", "Wait until VMs answer.", CLUSTERS),
     "stop": Entry("pvc.cli.cluster", "stop", "Shut a cluster down, or some of its VMs.", CLUSTERS),
+    "exec": Entry("pvc.cli.execute", "execute", "Run a command in VMs by their agents.", MACHINES),
     "ssh": Entry("pvc.cli.vm", "ssh", "Log in to a VM, or run a command in it.", MACHINES),
     "scp": Entry("pvc.cli.vm", "scp", "Copy files to or from a VM.", MACHINES),
     "forward": Entry("pvc.cli.forward", "forward", "Let local ports lead to ports of VMs.", MACHINES),

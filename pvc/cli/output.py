@@ -79,7 +79,12 @@ def print_error(message: str, hint: str | None = None) -> None:
     label = paint("pvc:", "red", sys.stderr)
     print(f"{label} {message}", file=sys.stderr)
     if hint:
-        print(f"{paint('hint:', 'cyan', sys.stderr)} {hint}", file=sys.stderr)
+        print_hint(hint)
+
+
+def print_hint(hint: str) -> None:
+    """Tell on standard error what to do about what was told before."""
+    print(f"{paint('hint:', 'cyan', sys.stderr)} {hint}", file=sys.stderr)
 
 
 def print_note(message: str) -> None:

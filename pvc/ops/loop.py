@@ -20,7 +20,8 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._on_signal = on_signal
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        # Without signals it may run in any thread.
+        self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False) if signals else None
         self._old_handlers = {number: signal.signal(number, _note) for number in signals}
         self._wanted = frozenset(int(number) for number in signals)
         self.add(self._reader, self._take_signals)
@@ -32,6 +33,16 @@ class Loop:
     def add_writer(self, fd: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever ``fd`` can take data."""
         self._selector.register(fd, selectors.EVENT_WRITE, callback)
+
+    def watch(self, fd: int, callback: Callable[[], None], *, read: bool, write: bool) -> None:
+        """Call ``callback`` whenever ``fd`` is readable or can take data, as wanted; again: change what is wanted."""
+        events = (selectors.EVENT_READ if read else 0) | (selectors.EVENT_WRITE if write else 0)
+        if not events:
+            self.remove(fd)
+        elif fd in self._selector.get_map():
+            self._selector.modify(fd, events, callback)
+        else:
+            self._selector.register(fd, events, callback)
 
     def remove(self, fd: int) -> None:
         """Forget ``fd``; an unknown one is fine."""
@@ -59,7 +70,8 @@ class Loop:
 
     def close(self) -> None:
         """Give the signals back."""
-        signal.set_wakeup_fd(self._old_wakeup)
+        if self._old_wakeup is not None:
+            signal.set_wakeup_fd(self._old_wakeup)
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         self._selector.close()

@@ -7,13 +7,17 @@ runs a shell on the serial console. ``frames`` (frames.c) sends and watches Ethe
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 TOOL = Path(__file__).parent / "frames.c"
-CACHE = Path("/var/tmp/pvc-test-guest-7")
+AGENT = Path(__file__).parents[2] / "agent"
+CACHE = Path("/var/tmp/pvc-test-guest-10")
 
 MODULES = (
     "drivers/virtio/virtio",
@@ -24,6 +28,7 @@ MODULES = (
     "drivers/virtio/virtio_mmio",
     "drivers/block/virtio_blk",
     "drivers/char/hw_random/virtio-rng",
+    "drivers/char/virtio_console",
     "net/core/failover",
     "drivers/net/net_failover",
     "drivers/net/virtio_net",
@@ -41,8 +46,10 @@ export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /tmp && mount -t devpts devpts /dev/pts
 echo 1 > /proc/sys/kernel/printk
 for pass in 1 2; do for name in $(cat /modules); do insmod /lib/$name.ko 2>/dev/null; done; done
+[ -x /bin/pvc-agent ] && setsid /bin/pvc-agent </dev/null >/dev/null 2>&1 &
 mkdir -p /seed
 for disk in vdb vda; do [ -b /dev/$disk ] && mount -t iso9660 -o ro /dev/$disk /seed 2>/dev/null && break; done
 while read -r tag target mode; do
@@ -95,6 +102,38 @@ class Guest:
     kernel: Path
     initrd: Path
     append: str = "console=ttyS0 quiet panic=0 mitigations=off tsc=unstable no_timer_check"
+
+
+def agent_guest() -> Guest:
+    """The guest with the agent of this checkout in it, as a package would put it there."""
+    plain = build_guest()
+    program = build_agent()
+    initrd = CACHE / f"initrd-{hashlib.sha256(program.read_bytes()).hexdigest()[:16]}.gz"
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not initrd.exists():
+            # The kernel unpacks archives that follow one another (Documentation/driver-api/early-userspace).
+            with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+                (Path(scratch) / "bin").mkdir()
+                shutil.copy(program, Path(scratch) / "bin/pvc-agent")
+                archive = subprocess.run(
+                    "find . | cpio -o -H newc --quiet | gzip -1",
+                    shell=True,
+                    check=True,
+                    cwd=scratch,
+                    capture_output=True,
+                )
+            partial = initrd.with_suffix(".partial")
+            partial.write_bytes(plain.initrd.read_bytes() + archive.stdout)
+            partial.rename(initrd)
+    return Guest(plain.kernel, initrd)
+
+
+def build_agent() -> Path:
+    """The agent of this checkout."""
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    subprocess.run(["make", "-s", "-C", AGENT], check=True, env=env)
+    return AGENT / "pvc-agent"
 
 
 def build_guest() -> Guest:

@@ -1,0 +1,324 @@
+"""Commands in guests, by their agents: one or many at once, with their input, output and exit codes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pvc.channel.frames import printable
+from pvc.errors import GuestError, PvcError
+from pvc.ops.agents import Agents, Stream, Words
+from pvc.ops.control import Control
+from pvc.ops.loop import Loop
+from pvc.ops.status import find_node
+
+TIMED_OUT = 124  # as timeout(1)
+_CHUNK = 1 << 16
+# Input is read no faster than the slowest guest takes it.
+_PENDING = 1 << 18
+_LEAVE_S = 2.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
+
+OnOutput = Callable[[int, bytes, bool], None]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run; ``argv`` empty: the user's login shell. ``attach``: take up a detached command instead."""
+
+    argv: tuple[str, ...]
+    user: str = "root"
+    cwd: str | None = None
+    env: tuple[str, ...] = ()
+    pty: bool = False
+    detach: bool = False
+    attach: int | None = None
+    stdin: bool = True
+
+    def words(self) -> list[tuple[str, str]]:
+        """The request."""
+        if self.attach is not None:
+            words = [("op", "attach"), ("id", str(self.attach))]
+            return words + (list(size_words()) if self.pty else [])
+        words = [("op", "exec"), ("user", self.user), *(("arg", word) for word in self.argv)]
+        words += [("env", each) for each in self.env]
+        if self.cwd is not None:
+            words.append(("cwd", self.cwd))
+        if self.detach:
+            words.append(("detach", "1"))
+        if not self.stdin:
+            words.append(("stdin", "0"))
+        if self.pty:
+            words += [("pty", "1"), ("term", os.environ.get("TERM") or "dumb"), *size_words()]
+        return words
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended in one VM; ``id`` is its number there, for ``attach``."""
+
+    rank: int
+    name: str
+    node: str
+    exit: int | None = None
+    signal: int | None = None
+    error: str | None = None
+    hint: str | None = None
+    id: int | None = None
+    detached: bool = False
+
+    @property
+    def code(self) -> int:
+        """As a shell would say it: the exit code, 128 and the signal, 124 if the time ran out, 7 for an error."""
+        if self.exit is not None:
+            return self.exit
+        if self.signal is not None:
+            return 128 + self.signal
+        if self.detached:
+            return 0
+        return TIMED_OUT if self.error == _TOO_LATE else GuestError.exit_code
+
+
+_TOO_LATE = "the time ran out"
+
+
+def size_words() -> Words:
+    """The size of our terminal."""
+    for stream in (sys.stdout, sys.stdin, sys.stderr):
+        try:
+            packed = fcntl.ioctl(stream.fileno(), termios.TIOCGWINSZ, bytes(8))
+        except (OSError, ValueError):
+            continue
+        rows, columns = struct.unpack("HHHH", packed)[:2]
+        if rows and columns:
+            return [("rows", str(rows)), ("cols", str(columns))]
+    return [("rows", "24"), ("cols", "80")]
+
+
+class _Running(Stream):
+    """One VM's command."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__()
+        self.id: int | None = None
+        self.detached = False
+        self.late = False
+        self._runner = runner
+
+    def on_note(self, words: dict[str, str]) -> None:
+        text = words.get("id", "")
+        if text.isdecimal():
+            self.id = int(text)
+        if self._runner.command.detach and self.id is not None:
+            # It runs, and goes on without us.
+            self.detached = True
+            self.close()
+
+    def on_data(self, data: bytes, second: bool) -> None:
+        self._runner.on_output(self.rank, data, second)
+
+    def on_sendable(self) -> None:
+        self._runner.feed()
+
+    def on_close(self, words: dict[str, str]) -> None:
+        del words
+        self._runner.left -= 1
+        self._runner.feed()
+
+
+class Runner:
+    """Runs one command in VMs; made for one use."""
+
+    def __init__(self, control: Control, command: Command, on_output: OnOutput, stdin_fd: int | None) -> None:
+        self.command = command
+        self.on_output = on_output
+        self.left = 0
+        self._control = control
+        self._stdin = stdin_fd
+        self._reading = False
+        self._ended = False
+        self._streams: list[_Running] = []
+        self._refused: dict[int, PvcError] = {}
+        self._interrupts = 0
+        self._escape = b"\r"
+        self._loop: Loop | None = None
+
+    def run(self, ranks: Sequence[int], timeout_s: float | None, signals: Sequence[signal.Signals] = _SIGNALS) -> Any:
+        """The outcomes, in the order of ``ranks``.
+
+        :raise KeyboardInterrupt: it was interrupted a second time, or told to end.
+        """
+        loop = self._loop = Loop(signals, self._on_signal)
+        agents = Agents(self._control, loop, len(ranks))
+        started = time.monotonic()
+        try:
+            broken = agents.connect(ranks)
+            for rank in ranks:
+                node = find_node(self._control.record, rank)
+                if node in broken:
+                    self._refused[rank] = broken[node]
+                    continue
+                stream = _Running(self)
+                stream.rank = rank
+                self._streams.append(stream)
+                self.left += 1
+                agents.open(rank, self.command.words(), stream)
+            self.feed()
+            left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
+            if not loop.run_until(self._is_over, timeout_s=left_s):
+                self._give_up(loop)
+            return [self._outcome(rank) for rank in ranks]
+        finally:
+            agents.close()
+            loop.close()
+
+    def _is_over(self) -> bool:
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
+        return self.left <= 0
+
+    def _give_up(self, loop: Loop) -> None:
+        for stream in self._streams:
+            if not stream.closed:
+                stream.late = True
+                stream.close()
+        # What was said goes out: the connection is closed behind it.
+        loop.run_until(lambda: False, timeout_s=0.05)
+
+    def _outcome(self, rank: int) -> Outcome:
+        node = find_node(self._control.record, rank)
+        base = Outcome(rank, f"vm{rank}", node)
+        if rank in self._refused:
+            err = self._refused[rank]
+            return _replace(base, error=str(err), hint=err.find_hint())
+        stream = next(each for each in self._streams if each.rank == rank)
+        result = stream.result or {}
+        base = _replace(base, id=stream.id, detached=stream.detached)
+        if stream.late:
+            return _replace(base, error=_TOO_LATE)
+        if "error" in result:
+            return _replace(base, error=printable(result["error"]), hint=result.get("hint"))
+        code, number = result.get("exit", ""), result.get("signal", "")
+        if code.isdecimal():
+            return _replace(base, exit=int(code) & 0xFF)
+        if number.isdecimal():
+            return _replace(base, signal=int(number) & 0x7F)
+        return base if stream.detached else _replace(base, error="the agent does not say how it ended")
+
+    def feed(self) -> None:
+        """Read input while all guests take it."""
+        if self._loop is None or self._stdin is None or self._ended:
+            return
+        wanted = self.left > 0 and all(stream.pending < _PENDING for stream in self._streams)
+        if wanted != self._reading:
+            self._reading = wanted
+            try:
+                self._loop.watch(self._stdin, self._on_stdin, read=wanted, write=False)
+            except PermissionError:
+                # A file is always readable, and epoll(7) takes none.
+                self._reading = False
+                self._read_file()
+
+    def _read_file(self) -> None:
+        while not self._ended and all(stream.pending < _PENDING for stream in self._streams) and self.left > 0:
+            self._on_stdin()
+
+    def _on_stdin(self) -> None:
+        assert self._stdin is not None
+        try:
+            data = os.read(self._stdin, _CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if self.command.pty and self._is_farewell(data):
+            self._interrupts = 2
+            return
+        for stream in self._streams:
+            if data:
+                stream.send(data)
+            else:
+                stream.end()
+        if not data:
+            self._ended = True
+            if self._reading and self._loop is not None:
+                self._loop.remove(self._stdin)
+            return
+        if self._reading:
+            self.feed()
+
+    def _is_farewell(self, data: bytes) -> bool:
+        """As in ssh: ~. at the beginning of a line leaves."""
+        self._escape = (self._escape + data)[-3:]
+        return self._escape in (b"\r~.", b"\n~.")
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if number is signal.SIGWINCH:
+            if self.command.pty:
+                for stream in self._streams:
+                    stream.note(size_words())
+            return
+        self._interrupts += 1 if number is signal.SIGINT else 2
+        if self._interrupts == 1:
+            for stream in self._streams:
+                stream.note([("signal", str(int(signal.SIGINT)))])
+
+
+def _replace(outcome: Outcome, **changes: Any) -> Outcome:
+    import dataclasses
+
+    return dataclasses.replace(outcome, **changes)
+
+
+def total_code(outcomes: Sequence[Outcome]) -> int:
+    """For one VM its command's own; for many the largest, so 0 means that all succeeded."""
+    return max((outcome.code for outcome in outcomes), default=0)
+
+
+@contextmanager
+def raw_terminal() -> Iterator[None]:
+    """What is typed goes to the guest as it is, Ctrl-C too."""
+    fd = sys.stdin.fileno()
+    if not os.isatty(fd):
+        yield
+        return
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setraw(fd)
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def list_detached(control: Control, ranks: Sequence[int], timeout_s: float) -> list[dict[str, Any]]:
+    """Detached commands of these VMs: rank, id, pid, state, exit or signal, attached, argv.
+
+    :raise PvcError: an agent does not answer.
+    """
+    from pvc.ops.agents import ask
+
+    loop = Loop((), lambda _: None)
+    agents = Agents(control, loop, len(ranks))
+    found: list[dict[str, Any]] = []
+    try:
+        for rank in ranks:
+            for note in ask(agents, loop, rank, [("op", "list")], timeout_s).notes:
+                argv = [printable(part.removeprefix("arg=")) for part in note.get("command", "").split("\t")[1:]]
+                shown = {key: printable(note.get(key, "")) for key in ("id", "pid", "state", "attached")}
+                how = next(((key, note[key]) for key in ("exit", "signal") if key in note), None)
+                result = None if how is None else f"{how[0]} {printable(how[1])}"
+                found.append({"vm": f"vm{rank}", **shown, "result": result, "command": " ".join(argv)})
+    finally:
+        agents.close()
+        loop.close()
+    return found

@@ -1,0 +1,18 @@
+"""Sets of VMs as people write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def fold_vms(ranks: Iterable[int]) -> str:
+    """``vm[0-3,7]``, or ``vm2``."""
+    parts: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if parts and parts[-1][1] == rank - 1:
+            parts[-1][1] = rank
+        else:
+            parts.append([rank, rank])
+    if len(parts) == 1 and parts[0][0] == parts[0][1]:
+        return f"vm{parts[0][0]}"
+    return f"vm[{','.join(str(a) if a == b else f'{a}-{b}' for a, b in parts)}]"
