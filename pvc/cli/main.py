@@ -41,6 +41,7 @@ COMMANDS = {
     "wait": Entry("pvc.cli.status", "wait", "Wait until VMs answer.", CLUSTERS),
     "stop": Entry("pvc.cli.cluster", "stop", "Shut a cluster down, or some of its VMs.", CLUSTERS),
     "exec": Entry("pvc.cli.execute", "execute", "Run a command in VMs by their agents.", MACHINES),
+    "cp": Entry("pvc.cli.copy", "copy", "Copy files and directories by the agents of VMs.", MACHINES),
     "ssh": Entry("pvc.cli.vm", "ssh", "Log in to a VM, or run a command in it.", MACHINES),
     "scp": Entry("pvc.cli.vm", "scp", "Copy files to or from a VM.", MACHINES),
     "forward": Entry("pvc.cli.forward", "forward", "Let local ports lead to ports of VMs.", MACHINES),

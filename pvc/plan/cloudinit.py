@@ -25,6 +25,12 @@ _MOUNT = {
         'mount -t virtiofs -o "$3" "$1" "$2"'
     ),
 }
+# The seed is found by its label, as cloud-init finds it; a guest without /dev/disk asks its block devices.
+_AGENT = (
+    "for d in /dev/disk/by-label/CIDATA /dev/disk/by-label/cidata $(blkid -L CIDATA) /dev/vdb /dev/sr0 /dev/vdc; do "
+    '[ -b "$d" ] || continue; m=$(mktemp -d); if mount -t iso9660 -o ro "$d" "$m" && [ -f "$m/pvc-agent.sh" ]; '
+    'then sh "$m/pvc-agent.sh"; r=$?; umount "$m"; rmdir "$m"; exit $r; fi; umount "$m"; rmdir "$m"; done 2>/dev/null'
+)
 # Images of earlier versions know the first only.
 _MOUNT_FILES = {"9p": "mounts", "virtiofs": "mounts-virtiofs"}
 
@@ -41,10 +47,11 @@ class SeedSpec:
     host_key_pub: str
     user_data: str | None
     mounts: tuple[Mount, ...] = ()
+    agent: bool = False  # pvc-agent and pvc-agent.sh are on the seed, too
 
 
 def plan_seed(spec: SeedSpec) -> dict[str, str]:
-    """The seed's files by name."""
+    """The seed's files by name, without the agent's."""
     found = {
         "meta-data": _json(_meta_data(spec)),
         "user-data": spec.user_data if spec.user_data is not None else "#cloud-config\n{}\n",
@@ -86,11 +93,12 @@ def _vendor_data(spec: SeedSpec) -> dict[str, Any]:
         # The overlay is thrown away: no boot loader has to be told about its disk.
         "grub_dpkg": {"enabled": False},
     }
-    if spec.mounts:
-        # Not "mounts": cc_mounts leaves out what is no device below /dev.
-        found["bootcmd"] = [
-            ["sh", "-c", _MOUNT[each.type], "mount", each.tag, each.target, _mode(each)] for each in spec.mounts
-        ]
+    # Not "mounts": cc_mounts leaves out what is no device below /dev.
+    commands = [["sh", "-c", _MOUNT[each.type], "mount", each.tag, each.target, _mode(each)] for each in spec.mounts]
+    if spec.agent:
+        commands.append(["sh", "-c", _AGENT])
+    if commands:
+        found["bootcmd"] = commands
     return found
 
 

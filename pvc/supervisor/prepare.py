@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from pvc import files, run
-from pvc.errors import GuestError, PvcError
+from pvc.config.share import find_share
+from pvc.errors import GuestError, HostError, PvcError
 from pvc.host import shareguard
 from pvc.host.firmware import find_firmware
 from pvc.host.overlay import write_overlay
@@ -26,6 +29,8 @@ from pvc.supervisor.share import VmShare
 
 _TPM = "tpm"
 _PROGRAMS = {"swtpm": "swtpm", "unshare": "util-linux"}
+LOG = logging.getLogger(__name__)
+
 _ELF = b"\x7fELF"
 
 
@@ -41,7 +46,8 @@ def prepare_vm(vm: VmShare, spec: ClusterSpec, instance_id: str) -> VmPaths:
         overlay = _make_overlay(vm)
         disks = tuple(_make_disk(vm, i, disk) for i, disk in enumerate(vm.template.disks, start=1))
         seed = vm.directory / "seed.iso"
-        write_seed(seed, plan_seed(_seed_spec(vm, spec, instance_id)))
+        agent = read_agent()
+        write_seed(seed, {**plan_seed(_seed_spec(vm, spec, instance_id, agent=bool(agent))), **agent})
         firmware = _make_firmware(vm)
         if vm.template.tpm:
             files.ensure_private_dir(vm.directory / _TPM)
@@ -119,7 +125,7 @@ def _make_firmware(vm: VmShare) -> Firmware | None:
     return replace(found, variables=os.fspath(own))
 
 
-def _seed_spec(vm: VmShare, spec: ClusterSpec, instance_id: str) -> SeedSpec:
+def _seed_spec(vm: VmShare, spec: ClusterSpec, instance_id: str, *, agent: bool) -> SeedSpec:
     return SeedSpec(
         instance_id=f"{instance_id}-{vm.name}",
         hostname=vm.name,
@@ -129,7 +135,19 @@ def _seed_spec(vm: VmShare, spec: ClusterSpec, instance_id: str) -> SeedSpec:
         host_key_pub=spec.keys.host_key_pub,
         user_data=vm.template.user_data,
         mounts=vm.template.mounts,
+        agent=agent,
     )
+
+
+@cache
+def read_agent() -> dict[str, bytes]:
+    """The agent's files for the seed, by name; without them a guest may have its own."""
+    try:
+        directory = find_share() / "agent"
+        return {name: (directory / name).read_bytes() for name in ("pvc-agent", "pvc-agent.sh")}
+    except (OSError, HostError) as err:
+        LOG.warning("guests get no agent: %s (make agent)", err)
+        return {}
 
 
 def _name_files(what: str, disk: Disk | None) -> dict[str, str | None]:

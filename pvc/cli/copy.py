@@ -1,0 +1,112 @@
+"""The command ``pvc cp``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from pvc.cli import output
+from pvc.cli.options import cluster_options, json_option
+from pvc.cli.progress import format_size
+from pvc.cli.vm import find_control
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pvc.ops.copy import Copied
+
+
+@click.command("cp")
+@click.option("-u", "--user", default="root", show_default=True, help="As this user of the guest.")
+@cluster_options
+@json_option
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="SOURCE... DESTINATION", required=True)
+@click.pass_context
+def copy(
+    ctx: click.Context, /, words: tuple[str, ...], user: str, job_id: int | None, job_name: str | None, as_json: bool
+) -> None:
+    """Copy files and directories to VMs or from them by their agents, without a network. VMs are written vm0:PATH.
+
+    A path without a / at its beginning is below the user's home. To several VMs (vm[0-3]:PATH) the same is copied;
+    from several, each gets a directory of its name in DESTINATION. A directory as destination gets the copy in it.
+    """
+    from pvc.errors import GuestError
+    from pvc.ops.copy import copy_in, copy_out, parse_copy
+    from pvc.ops.treefiles import measure, top_name
+
+    control = find_control(job_id, job_name)
+    sources, target = parse_copy(words, control.record.placement.count)
+    total = 0
+    if target.vms:
+        for source in sources:
+            top_name(source.path)
+            total += measure(source.path) * len(target.vms)
+    meter = _Meter(total)
+    complaints: list[str] = []
+    try:
+        if target.vms:
+            results, complaints = copy_in(control, sources, target, user, meter.add)
+        else:
+            results = copy_out(control, sources, target.path, user, meter.add)
+    finally:
+        meter.end()
+    for complaint in complaints:
+        output.print_error(complaint)
+    if as_json:
+        output.print_json(results)
+    else:
+        _tell(results)
+    failed = any(result.error is not None or result.problems for result in results)
+    ctx.exit(GuestError.exit_code if failed or complaints else 0)
+
+
+def _tell(results: Sequence[Copied]) -> None:
+    from pvc.ops.vmsets import fold_vms
+
+    groups: dict[tuple[str, str | None], list[int]] = {}
+    for result in results:
+        for problem in result.problems:
+            output.print_error(f"vm{result.rank}: {problem}")
+        if result.error is not None:
+            groups.setdefault((result.error, result.hint), []).append(result.rank)
+    for (text, hint), ranks in groups.items():
+        shown = text if len(ranks) == 1 and f"vm{ranks[0]}" in text else f"{fold_vms(ranks)}: {text}"
+        output.print_error(shown, hint)
+
+
+class _Meter:
+    """How much was copied, how fast, on a terminal; in one line at the end where it took a while."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._start = self._shown = time.monotonic()
+        self._tty = sys.stderr.isatty()
+        self._drawn = False
+
+    def add(self, count: int) -> None:
+        """So many bytes more."""
+        self._done += count
+        now = time.monotonic()
+        if self._tty and now - self._shown >= 0.2:
+            self._shown = now
+            self._drawn = True
+            print(f"\r\033[K{self._text(now)}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        now = time.monotonic()
+        if self._drawn:
+            print(f"\r\033[K{self._text(now)}", file=sys.stderr)
+        elif self._done and now - self._start >= 2:
+            output.print_note(self._text(now))
+
+    def _text(self, now: float) -> str:
+        rate = f"{format_size(int(self._done / max(now - self._start, 1e-3)))}/s"
+        if not self._total:
+            return f"copied {format_size(self._done)}, {rate}"
+        percent = min(100, 100 * self._done // self._total)
+        return f"copied {format_size(self._done)} of {format_size(self._total)} ({percent} %), {rate}"
