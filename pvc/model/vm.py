@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from pvc.model.drive import PersistentDrive
 
@@ -197,6 +198,11 @@ def find_libvirt_problems(
     if any(mount.type == "virtiofs" for mount in mounts):
         found.append(("mount-points", "libvirt 9.0 shares by virtiofs for root only; use type 9p"))
     return found
+
+
+def needs_libvirt(templates: Mapping[Any, VmTemplate]) -> bool:
+    """Whether libvirt runs some of them."""
+    return any(template.hypervisor == "libvirt" for template in templates.values())
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pvc.config.load import load_user_config
 from pvc.config.mounts import parse_mount
 from pvc.errors import HostError, JobError, UsageError
 from pvc.model.site import SiteConfig
-from pvc.model.vm import Accel
+from pvc.model.vm import Accel, needs_libvirt
 from pvc.ops import handover, shell
-from pvc.ops.definition import Overrides, parse_image_overrides, resolve
+from pvc.ops.definition import LaunchOrder, Overrides, parse_image_overrides, resolve
 from pvc.ops.launch import find_pvc
 from pvc.ops.registry import COMMENT_PREFIX
 from pvc.ops.sizing import Part, find_parts, find_shared_args, make_sizes, spread_nodes
@@ -113,9 +113,9 @@ def prepare(wishes: ClusterWishes) -> Submission:
     memory = None if wishes.memory is None else parse_guest_memory(wishes.memory)
     parts = find_parts(wishes.definition, config, wishes.cpus, memory)
     order = resolve(wishes.definition, config, overrides, parts[0].cpus, make_sizes(parts, with_cpus=True))
-    asked = _ask_for(parts, wishes.nodes, order.accel, config)
+    asked = _ask_for(parts, wishes.nodes, order, config)
     if len(asked) < len(parts):
-        order = replace(order, memory_mib=tuple(_allocated(part, order.accel) for part in parts))
+        order = replace(order, memory_mib=tuple(_allocated(part, order) for part in parts))
     _check_options(wishes, len(asked))
     job = JobWishes(
         definition=wishes.definition,
@@ -131,7 +131,9 @@ def prepare(wishes: ClusterWishes) -> Submission:
     return Submission(allocation_argv(job, config.batch.batch_args, wishes.slurm), text, variables, len(asked))
 
 
-def _ask_for(parts: Sequence[Part], nodes: str | None, accel: Accel, config: SiteConfig) -> tuple[PartWishes, ...]:
+def _ask_for(
+    parts: Sequence[Part], nodes: str | None, order: LaunchOrder, config: SiteConfig
+) -> tuple[PartWishes, ...]:
     """What Slurm is asked for: a component for each size, or one task on one node for all of them.
 
     :raise UsageError: the sizes, their options and the number of nodes do not go together.
@@ -144,16 +146,18 @@ def _ask_for(parts: Sequence[Part], nodes: str | None, accel: Accel, config: Sit
                 hint="on one node (-N 1) all or none have to; or say with -m what all shall have",
             )
         cpus = sum(part.count * part.cpus for part in parts)
-        total = sum(part.count * (_allocated(part, accel) or 0) for part in parts)
+        total = sum(part.count * (_allocated(part, order) or 0) for part in parts)
         return (PartWishes(1, cpus, total or None, "1", find_shared_args(parts, config)),)
     return tuple(
-        PartWishes(part.count, part.cpus, _allocated(part, accel), wanted, part.args)
+        PartWishes(part.count, part.cpus, _allocated(part, order), wanted, part.args)
         for part, wanted in zip(parts, spread_nodes(parts, nodes), strict=True)
     )
 
 
-def _allocated(part: Part, accel: Accel) -> int | None:
-    return None if part.memory_mib is None else allocated_memory_mib(part.memory_mib, accel)
+def _allocated(part: Part, order: LaunchOrder) -> int | None:
+    if part.memory_mib is None:
+        return None
+    return allocated_memory_mib(part.memory_mib, order.accel, libvirt=needs_libvirt(order.templates))
 
 
 def _check_components(submission: Submission) -> None:
@@ -199,7 +203,7 @@ def parse_guest_memory(text: str) -> int:
     return wanted
 
 
-def allocated_memory_mib(wanted: int, accel: Accel) -> int:
+def allocated_memory_mib(wanted: int, accel: Accel, *, libvirt: bool = False) -> int:
     """What to ask of Slurm for one VM whose guest shall have ``wanted`` MiB of memory.
 
     :raise UsageError: too little for any guest.
@@ -209,7 +213,7 @@ def allocated_memory_mib(wanted: int, accel: Accel) -> int:
     if wanted < MIN_GUEST_MIB:
         raise UsageError(f"{wanted}M of memory: a guest needs {MIN_GUEST_MIB} MiB at least")
     plenty = 1 << 30
-    return wanted + plenty - guest_memory_mib(plenty, accel)
+    return wanted + plenty - guest_memory_mib(plenty, accel, libvirt=libvirt)
 
 
 def read_user_data(name: str) -> str:

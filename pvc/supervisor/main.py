@@ -19,7 +19,7 @@ from pvc.errors import GuestError, PvcError, UsageError
 from pvc.host.kvm import AccelFacts, decide_accel
 from pvc.host.topology import read_topology
 from pvc.model.cluster import ClusterSpec, NodeShare
-from pvc.model.vm import Accel
+from pvc.model.vm import Accel, needs_libvirt
 from pvc.parse import parse_cpus_per_node
 from pvc.plan.numa import Pinning, plan_pinning
 from pvc.plan.qemu import guest_memory_mib
@@ -208,7 +208,7 @@ class Supervisor:
                 return await attach_vm(find_socket(self._environ), self._spec.job_of(share), rank)
 
         drivers: dict[str, Driver] = {"qemu": QemuDriver()}
-        if any(template.hypervisor == "libvirt" for template in templates.values()):
+        if needs_libvirt(templates):
             drivers["libvirt"] = self._find_libvirt(Path(attached.grant.run_dir))
         near = {name: NearDriver(driver, images) for name, driver in drivers.items()}
         return tuple(Vm(vm, near[vm.template.hypervisor], self._report, fetch_taps) for vm in vms)
@@ -234,7 +234,8 @@ class Supervisor:
 
     def _find_memory_mib(self, rank: int, accel: Accel) -> int:
         """Of the guest."""
-        return guest_memory_mib(self._spec.memory_mib[self._spec.placement.find_size(rank)], accel)
+        allocated_mib = self._spec.memory_mib[self._spec.placement.find_size(rank)]
+        return guest_memory_mib(allocated_mib, accel, libvirt=needs_libvirt(self._spec.templates))
 
     def _plan_pinning(self, share: NodeShare) -> Pinning:
         try:

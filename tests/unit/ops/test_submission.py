@@ -104,7 +104,9 @@ def test_a_users_comment_stays() -> None:
 @pytest.mark.parametrize("text", ["256M", "4G", "1000"])
 def test_memory_is_the_guests(text: str, accel: Accel) -> None:
     wanted = {"256M": 256, "4G": 4096, "1000": 1000}[text]
-    assert guest_memory_mib(allocated_memory_mib(parse_guest_memory(text), accel), accel) == wanted
+    for libvirt in (False, True):
+        allocated = allocated_memory_mib(parse_guest_memory(text), accel, libvirt=libvirt)
+        assert guest_memory_mib(allocated, accel, libvirt=libvirt) == wanted
 
 
 @pytest.mark.parametrize("text", ["1M", "x", "-5", ""])
