@@ -28,6 +28,7 @@ class VmView:
     since: float = 0.0
     detail: str = ""
     last_words: tuple[str, ...] = ()
+    hint: str | None = None
 
     @property
     def name(self) -> str:
@@ -106,7 +107,7 @@ class Progress:
         if vm.node != event.node:
             return []
         before = self.lowest_phase
-        vm.detail, vm.last_words = event.detail, event.last_words
+        vm.detail, vm.last_words, vm.hint = event.detail, event.last_words, event.hint
         if vm.phase is phase:
             return []
         self._set_phase(vm, phase, event.time)
@@ -121,7 +122,8 @@ class Progress:
         """Lines for a log: each VM of a small cluster, steps of a large one, and every failure."""
         if vm.phase is Phase.FAILED:
             said = "".join(f"\n  {vm.name} said: {line}" for line in vm.last_words)
-            return [f"{vm.name} on {vm.node} failed: {vm.detail or 'no reason given'}{said}"]
+            advice = f"\n  hint: {vm.hint}" if vm.hint else ""
+            return [f"{vm.name} on {vm.node} failed: {vm.detail or 'no reason given'}{said}{advice}"]
         if vm.phase is Phase.REACHABLE and len(self.vms) <= TABLE_ROWS:
             return [f"{vm.name} on {vm.node} is reachable after {vm.since:.1f} s"]
         after = self.lowest_phase
@@ -200,7 +202,8 @@ class Progress:
         if not reasons:
             return GuestError("all VMs have ended")
         reason, count = reasons.most_common(1)[0]
-        return GuestError(f"no VM is left; {count} of {len(self.vms)} failed: {reason}")
+        hint = next(vm.hint for vm in self.vms if vm.detail == reason)
+        return GuestError(f"no VM is left; {count} of {len(self.vms)} failed: {reason}", hint=hint)
 
 
 def plural(count: int, what: str) -> str:

@@ -141,9 +141,22 @@ def read_cluster_name() -> str | None:
 
     :raise JobError: Slurm does not answer.
     """
-    for line in _ask(["scontrol", "show", "config"], "ask Slurm for its name").splitlines():
+    return _read_setting("ClusterName")
+
+
+def read_kill_wait() -> float | None:
+    """How long a job's processes have between Slurm's first signal and the last: KillWait of slurm.conf(5), in seconds.
+
+    :raise JobError: Slurm does not answer.
+    """
+    words = (_read_setting("KillWait") or "").split()
+    return float(words[0]) if words and words[0].isdecimal() else None
+
+
+def _read_setting(name: str) -> str | None:
+    for line in _ask(["scontrol", "show", "config"], "ask Slurm for its settings").splitlines():
         key, _, value = line.partition("=")
-        if key.strip() == "ClusterName":
+        if key.strip() == name:
             return value.strip()
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
@@ -32,8 +33,7 @@ ON_REQUEST = "stopped on request"
 RESET = "was reset"
 _REBOOTED = "its guest rebooted"
 _LAST_WORDS_S = 1.0
-# For guests that write to persistent drives, before they are switched off. Slurm kills what has not ended KillWait
-# (30 s by default, slurm.conf(5)) after its first signal.
+# For guests that write to persistent drives, before they are switched off.
 DRIVES_GRACE_S = 20.0
 
 
@@ -112,11 +112,15 @@ class Life:
         exits.push_async_callback(asyncio.to_thread, held.release)
         return held
 
-    async def stop(self, grace_s: float) -> None:
-        """End it; ``run`` returns soon after. A guest with persistent drives has time to power down in any case."""
+    async def stop(self, grace_s: float, limit_s: float = math.inf) -> None:
+        """End it; ``run`` returns soon after. A guest with persistent drives has time to power down in any case.
+
+        ``limit_s``: after so long Slurm would end all.
+        """
         self.stopping = True
         if self._share.template.drives:
             grace_s = max(grace_s, DRIVES_GRACE_S)
+        grace_s = min(grace_s, limit_s)
         if self._starting is not None:
             self._starting.cancel()
         if self.machine is not None:

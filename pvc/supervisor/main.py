@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import math
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pvc import codec, files
-from pvc.errors import GuestError, PvcError, UsageError
+from pvc.errors import GuestError, JobError, PvcError, UsageError
 from pvc.host.kvm import AccelFacts, decide_accel
 from pvc.host.topology import read_topology
 from pvc.model.cluster import ClusterSpec, NodeShare
@@ -23,7 +24,7 @@ from pvc.model.vm import Accel, needs_libvirt
 from pvc.parse import parse_cpus_per_node
 from pvc.plan.numa import Pinning, plan_pinning
 from pvc.plan.qemu import guest_memory_mib
-from pvc.slurm.job import cancel_job
+from pvc.slurm.job import cancel_job, read_kill_wait
 from pvc.supervisor.aio import settle_aio
 from pvc.supervisor.attach import Attached, ask, attach, attach_vm, find_socket
 from pvc.supervisor.control import Control
@@ -41,6 +42,8 @@ MAX_SPEC = 64 << 20
 # An earlier supervisor of the same job may still be leaving.
 _LOCK_S = 10.0
 _FETCHES = 4
+# KillWait's default (slurm.conf(5)), and what of it stays for QEMU's own end.
+_KILL_WAIT_S, _QUIT_S = 30.0, 2.5
 
 
 def read_spec(fd: int) -> ClusterSpec:
@@ -87,6 +90,8 @@ class Supervisor:
         self._vms: tuple[Vm, ...] = ()
         self._running: set[asyncio.Task[None]] = set()
         self._leave = asyncio.Event()
+        self._limit_s = math.inf  # for guests to power down
+        self._kill_wait_s = math.inf
         self._dismissed = False
         self._abandoned = False
         self._exits = AsyncExitStack()
@@ -123,8 +128,13 @@ class Supervisor:
 
     def _watch_orders(self, stdin_fd: int) -> None:
         loop = asyncio.get_running_loop()
+
+        def on_signal() -> None:
+            self._limit_s = self._kill_wait_s - _QUIT_S
+            self._leave.set()
+
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._leave.set)
+            loop.add_signal_handler(number, on_signal)
 
         def on_stdin() -> None:
             # After the cluster the launcher sends one word before it closes; without it, it was lost.
@@ -165,6 +175,8 @@ class Supervisor:
         self._spec, obstacle = await asyncio.to_thread(settle_aio, self._spec)
         if obstacle is not None:
             self._tell(f"no io_uring on {self._node}, disks use threads instead: {obstacle}")
+        if any(template.drives for template in node_templates(self._spec, share).values()):
+            self._kill_wait_s = await asyncio.to_thread(_find_kill_wait)
         images = LocalImages(attached.grant.image_cache, lambda said: self._journal.note(None, said))
         self._exits.push_async_callback(images.close)
         await images.start(node_templates(self._spec, share).values())
@@ -260,7 +272,7 @@ class Supervisor:
         asyncio.get_running_loop().call_later(0.05, self._leave.set)
 
     async def _stop_vms(self, grace_s: float) -> None:
-        await asyncio.gather(*(vm.leave(grace_s) for vm in self._vms))
+        await asyncio.gather(*(vm.leave(grace_s, self._limit_s) for vm in self._vms))
         await asyncio.gather(*self._running)
         for vm in self._vms:
             with suppress(OSError):
@@ -293,6 +305,15 @@ async def _sole_supervisor(run_dir: Path) -> AsyncIterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _find_kill_wait() -> float:
+    """How long guests may take at most when Slurm wants the job's end."""
+    try:
+        return read_kill_wait() or _KILL_WAIT_S
+    except JobError as err:
+        LOG.warning("%s", err)
+        return _KILL_WAIT_S
 
 
 def _raise_file_limit() -> None:

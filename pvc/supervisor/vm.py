@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -153,13 +154,13 @@ class Vm:
         self.state.change(Phase.WAITING)
         self._wanted.set()
 
-    async def leave(self, grace_s: float) -> None:
-        """End the VM for good; ``run`` returns soon after."""
+    async def leave(self, grace_s: float, limit_s: float = math.inf) -> None:
+        """End the VM for good; ``run`` returns soon after. See ``Life.stop``."""
         self._leaving = True
         if self._again is not None:
             self._again.cancel()
         self._wanted.set()
-        await self._life.stop(grace_s)
+        await self._life.stop(grace_s, limit_s)
 
     async def stop(self, grace_s: float) -> None:
         """End the VM, which keeps its disk and what it was granted. Without effect on one that has ended."""

@@ -1,5 +1,6 @@
 """What images cost: bringing them in and looking them through, against cp(1) and sha256sum(1) of the same file
-in turn; an overlay for each VM, against qemu-img(1); how much of a shared base the page cache holds for N readers.
+in turn; an overlay for each VM, against qemu-img(1); how much of a shared base the page cache holds for N readers; what
+500 starts of VMs read from the file server, with and without copies on the node.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ from functools import partial
 from pathlib import Path
 
 from pvc.host.overlay import write_overlay
+from pvc.images.cache import NodeCache, Outcome
 from pvc.images.repository import Repositories
 from pvc.images.transfer import Incoming
 from pvc.images.verify import verify_store
 from pvc.model.site import Repository
 from pvc.plan.disks import plan_overlay
 from tests.bench._rows import Row, row, spread
+from tests.bench._server import Starts, file_server, forget, put_image
 
 SIZE = 512 << 20
 RUNS = 5
 OVERLAYS = (1, 4, 16, 64)
 READERS = (1, 4, 16)
 _READ = 256 << 20
+_CACHED = 64 << 20
+_WAVES, _JOBS, _VMS = 20, 5, 5
 Action = Callable[[], None]
 
 
@@ -37,6 +42,7 @@ def measure() -> Iterator[Row]:
         yield from _measure_repository(base, Path(scratch))
         yield from _measure_overlays(base, Path(scratch))
         yield from _measure_memory(base, Path(scratch))
+        yield from _measure_cache(base, Path(scratch))
 
 
 def _fill(path: Path) -> None:
@@ -145,6 +151,35 @@ def _measure_memory(base: Path, scratch: Path) -> Iterator[Row]:
         figures: Row = {"read_mib": count * (_READ >> 20), "cached_mib": round(_cached_mib() - before, 1)}
         yield row("page cache", vms=count, times=[end - begin], **figures)
         _remove(paths)
+
+
+def _measure_cache(base: Path, scratch: Path) -> Iterator[Row]:
+    """500 starts of VMs on one node, in waves between which the page cache is lost; with and without copies there."""
+    with base.open("rb") as stream:
+        data = stream.read(_CACHED)
+    with file_server(scratch, 4 * _CACHED) as server:
+        image = put_image(server, data)
+        for cached in (False, True):
+            directory = scratch / "copies"
+            directory.mkdir(mode=0o700, exist_ok=True)
+            cache = NodeCache(directory, 2 * _CACHED) if cached else None
+            starts, times, before = Starts(image, _CACHED // 2, cache), [], server.read_bytes()
+            for _ in range(_WAVES):
+                times.append(starts.wave(_JOBS, _VMS))
+                for path in (image, *directory.iterdir()):
+                    forget(path)
+            read = server.read_bytes() - before
+            figures: Row = {
+                "server_read_mib": round(read / (1 << 20), 1),
+                "image_mib": _CACHED >> 20,
+                "images_read": round(read / _CACHED, 2),
+                "fills": starts.outcomes.count(Outcome.FILLED),
+                "first_wave_s": round(times[0], 3),
+                "fill_s": [round(each, 3) for each in starts.fill_s],
+            }
+            if cached:
+                figures["budget_images_read"] = 1.1
+            yield row("node cache" if cached else "no node cache", vms=_WAVES * _JOBS * _VMS, times=times, **figures)
 
 
 def _cached_mib() -> float:
