@@ -151,6 +151,7 @@ def _add_extra(
 
 def _driver_words(cache: str, discard: bool, aio: str, thread: str | None) -> dict[str, str]:
     words = {"cache": cache, "discard": "unmap" if discard else "ignore"}
+    words |= {"error_policy": "stop", "rerror_policy": "report"}
     if aio != "threads":
         words["io"] = aio
     return words | ({"iothread": thread} if thread else {})

@@ -29,6 +29,8 @@ CACHE_MODES = {
 
 
 _FIRST_FDSET = 100
+# QEMU's default pauses the guest for ENOSPC alone, and tells it of an exceeded quota (EDQUOT) as of a broken disk.
+_ERRORS = {"werror": "stop", "rerror": "report"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def plan_firmware(firmware: Firmware) -> list[str]:
 def _disk(template: VmTemplate, disk: Disk, overlay: str) -> list[str]:
     file = {"driver": "file", "filename": overlay, **_aio(template.disk_aio)}
     write_cache, argv = _block(template, _node("disk", file, disk), template.disk_cache, discard=template.disk_discard)
-    properties = {"drive": "disk", "id": "disk0", "bootindex": "1", "write-cache": write_cache}
+    properties = {"drive": "disk", "id": "disk0", "bootindex": "1", "write-cache": write_cache, **_ERRORS}
     match template.disk_model:
         case "virtio" | "virtio-blk":
             if template.disk_iothread:
@@ -164,7 +166,7 @@ def _extra(template: VmTemplate, disk: ExtraDisk, path: str, number: int, slot: 
     file = {"driver": "file", "filename": path, **_aio(disk.aio)}
     node = _node(f"extra{number}", file, disk.base)
     write_cache, argv = _block(template, node, disk.cache, discard=disk.discard)
-    properties = {"drive": f"extra{number}", "id": name, "serial": name, "write-cache": write_cache}
+    properties = {"drive": f"extra{number}", "id": name, "serial": name, "write-cache": write_cache, **_ERRORS}
     return argv + _attach(template, disk, properties, slot, iothread=f"iothread{number}")
 
 
@@ -184,7 +186,7 @@ def _drive(template: VmTemplate, drive: PersistentDrive, opened: DriveFd, number
     if drive.format == "qcow2":
         node["backing"] = None
     write_cache, argv = _block(template, node, drive.cache, discard=drive.discard)
-    properties = {"drive": f"node-{name}", "id": name, "serial": name, "write-cache": write_cache}
+    properties = {"drive": f"node-{name}", "id": name, "serial": name, "write-cache": write_cache, **_ERRORS}
     if shared:
         properties["share-rw"] = "on"
     argv = ["-add-fd", f"fd={opened.fd},set={fdset}", *argv]

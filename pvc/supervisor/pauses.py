@@ -19,7 +19,7 @@ from pvc.supervisor.state import State
 
 PAUSED = "paused"
 _ON_REQUEST = "paused on request"
-# A guest that QEMU paused because the disk is full goes on once there is room.
+# A guest that QEMU paused because a disk is full, or a quota reached, goes on once there is room.
 _RESUME_S = 10.0
 _LASTS_S = 1.0
 

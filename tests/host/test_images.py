@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from pvc.errors import HostError
+from pvc.host.reserve import reserve_space
 from pvc.images import transfer
+from pvc.images.cache import NodeCache, Outcome
 from pvc.images.repository import Repositories
 from pvc.images.transfer import Incoming
 from pvc.model.site import Repository
+from tests.quotas import quota_dir
 from tests.unit.images.disks import import_raw, quiet, raw_disk, repositories
 
 pytestmark = pytest.mark.host
@@ -80,6 +84,29 @@ def test_whatever_meets_a_full_disk_leaves_nothing(small_disk: Path, tmp_path: P
         assert list((small_disk / "user" / ".tmp").iterdir()) == [], name
     # What fits still does: a disk grows by holes.
     assert where.resize(small, 1 << 30, "me", quiet).uri == "user:small@2"
+
+
+def test_an_exceeded_quota_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    """The file system has room, so only the writes find out; reserving it for pvc save does, too."""
+    with quota_dir(tmp_path, "4M") as mine:
+        where = repositories(mine)
+        source = tmp_path / "disk"
+        source.write_bytes(raw_disk(512) + os.urandom(8 << 20))
+        with pytest.raises(HostError, match="Disk quota exceeded") as caught:
+            where.import_file(Incoming(source, "a"), quiet)
+        assert "free space below" in (caught.value.find_hint() or "")
+        assert where.list() == ()
+        assert everything(mine) == {"user/.config"}
+        assert list((mine / "user" / ".tmp").iterdir()) == []
+        import_raw(where, tmp_path, "small")
+        assert [found.uri for found in where.list()] == ["user:small@1"]
+        with (mine / "saved").open("wb") as target, pytest.raises(OSError, match="Disk quota exceeded"):
+            reserve_space(target.fileno(), 8 << 20)
+        cache = mine / "cache"
+        cache.mkdir()
+        name = hashlib.sha256(source.read_bytes()).hexdigest()
+        assert NodeCache(cache, 64 << 20).fill(source, name, lambda: False) is Outcome.NO_ROOM
+        assert list(cache.iterdir()) == []
 
 
 def test_qemu_img_meets_a_full_disk(small_disk: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -56,8 +57,11 @@ def test_a_second_job_is_told_who_has_the_drive_and_a_crash_frees_it(tb: Testbed
         assert len(list(home.glob(".data.raw.pvc-lease.*"))) == 1
         second = Cluster(tb, "db", "-w", "n2").wait_running()
         try:
-            (lease,) = home.glob(".data.raw.pvc-lease.*")
-            assert f'"job_id":{second.job_id},' in lease.read_text()
+            (path,) = home.glob(".data.raw.pvc-lease.*")
+            lease = json.loads(path.read_text())
+            assert (lease["node"], lease["user"]) == ("n2", "student")
+            assert lease["job_id"] > first.job_id
+            second.job_id = lease["job_id"]  # squeue shows both
         finally:
             tb.run(["scancel", str(second.job_id)])
             second.end()

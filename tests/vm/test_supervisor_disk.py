@@ -24,6 +24,7 @@ from harness import (
 from pvc.model.event import EventKind
 from pvc.model.node import VmGrant
 from pvc.model.vm import Disk, Phase
+from tests.quotas import quota_dir, set_quota
 
 pytestmark = pytest.mark.vm
 
@@ -60,6 +61,28 @@ def test_no_room_for_the_vms_files(tmp_path: Path, small: Path) -> None:
         cluster.close()
         node.close()
     assert os.listdir(small) == ["ballast"]
+
+
+def test_a_quota_pauses_the_guest(tmp_path: Path) -> None:
+    with quota_dir(tmp_path, "2M") as mine:
+        (mine / "run").mkdir(mode=0o700)
+        node, cluster = launch(tmp_path, mine / "run")
+        try:
+            cluster.wait_phase(0, Phase.BOOTING)
+            with cluster.connect() as connection:
+                console = Console(connection, 0)
+                console.wait_prompt()
+                console.send(b"dd if=/dev/urandom of=/dev/vda bs=64k count=128; sync; echo do''ne\n")
+                wait_until(lambda: any("cannot be written" in event.detail for event in cluster.events), 60)
+                detail = cluster.ask(op="status")["vms"][0]["detail"]
+                assert detail.startswith("paused: its disk in")
+                assert "Disk quota exceeded" in detail
+                set_quota(mine, "64M")
+                console.wait(b"done", 60)
+                assert b"error" not in console.data
+        finally:
+            cluster.close()
+            node.close()
 
 
 @pytest.mark.parametrize("hypervisor", HYPERVISORS)
