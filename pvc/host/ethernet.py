@@ -63,7 +63,8 @@ def ensure_bridge(name: str, bridge: str, mac: str, mtu: int, addresses: Sequenc
 def ensure_vxlan(name: str, vxlan: str, bridge: str, vni: int, local: str, port: int, mtu: int, flood: bool) -> None:
     """A tunnel end made from the caller's namespace, so its packets travel there, as a port of ``bridge``.
 
-    Without ``flood`` only frames for known addresses enter it, and questions for these are answered at once.
+    Without ``flood`` only frames for known addresses and for groups enter it, and questions for these addresses are
+    answered at once.
 
     :raise HostError: the VNI stays taken, or the kernel refused.
     """
@@ -85,14 +86,15 @@ def ensure_vxlan(name: str, vxlan: str, bridge: str, vni: int, local: str, port:
             links.set(vxlan, master=bridge, mtu=mtu, state="up")
             # On L3 everything is known: nothing is learnt, nothing unknown leaves the node. On L2 users may have
             # addresses that nobody knows; which node they are behind is not learnt, that they are not here is.
+            # What is for groups goes to all nodes on both; what of it stays at home is for rules (plan.guard).
             to_all = int(flood)
             links.set_port(
                 vxlan,
                 learning=to_all,
                 neigh_suppress=1 - to_all,
                 unicast_flood=to_all,
-                mcast_flood=to_all,
-                bcast_flood=to_all,
+                mcast_flood=1,
+                bcast_flood=1,
             )
 
     # The kernel frees a VNI some milliseconds after its device is deleted, and tells nobody.
@@ -128,14 +130,12 @@ def ensure_taps(name: str, bridge: str, mtu: int, taps: tuple[str, ...], limit: 
     netns.run_inside(name, make)
 
 
-def ensure_peers(
-    name: str, bridge: str, vxlan: str, numbering: Numbering, peers: Sequence[Peer], *, flood: bool
-) -> None:
+def ensure_peers(name: str, bridge: str, vxlan: str, numbering: Numbering, peers: Sequence[Peer]) -> None:
     """Static entries for the VMs of other nodes.
 
     :raise HostError: the kernel refused.
     """
-    netns.run_inside(name, lambda: neighbours.ensure_peers(bridge, vxlan, numbering, peers, flood=flood))
+    netns.run_inside(name, lambda: neighbours.ensure_peers(bridge, vxlan, numbering, peers))
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ _NDMSG = struct.Struct("=BxxxiHBB")
 _BATCH = 1000  # some 50 KB; a socket takes 200 KB at once
 
 
-def ensure_peers(bridge: str, vxlan: str, numbering: Numbering, peers: Sequence[Peer], *, flood: bool) -> None:
+def ensure_peers(bridge: str, vxlan: str, numbering: Numbering, peers: Sequence[Peer]) -> None:
     """Write the entries of the VMs that ``peers`` run: FDB of tunnel and bridge, ARP and ND of the bridge.
 
     Static FDB entries say which node a MAC is behind; permanent neighbours let the bridge answer for it
-    (bridge(8), neigh_suppress). With ``flood`` what is for nobody known goes to every peer. Runs in the namespace
-    of the calling thread.
+    (bridge(8), neigh_suppress). What the bridge lets in for everybody, or for nobody known, goes to each peer. Runs in
+    the namespace of the calling thread.
 
     :raise HostError: a device is missing, or the kernel refuses an entry.
     """
@@ -43,7 +43,7 @@ def ensure_peers(bridge: str, vxlan: str, numbering: Numbering, peers: Sequence[
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
         link.bind((0, 0))
         entries = _entries(vxlan_index, bridge_index, numbering, peers)
-        for messages in (entries, _floods(vxlan_index, peers if flood else ())):
+        for messages in (entries, _floods(vxlan_index, peers)):
             while batch := list(islice(messages, _BATCH)):
                 _send(link, batch)
 

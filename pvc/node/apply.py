@@ -166,7 +166,7 @@ def _add_taps(step: actions.AddTaps, _: Hands) -> None:
 
 
 def _add_peers(step: actions.AddPeers, _: Hands) -> None:
-    ethernet.ensure_peers(step.netns, step.bridge, step.vxlan, step.numbering, step.peers, flood=step.flood)
+    ethernet.ensure_peers(step.netns, step.bridge, step.vxlan, step.numbering, step.peers)
 
 
 def _add_switch_taps(step: actions.AddSwitchTaps, _: Hands) -> None:

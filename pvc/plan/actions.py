@@ -51,7 +51,8 @@ class AddBridge:
 class AddVxlan:
     """A VXLAN end whose underlay stays in the node's namespace and whose device is a port of ``bridge``.
 
-    It learns nothing. What it does not know it drops, or, with ``flood``, sends to all members (AddPeers).
+    It learns nothing. Multicast and broadcast go to all members (AddPeers); so do frames for a MAC that nobody knows,
+    with ``flood``, and without they are dropped.
     """
 
     netns: str
@@ -80,14 +81,13 @@ class AddTaps:
 
 @dataclass(frozen=True)
 class AddPeers:
-    """The VMs of other nodes, in both FDBs and in ARP; with ``flood`` all get a copy of what is for nobody known."""
+    """The VMs of other nodes, in both FDBs and in ARP; what is for a group, or for nobody known, goes to each peer."""
 
     netns: str
     bridge: str
     vxlan: str
     numbering: Numbering
     peers: tuple[Peer, ...]
-    flood: bool = False
 
 
 @dataclass(frozen=True)

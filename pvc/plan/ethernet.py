@@ -76,7 +76,7 @@ def plan_links(
             netns, vxlan, bridge, vni, facts.underlay(network.host_suffix).address, network.vxlan_port, mtu, flood
         ),
         actions.AddTaps(netns, bridge, mtu, taps, network.bandwidth_mbit),
-        actions.AddPeers(netns, bridge, vxlan, numbering(network, index, vni), peers, flood),
+        actions.AddPeers(netns, bridge, vxlan, numbering(network, index, vni), peers),
     )
 
 

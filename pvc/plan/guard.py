@@ -16,6 +16,7 @@ from pvc.plan import addresses, names
 TABLE = "pvc"
 # Before anything else that hooks into a bridge: what is refused here costs nothing more (nft(8), bridge priorities).
 _PRIORITY = -300
+_GROUP = "ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00"
 _BEFORE_ADDRESS = "nd-neighbor-solicit, nd-router-solicit, mld-listener-report, mld2-listener-report"
 _MIN_BURST_KIB = 256  # four of the largest frames that a guest hands over in one piece
 
@@ -32,11 +33,19 @@ class Port:
     address6: str | None
 
 
-def guard_table(ports: Sequence[Port]) -> str:
+@dataclass(frozen=True)
+class Tunnel:
+    """The way to the other nodes of an L3 network, each of which has a gateway with this MAC."""
+
+    device: str
+    gateway_mac: str
+
+
+def guard_table(ports: Sequence[Port], tunnels: Sequence[Tunnel]) -> str:
     """The table, or "" when there is nothing to forbid or to limit."""
     checked = [port for port in ports if port.address is not None]
     limited = [port for port in ports if port.network.bandwidth_mbit is not None]
-    if not checked and not limited:
+    if not checked and not limited and not tunnels:
         return ""
     lines = [f"table bridge {TABLE} {{"]
     rules: list[str] = []
@@ -52,9 +61,21 @@ def guard_table(ports: Sequence[Port]) -> str:
         lines += _chain("frames", _frame_rules(with6))
         rules += _fast_rules(with6)
         rules += ["iifname @guarded jump frames"]
-    head = f"type filter hook prerouting priority {_PRIORITY};"
-    lines += _chain("prerouting", [head, *rules])
+    if rules:
+        lines += _chain("prerouting", [_head("prerouting"), *rules])
+    if tunnels:
+        lines += _chain("leaving", _leaving_rules(tunnels))
+        lines += _chain(
+            "postrouting",
+            [_head("postrouting"), *(f'oifname "{tunnel.device}" {_GROUP} jump leaving' for tunnel in tunnels)],
+        )
+        # No gateway hears what VMs of other nodes say to all: they have one of their own.
+        lines += _chain("input", [_head("input"), *(f'iifname "{tunnel.device}" {_GROUP} drop' for tunnel in tunnels)])
     return "\n".join([*lines, "}", ""])
+
+
+def _head(hook: str) -> str:
+    return f"type filter hook {hook} priority {_PRIORITY};"
 
 
 def burst_bytes(mbit: int) -> int:
@@ -148,6 +169,19 @@ def _ipv6_rules(ports: Sequence[Port]) -> list[str]:
         f"ip6 saddr :: icmpv6 type {{ {_BEFORE_ADDRESS} }} accept",
         "ip6 saddr fe80::/10 accept",
         "iifname . ip6 saddr != @addresses6 drop",
+    ]
+
+
+def _leaving_rules(tunnels: Sequence[Tunnel]) -> list[str]:
+    """What is for a group and stays here, for each node answers its own VMs."""
+    gateways = ", ".join(sorted({tunnel.gateway_mac for tunnel in tunnels}))
+    return [
+        f"ether saddr {{ {gateways} }} drop",
+        "ether type arp drop",
+        "udp dport { 67, 547 } drop",
+        "icmpv6 type nd-router-solicit drop",
+        # Solicitations for any but link-local addresses have been answered.
+        "icmpv6 type nd-neighbor-solicit @th,64,10 != 0x3fa drop",
     ]
 
 

@@ -87,7 +87,12 @@ def _inner_rules(setting: Setting) -> str:
         around = nftables.surroundings(facts.addresses, peers, external)
         switches = [names.bridge(each.index) for each in setting.memberships if each.network.layer is Layer.L2]
         text = nftables.inner_tables(gates, setting.forwards, around, switches)
-    return text + guard.guard_table(_guarded(setting))
+    tunnels = [
+        guard.Tunnel(names.vxlan(each.index), addresses.gateway_mac(each.network, each.index))
+        for each in setting.layer3
+        if not is_switched(each.network)
+    ]
+    return text + guard.guard_table(_guarded(setting), tunnels)
 
 
 def _guarded(setting: Setting) -> list[guard.Port]:

@@ -27,7 +27,9 @@ NET = replace(
     data_path=nodes.data_path(),
     host_suffix=nodes.own_suffix(),
     int_network6=IPv6Network("fd00:c8::/64"),
+    dns_servers=(OUTSIDE,),
     dns_search=("site.test",),
+    ntp_server="192.0.2.123",
     reverse_nat=(
         ReverseNat(22, 22, 60000, 60099),
         ReverseNat(8000, 8001, 60100, 60199),
@@ -79,8 +81,9 @@ def booted(node: Node, plan: NodePlan, rank: int) -> str:
 
 
 def leases() -> None:
-    """DHCP, DHCPv6 and router advertisements give each guest its own addresses, MTU and names."""
+    """DHCP, DHCPv6 and router advertisements give each guest its own addresses, MTU, names and servers."""
     world = World(2)
+    serve_names(OUTSIDE, "www.example.test", "192.0.2.80")
     one, _ = world.nodes
     with cluster_on(world, Cluster((NET,), 4)) as (plan, _):
         guest = one.call(nodes.start_guest, plan, 1)
@@ -89,6 +92,8 @@ def leases() -> None:
         assert offer[0] == bytes([10, 200, 0, 2]), offer
         assert offer[3] == offer[6] == bytes([10, 200, 255, 254])
         assert offer[26] == (1500).to_bytes(2, "big")
+        assert offer[42] == bytes([192, 0, 2, 123])
+        assert all(word in offer[119] for word in (b"\x03pvc\x04test", b"\x04site"))
         one.call(nodes.wait_for_router, inside=guest)
         route = one.run("ip", "-6", "route", "show", "default", inside=guest).stdout
         assert "via fe80::5054:ff:feff:ff00" in route, route
@@ -108,8 +113,28 @@ def leases() -> None:
                 ("vm0", 28, IPv6Address("fd00:c8::1").packed),
                 (IPv6Address("fd00:c8::3").reverse_pointer, 12, b"\x03vm2\x03pvc\x04test\x00"),
                 ("1.0.200.10.in-addr.arpa", 12, b"\x03vm0\x03pvc\x04test\x00"),
+                ("www.example.test", 1, bytes([192, 0, 2, 80])),  # by the name server outside
             ):
                 assert one.call(frames.ask_name, server, name, kind, inside=guest) == [data], (server, name, kind)
+    world.close()
+
+
+def jumbo() -> None:
+    """Guests have what the node network carries, less what the tunnel takes: 8950 bytes of 9000, and not one more."""
+    world = World(2)
+    one, two = world.nodes
+    with cluster_on(world, Cluster((replace(NET, mtu=9000),), 4)) as (first, second):
+        vm0, vm2 = booted(one, first, 0), booted(two, second, 2)
+        assert one.call(frames.ask_dhcp, first.grant.vms[0].nics[0].mac, inside=vm0)[26] == (8950).to_bytes(2, "big")
+        one.call(nodes.wait_for_router, inside=vm0)
+        assert one.call(read, "/proc/sys/net/ipv6/conf/eth0/mtu", inside=vm0) == "8950"
+        for address, size in (("10.200.0.3", 8922), ("fd00:c8::3", 8902), (GATEWAY, 8922)):
+            ping = ("ping", "-c", "1", "-W", "3", "-M", "do", "-s")
+            done = one.run(*ping, str(size), address, inside=vm0)
+            assert done.returncode == 0, (address, done.stdout + done.stderr)
+            assert one.run(*ping, str(size + 1), address, inside=vm0).returncode != 0
+        two.call(nodes.swallow_tcp, 7100, inside=vm2)
+        assert one.call(nodes.pour_tcp, "10.200.0.3", 7100, 40 << 20, inside=vm0) == 40 << 20
     world.close()
 
 
@@ -315,6 +340,45 @@ def spoofing() -> None:
     world.close()
 
 
+def groups() -> None:
+    """Multicast and broadcast of a VM of an L3 network reach all other VMs once; what its node answers stays there."""
+    world = World(2)
+    one, two = world.nodes
+    other = Cluster((NET,), 4, job_id=13, first_vni=6001, slot=1, ports_taken=TAKEN)
+    with cluster_on(world, Cluster((NET,), 4)) as (plan, theirs), cluster_on(world, other) as (_, foreign):
+        sender, near = (one.call(nodes.open_tap, plan, rank) for rank in (0, 1))
+        far = [two.call(nodes.open_tap, theirs, rank) for rank in (2, 3)]
+        strange = two.call(nodes.open_tap, foreign, 2)
+        wanted = [
+            frames.ethernet(OWN, "01:00:5e:00:00:fb", 0x0800, frames.ipv4("10.200.0.1", "224.0.0.251", 17, HELLO)),
+            frames.ethernet(OWN, frames.BROADCAST, 0x0800, frames.ipv4("10.200.0.1", "10.200.255.255", 17, HELLO)),
+            six(frames.udp6("fd00:c8::1", "ff02::1", 1000, 1000, b"hello")),
+        ]
+        for node, fd in ((one, near), *((two, each) for each in far), (two, strange)):
+            node.call(received, fd)
+        one.call(nodes.send_frames, sender, wanted)
+        said = [frame.rstrip(b"\0") for frame in wanted]
+        assert one.call(received, near) == said
+        for fd in far:
+            assert two.call(received, fd) == said
+        assert two.call(received, strange) == []
+        request = frames.ipv4("0.0.0.0", "255.255.255.255", 17, frames.udp(68, 67, b"discover"))
+        kept = [
+            frames.ethernet(OWN, frames.BROADCAST, 0x0800, request),
+            frames.arp(OWN, OWN, "10.200.0.1", "10.200.0.77"),
+            frames.arp(OWN, OWN, "10.200.0.1", "10.200.0.3"),
+            six(frames.icmp6(OWN_LOCAL, "ff02::2", 133, bytes(4))),
+            six(frames.icmp6("fd00:c8::1", "ff02::1:ff00:77", 135, bytes(4) + IPv6Address("fd00:c8::77").packed)),
+            six(frames.udp6(OWN_LOCAL, "ff02::1:2", 546, 547, b"solicit")),
+        ]
+        one.call(nodes.send_frames, sender, kept)
+        for fd in far:
+            assert two.call(received, fd) == []
+        for node, fd in ((one, sender), (one, near), *((two, each) for each in far), (two, strange)):
+            node.call(nodes.close, fd)
+    world.close()
+
+
 def switch() -> None:
     """An L2 network is an empty switch over two nodes: broadcast, multicast, unknown addresses, the users' DHCP."""
     world = World(3)
@@ -461,6 +525,12 @@ def first_answer(ask: Callable[[], str]) -> str:
     return next((said for said in (ask() for _ in range(6)) if said != "silence"), "silence")
 
 
+def serve_names(address: str, name: str, answer: str) -> None:
+    """A name server beyond the nodes."""
+    words = ("--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces", "--pid-file=/run/outside.pid")
+    nodes.run("dnsmasq", *words, f"--listen-address={address}", f"--address=/{name}/{answer}")
+
+
 def received(fd: int) -> list[bytes]:
     """On a node: what came to a tap, but for the router's advertisements; padding is left off, as bridges do."""
     router = frames.mac("52:54:00:ff:ff:00") + b"\x86\xdd"
@@ -475,7 +545,21 @@ def read(path: str) -> str:
     return Path(path).read_text().strip()
 
 
-SCENARIOS = (leases, traffic, closed_networks, strangers, ports, spoofing, switch, tunnels, limits, neighbours, routed)
+SCENARIOS = (
+    leases,
+    jumbo,
+    traffic,
+    groups,
+    closed_networks,
+    strangers,
+    ports,
+    spoofing,
+    switch,
+    tunnels,
+    limits,
+    neighbours,
+    routed,
+)
 
 
 def main() -> None:
