@@ -17,7 +17,7 @@ from pathlib import Path
 from pvc.model.network import UPLINKS6, Access, DataPath, Layer, Outbound6, Protocol, ReverseNat
 from pvc.plan import addresses
 from pvc.plan.node import NodePlan
-from tests.host import frames, nodes
+from tests.host import frames, nodes, site
 from tests.host.foreign import FOREIGN
 from tests.host.nodes import OUTSIDE, OUTSIDE6, ROUTER, ROUTER6, Cluster, Node, World
 from tests.unit.plan.worlds import NAT
@@ -417,6 +417,22 @@ def switch() -> None:
     world.close()
 
 
+def netboot() -> None:
+    """A machine with nothing but its interface's ROM boots over an L2 network, from a VM that is the users' server."""
+    world = World(2)
+    one, two = world.nodes
+    lan = replace(NET, name="lan", layer=Layer.L2, reverse_nat=(), int_network6=None)
+    with cluster_on(world, Cluster((lan,), 2)) as (plan, theirs):
+        server = one.call(nodes.start_guest, plan, 0)
+        one.call(nodes.give_address, "192.168.7.1/24", None, inside=server)
+        one.call(nodes.serve_boot, "192.168.7.1", inside=server)
+        machine = two.call(nodes.start_machine, theirs, 1)
+        # iPXE loads the first script, and the first one has it load the second.
+        site.wait_for(lambda: "/second to 192.168.7.10" in one.call(nodes.read_boot_log), 180)
+        two.call(nodes.end, machine)
+    world.close()
+
+
 def tunnels() -> None:
     """A frame gets into a tunnel from root of a peer only: not from its users, not from elsewhere, not from a VM."""
     world = World(3)
@@ -555,6 +571,7 @@ SCENARIOS = (
     ports,
     spoofing,
     switch,
+    netboot,
     tunnels,
     limits,
     neighbours,

@@ -349,6 +349,47 @@ def connect_as(uid: int, address: str, port: int) -> str:
         return stream.read()
 
 
+def serve_boot(address: str) -> None:
+    """In a guest: a DHCP and TFTP server with two scripts of iPXE, one of which leads to the other."""
+    files = ROOT / "boot"
+    files.mkdir()
+    (files / "first").write_text(f"#!ipxe\nchain tftp://{address}/second\n")
+    (files / "second").write_text("#!ipxe\npoweroff\n")
+    words = (
+        "--conf-file=/dev/null",
+        "--port=0",
+        "--interface=eth0",
+        "--bind-interfaces",
+        "--leasefile-ro",
+        "--user=root",
+    )
+    lease = ("--dhcp-range=192.168.7.10,192.168.7.10", "--dhcp-boot=first", "--enable-tftp", f"--tftp-root={files}")
+    run("dnsmasq", *words, *lease, f"--log-facility={ROOT}/boot.log", f"--pid-file={ROOT}/boot.pid")
+
+
+def read_boot_log() -> str:
+    """What that server has said."""
+    return (ROOT / "boot.log").read_text()
+
+
+def start_machine(plan: NodePlan, rank: int) -> int:
+    """On a node: QEMU at a VM's tap, with neither disk nor kernel; its process id."""
+    nic = next(each for each in plan.grant.vms if each.rank == rank).nics[0]
+    (fd,) = ethernet.open_taps((plan.taps[nic.tap_index],))
+    try:
+        argv = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-m", "64M", "-netdev", f"tap,id=net0,fd={fd}"]
+        argv += ["-device", f"virtio-net-pci,netdev=net0,mac={nic.mac},bootindex=1"]
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=(fd,)).pid
+    finally:
+        os.close(fd)
+
+
+def end(process: int) -> None:
+    """Kill a process of this one."""
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
 def serve_tcp(port: int) -> int:
     """A server that tells each caller its address, until its process is killed."""
     with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True) as server:
