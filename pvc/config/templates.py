@@ -77,7 +77,8 @@ ENTRY = Table(
         Setting(
             "image",
             setting.expanded(name="[repo:]image[@revision]", expected="an image's name"),
-            "The image that the VM's disk starts from. Without one the VM has no disk.",
+            "The image that the VM's disk starts from. Without one the VM has no such disk, and boots over its "
+            "networks (PXE).",
         ),
         Setting(
             "resource-set",

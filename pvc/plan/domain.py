@@ -15,7 +15,7 @@ from pvc.model.vm import Accel, VmTemplate
 from pvc.plan.domaindevices import add_disks, add_mounts, at_slot, count_iothreads, find_cpu, find_problems
 from pvc.plan.qemu import TCG_TB_SIZE_MIB, boot_words, count_devices
 from pvc.plan.qemudrives import VmPaths
-from pvc.plan.qemuwords import has_isa
+from pvc.plan.qemuwords import boots_over_network, has_isa
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _SCREEN_SLOT, _RNG_SLOT, _CHANNELS_SLOT, _FIRST_NIC_SLOT = 2, 5, 7, 8
@@ -147,8 +147,9 @@ def _add_nics(devices: Xml.Element, spec: DomainSpec) -> None:
         Xml.SubElement(interface, "source", bridge=name)
         Xml.SubElement(interface, "mac", address=nic.mac)
         Xml.SubElement(interface, "model", type="virtio" if model.startswith("virtio-net") else model)
-        if model.startswith("virtio-net"):
-            # No boot over the network: the option ROM would cost each boot a probe.
+        if boots_over_network(spec.template):
+            Xml.SubElement(interface, "boot", order=str(i + 1))
+        elif model.startswith("virtio-net"):
             Xml.SubElement(interface, "rom", enabled="no")
         Xml.SubElement(interface, "alias", name=f"ua-nic{i}")
         at_slot(interface, _FIRST_NIC_SLOT + i)

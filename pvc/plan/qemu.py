@@ -16,7 +16,7 @@ from pvc.model.node import Nic
 from pvc.model.vm import Accel, DirectBoot, VmTemplate
 from pvc.plan.helpers import shared_mounts
 from pvc.plan.qemudrives import LAST_SLOT, DriveFd, VmPaths, count_slots, plan_drives, plan_firmware, plan_mounts
-from pvc.plan.qemuwords import base_machine, device, has_isa
+from pvc.plan.qemuwords import base_machine, boots_over_network, device, has_isa
 
 # QEMU's own need of memory besides the guest's, from measurements: code, heap, stacks and device rings of
 # an idle q35 with two virtio devices stay below 64 MiB; TCG adds its translation buffer (tb-size, below)
@@ -194,9 +194,12 @@ def _nics(spec: QemuSpec) -> list[str]:
         properties = {"netdev": f"net{i}", "id": f"nic{i}", "mac": nic.mac}
         model = spec.template.nic_model
         if model.startswith("virtio-net"):
-            # No boot over the network: the option ROM would cost each boot a probe. (Q35's firmware reads it.)
-            properties |= {"host_mtu": str(nic.mtu), "romfile": ""}
+            properties["host_mtu"] = str(nic.mtu)
+            if not boots_over_network(spec.template):
+                properties["romfile"] = ""  # Q35's firmware reads it, too
             model = "virtio-net"
+        if boots_over_network(spec.template):
+            properties["bootindex"] = str(i + 1)
         argv += ["-device", device(spec.template, model, _FIRST_NIC_SLOT + i, **properties)]
     return argv
 

@@ -30,6 +30,11 @@ def device(template: VmTemplate, model: str, slot: int, **properties: str) -> st
     return options(name, bus=bus, addr=f"{slot:#x}", **properties)
 
 
+def boots_over_network(template: VmTemplate) -> bool:
+    """Whether a VM has nothing else to boot from. An option ROM costs each boot a probe, so only such VMs have one."""
+    return template.disk is None and template.boot is None
+
+
 def options(name: str, **properties: str) -> str:
     """``name,key=value,...``."""
     # QEMU's own quoting: a comma within a value is written twice.

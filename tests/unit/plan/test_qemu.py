@@ -42,6 +42,7 @@ SCENARIOS = {
     "tcg-direct-boot": make_spec({"boot": BOOT}, accel=Accel.TCG),
     "two-nics": make_spec(nics=(NIC, SECOND_NIC), fds=VmFds(7, 9, (11, 12))),
     "no-disk-no-net": make_spec({"disk": None, "boot": BOOT}, nics=(), fds=VmFds(7, 9, ()), paths=VmPaths(None, None)),
+    "network-boot": make_spec({"disk": None}, paths=VmPaths(None, None)),
     "channels": make_spec(fds=VmFds(7, 9, (11,), (("org.pvc.agent", 13), ("org.pvc.other", 14)))),
     "old-hardware": make_spec(
         {"machine_type": "pc", "nic_model": "e1000", "disk_model": "ide", "disk_cache": "writethrough"}
