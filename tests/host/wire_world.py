@@ -1,0 +1,289 @@
+"""What frames of VMs arrive where, on a real kernel: run by test_networks.py inside fresh namespaces.
+
+    python -m tests.host.wire_world SCENARIO
+
+What an attacker's frames do, and what an honest VM's do; frames are written to taps and read from them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from ipaddress import IPv6Address
+
+from pvc.model.network import Layer
+from pvc.plan import addresses
+from tests.host import frames, nodes, site
+from tests.host.net_world import GATEWAY, GATEWAY6, NET, OVS, TAKEN, cluster_on, read
+from tests.host.nodes import Cluster, Node, World
+
+OWN, THEIRS = "52:54:00:00:00:01", "52:54:00:00:00:02"
+ROUTER_LOCAL, OWN_LOCAL = addresses.link_local("52:54:00:ff:ff:00"), addresses.link_local(OWN)
+HELLO = frames.udp(1000, 1000, b"hello")
+
+
+def strangers() -> None:
+    """What a VM sends to its own tap, addressed to the node, no part of the node's stack takes."""
+    world = World(2)
+    (one, _) = world.nodes
+    with cluster_on(world, Cluster((NET,), 4)) as (plan, _):
+        evil, own = one.call(nodes.open_tap, plan, 0), plan.taps[0]
+        shown = one.run("ip", "-o", "link", "show", own.name, inside=own.netns)
+        hardware = shown.stdout.partition("link/ether ")[2][:17]
+        assert len(hardware) == 17
+        before = one.call(read, "/proc/thread-self/net/snmp", inside=own.netns).partition("Udp:")[2]
+        for target in (hardware, frames.BROADCAST):
+            body = frames.ipv4("10.200.0.1", one.address, 17, frames.udp(1000, 7000, b"hello"))
+            one.call(nodes.send_frames, evil, [frames.ethernet(OWN, target, 0x0800, body)])
+        one.call(received, evil)
+        assert one.call(read, "/proc/thread-self/net/snmp", inside=own.netns).partition("Udp:")[2] == before
+        one.call(nodes.close, evil)
+    world.close()
+
+
+def four(source: str, payload: bytes = HELLO, mac: str = OWN) -> bytes:
+    return frames.ethernet(mac, THEIRS, 0x0800, frames.ipv4(source, "10.200.0.2", 17, payload))
+
+
+def six(packet: bytes) -> bytes:
+    return frames.ethernet(OWN, "33:33:00:00:00:01", 0x86DD, packet)
+
+
+def honest_frames() -> list[bytes]:
+    """What vm0 may say to vm1. Open vSwitch answers for addresses itself, and link-local ones are for the gateway."""
+    said = [
+        four("10.200.0.1"),
+        frames.arp(OWN, OWN, "10.200.0.1", "10.200.0.2"),
+        frames.arp(OWN, OWN, "0.0.0.0", "10.200.0.1"),
+        frames.arp(OWN, OWN, "10.200.0.1", "10.200.0.1", reply=True),
+        six(frames.udp6("fd00:c8::1", "ff02::1", 1000, 1000, b"hello")),
+        six(frames.udp6(OWN_LOCAL, "ff02::1", 1000, 1000, b"hello")),
+        six(frames.advert6("fd00:c8::1", "fd00:c8::1", OWN)),
+        six(frames.advert6(OWN_LOCAL, OWN_LOCAL, OWN)),
+    ]
+    return [said[0], said[4]] if OVS else said
+
+
+def spoofed_frames() -> dict[str, bytes]:
+    """What it may not."""
+    probe = bytes(4) + IPv6Address("fd00:c8::2").packed
+    return {
+        "another VM's IPv4 address": four("10.200.0.2"),
+        "the gateway's IPv4 address": four(GATEWAY),
+        "a foreign IPv4 address": four("198.51.100.1"),
+        "another VM's address over TCP": frames.ethernet(
+            OWN, THEIRS, 0x0800, frames.ipv4("10.200.0.3", "10.200.0.2", 6, bytes(20))
+        ),
+        "another VM's MAC over TCP": frames.ethernet(
+            "52:54:00:00:00:03", THEIRS, 0x0800, frames.ipv4("10.200.0.1", "10.200.0.2", 6, bytes(20))
+        ),
+        "another VM's MAC": four("10.200.0.1", mac="52:54:00:00:00:03"),
+        "the gateway's MAC": four("10.200.0.1", mac="52:54:00:ff:ff:00"),
+        "a DHCP server": four("10.200.0.1", frames.udp(67, 68, b"offer")),
+        "ARP for another VM": frames.arp(OWN, OWN, "10.200.0.3", "10.200.0.2", reply=True),
+        "ARP for the gateway": frames.arp(OWN, OWN, GATEWAY, "10.200.0.2"),
+        "ARP with another MAC inside": frames.arp(OWN, "52:54:00:00:00:04", "10.200.0.1", "10.200.0.2"),
+        "another VM's IPv6 address": six(frames.udp6("fd00:c8::2", "ff02::1", 1000, 1000, b"hello")),
+        "a foreign IPv6 address": six(frames.udp6("2001:db8::1", "ff02::1", 1000, 1000, b"hello")),
+        "the router's link-local address": six(frames.udp6(ROUTER_LOCAL, "ff02::1", 1000, 1000, b"hello")),
+        "a router": six(frames.router_advert6(OWN_LOCAL)),
+        "a DHCPv6 server": six(frames.udp6(OWN_LOCAL, "ff02::1", 547, 546, b"reply")),
+        "ND for another VM": six(frames.advert6(OWN_LOCAL, "fd00:c8::2", OWN)),
+        "ND for the gateway": six(frames.advert6(OWN_LOCAL, GATEWAY6, OWN)),
+        "ND for the router": six(frames.advert6(OWN_LOCAL, ROUTER_LOCAL, OWN)),
+        "a look for another VM's address": six(frames.icmp6("::", "ff02::1", 135, probe)),
+        "a VLAN tag": frames.ethernet(
+            OWN, THEIRS, 0x8100, b"\0\1\x08\0" + frames.ipv4("10.200.0.2", "10.200.0.2", 17, HELLO)
+        ),
+        "an unknown protocol": frames.ethernet(OWN, THEIRS, 0x88B5, b"x"),
+    }
+
+
+def spoofing() -> None:
+    """No frame with somebody else's address leaves a VM of an L3 network; its own do."""
+    world = World(2)
+    one, two = world.nodes
+    with cluster_on(world, Cluster((NET,), 4)) as (plan, theirs):
+        evil, victim = (one.call(nodes.open_tap, plan, rank) for rank in (0, 1))
+        far = two.call(nodes.open_tap, theirs, 2)
+        good, bad = honest_frames(), spoofed_frames()
+        one.call(received, victim)
+        one.call(nodes.send_frames, evil, good)
+        arrived = one.call(received, victim)
+        missing = [place for place, frame in enumerate(good) if frame.rstrip(b"\0") not in arrived]
+        assert not missing, missing
+        for what, frame in bad.items():
+            one.call(nodes.send_frames, evil, [frame])
+            assert one.call(received, victim) == [], what
+            assert frame.rstrip(b"\0") not in two.call(received, far), what
+        for fd in (evil, victim):
+            one.call(nodes.close, fd)
+        two.call(nodes.close, far)
+    world.close()
+
+
+def groups() -> None:
+    """Multicast and broadcast of a VM of an L3 network reach all other VMs once; what its node answers stays there."""
+    world = World(2)
+    one, two = world.nodes
+    other = Cluster((NET,), 4, job_id=13, first_vni=6001, slot=1, ports_taken=TAKEN)
+    with cluster_on(world, Cluster((NET,), 4)) as (plan, theirs), cluster_on(world, other) as (_, foreign):
+        sender, near = (one.call(nodes.open_tap, plan, rank) for rank in (0, 1))
+        far = [two.call(nodes.open_tap, theirs, rank) for rank in (2, 3)]
+        strange = two.call(nodes.open_tap, foreign, 2)
+        wanted = [
+            frames.ethernet(OWN, "01:00:5e:00:00:fb", 0x0800, frames.ipv4("10.200.0.1", "224.0.0.251", 17, HELLO)),
+            frames.ethernet(OWN, frames.BROADCAST, 0x0800, frames.ipv4("10.200.0.1", "10.200.255.255", 17, HELLO)),
+            six(frames.udp6("fd00:c8::1", "ff02::1", 1000, 1000, b"hello")),
+        ]
+        for node, fd in ((one, near), *((two, each) for each in far), (two, strange)):
+            node.call(received, fd)
+        one.call(nodes.send_frames, sender, wanted)
+        said = [frame.rstrip(b"\0") for frame in wanted]
+        assert one.call(received, near) == said
+        for fd in far:
+            assert two.call(received, fd) == said
+        assert two.call(received, strange) == []
+        request = frames.ipv4("0.0.0.0", "255.255.255.255", 17, frames.udp(68, 67, b"discover"))
+        kept = [
+            frames.ethernet(OWN, frames.BROADCAST, 0x0800, request),
+            frames.arp(OWN, OWN, "10.200.0.1", "10.200.0.77"),
+            frames.arp(OWN, OWN, "10.200.0.1", "10.200.0.3"),
+            six(frames.icmp6(OWN_LOCAL, "ff02::2", 133, bytes(4))),
+            six(frames.icmp6("fd00:c8::1", "ff02::1:ff00:77", 135, bytes(4) + IPv6Address("fd00:c8::77").packed)),
+            six(frames.udp6(OWN_LOCAL, "ff02::1:2", 546, 547, b"solicit")),
+        ]
+        one.call(nodes.send_frames, sender, kept)
+        for fd in far:
+            assert two.call(received, fd) == []
+        for node, fd in ((one, sender), (one, near), *((two, each) for each in far), (two, strange)):
+            node.call(nodes.close, fd)
+    world.close()
+
+
+def switch() -> None:
+    """An L2 network is an empty switch over two nodes: broadcast, multicast, unknown addresses, the users' DHCP."""
+    world = World(3)
+    one, two, _ = world.nodes
+    lan = replace(NET, name="lan", layer=Layer.L2, reverse_nat=(), int_network6=None)
+    with cluster_on(world, Cluster((lan,), 5, nodes=3)) as plans:
+        taps = [
+            (node, node.call(nodes.open_tap, plan, vm.rank))
+            for node, plan in zip(world.nodes, plans, strict=True)
+            for vm in plan.grant.vms
+        ]
+        nested = "02:00:00:00:00:09"
+        offer = frames.ipv4("192.168.7.1", "255.255.255.255", 17, frames.udp(67, 68, b"offer"))
+        for frame in (
+            frames.arp(nested, nested, "192.168.7.1", "192.168.7.2"),
+            frames.ethernet(nested, frames.BROADCAST, 0x0800, offer),
+            frames.ethernet(nested, "01:00:5e:00:00:fb", 0x0800, offer),
+            frames.ethernet(nested, "33:33:00:00:00:01", 0x86DD, frames.router_advert6("fe80::1")),
+            frames.ethernet(nested, "02:00:00:00:00:77", 0x88B5, b"who is that?"),
+        ):
+            one.call(nodes.send_frames, taps[0][1], [frame])
+            for node, fd in taps[1:]:
+                assert node.call(received, fd) == [frame.rstrip(b"\0")]
+            assert one.call(received, taps[0][1]) == []
+        # An answer to an address that was seen goes there and, where the switch learns, not to everybody alike.
+        back = frames.ethernet("52:54:00:00:00:03", nested, 0x88B5, b"that is me")
+        two.call(nodes.send_frames, taps[2][1], [back])
+        assert one.call(received, taps[0][1]) == [back.rstrip(b"\0")]
+        assert one.call(received, taps[1][1]) == ([back.rstrip(b"\0")] if OVS else [])
+        # No node answers on it.
+        solicit = frames.icmp6("fe80::9", "ff02::1", 128, b"\0\1\0\1")
+        one.call(nodes.send_frames, taps[0][1], [frames.ethernet(nested, "33:33:00:00:00:01", 0x86DD, solicit)])
+        assert one.call(received, taps[0][1]) == []
+        for node, fd in taps:
+            node.call(nodes.close, fd)
+    world.close()
+
+
+def netboot() -> None:
+    """A machine with nothing but its interface's ROM boots over an L2 network, from a VM that is the users' server."""
+    world = World(2)
+    one, two = world.nodes
+    lan = replace(NET, name="lan", layer=Layer.L2, reverse_nat=(), int_network6=None)
+    with cluster_on(world, Cluster((lan,), 2)) as (plan, theirs):
+        server = one.call(nodes.start_guest, plan, 0)
+        one.call(nodes.give_address, "192.168.7.1/24", None, inside=server)
+        one.call(nodes.serve_boot, "192.168.7.1", inside=server)
+        machine = two.call(nodes.start_machine, theirs, 1)
+        # iPXE loads the first script, and the first one has it load the second.
+        site.wait_for(lambda: "/second to 192.168.7.10" in one.call(nodes.read_boot_log), 180)
+        two.call(nodes.end, machine)
+    world.close()
+
+
+def tunnels() -> None:
+    """A frame gets into a tunnel from root of a peer only: not from its users, not from elsewhere, not from a VM."""
+    world = World(3)
+    one, two, three = world.nodes
+    with cluster_on(world, Cluster((NET,), 4)) as (plan, _):
+        victim = one.call(nodes.open_tap, plan, 0)
+        inner = frames.ethernet("52:54:00:00:00:03", "52:54:00:00:00:01", 0x88B5, b"injected")
+        packet = frames.vxlan(5001, inner)
+
+        def arrives(node: Node | None, uid: int, data: bytes = packet) -> bool:
+            one.call(received, victim)
+            if node is None:
+                nodes.send_as(uid, one.tunnel_address, 4789, data)
+            else:
+                node.call(nodes.send_as, uid, one.tunnel_address, 4789, data)
+            return one.call(received, victim) == [inner.rstrip(b"\0")]
+
+        assert arrives(two, 0), "the control: a peer's root can"
+        assert not arrives(two, 4322), "a user of a peer"
+        assert not arrives(one, 4322), "a user of the node itself"
+        assert not arrives(three, 0), "a node that is no peer"
+        assert not arrives(None, 0), "the rest of the world"
+        assert not arrives(two, 0, frames.vxlan(5002, inner)), "another cluster's VNI"
+        one.call(nodes.close, victim)
+    world.close()
+
+
+def limits() -> None:
+    """A VM sends and receives no more than its network allows."""
+    world = World(1)
+    (one,) = world.nodes
+    slow = replace(NET, bandwidth_mbit=8)
+    with cluster_on(world, Cluster((slow,), 2, nodes=1)) as (plan,):
+        sender, receiver = (one.call(nodes.open_tap, plan, rank) for rank in (0, 1))
+        if OVS:
+            meters = one.run("ovs-ofctl", "-OOpenFlow15", "dump-meters", "pvc-ovs").stdout
+            assert meters.count("rate=8000 burst_size=2048") == 4, meters
+        else:
+            shaped = one.run("tc", "qdisc", "show", inside=plan.netns).stdout
+            assert shaped.count("qdisc tbf") == 2, shaped
+            assert "rate 8Mbit" in shaped
+        packet = frames.ipv4("10.200.0.1", "10.200.0.2", 17, frames.udp(1, 2, bytes(1400)))
+        frame = frames.ethernet("52:54:00:00:00:01", "52:54:00:00:00:02", 0x0800, packet)
+        one.call(nodes.drain, receiver)
+        # 2.8 MB in some milliseconds, through a limit of 1 MB a second that lets 256 KiB pass at once.
+        one.call(nodes.send_frames, sender, [frame] * 2000)
+        if not OVS:
+            rules = one.run("nft", "list", "table", "bridge", "pvc", inside=plan.netns).stdout
+            assert "limit rate over 976 kbytes/second burst 256 kbytes" in rules, rules
+        passed = len(one.call(nodes.drain, receiver))
+        assert 100 < passed < 1500, passed
+        for fd in (sender, receiver):
+            one.call(nodes.close, fd)
+    world.close()
+
+
+def received(fd: int) -> list[bytes]:
+    """On a node: what came to a tap, but for the router's advertisements; padding is left off, as bridges do."""
+    router = frames.mac("52:54:00:ff:ff:00") + b"\x86\xdd"
+    return [frame.rstrip(b"\0") for frame in nodes.drain(fd) if frame[6:14] != router]
+
+
+SCENARIOS = (groups, strangers, spoofing, switch, netboot, tunnels, limits)
+
+
+def main() -> None:
+    nodes.run("mount", "-t", "tmpfs", "tmpfs", "/run")
+    next(each for each in SCENARIOS if each.__name__ == sys.argv[1])()
+
+
+if __name__ == "__main__":
+    main()
