@@ -109,3 +109,14 @@ def spawn(
         raise HostError(f"command {words[0]} not found") from err
     except OSError as err:
         raise HostError(f"cannot start {words[0]}") from err
+
+
+def bound(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """A command line whose process the kernel kills when this one dies, in whatever way and however early.
+
+    prctl(2), PR_SET_PDEATHSIG: it survives execve(2), but says nothing of a parent that has died before. So the parent
+    is looked at once more afterwards: an orphan has another one.
+    """
+    words = [os.fspath(word) for word in argv]
+    look = '[ "$PPID" = "$0" ] && exec "$@"'
+    return ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", look, str(os.getpid()), *words]

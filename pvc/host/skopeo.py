@@ -52,11 +52,11 @@ def copy(
     :raise HostError: it failed; what is in the target then is skopeo's affair.
     """
     switches = ["--src-tls-verify=false", "--dest-tls-verify=false"] if plain else []
-    argv = ["setpriv", "--pdeathsig", "KILL", "--", "prlimit", f"--fsize={most}", "--core=0", "--"]
+    argv = ["prlimit", f"--fsize={most}", "--core=0", "--"]
     argv += ["skopeo", "copy", "--quiet", "--preserve-digests", *switches, source, target]
     meter = _Meter(inside)
     with tempfile.TemporaryFile() as errors:
-        process = run.spawn(argv, env=_environment(), stdout=run.DEVNULL, stderr=errors)
+        process = run.spawn(run.bound(argv), env=_environment(), stdout=run.DEVNULL, stderr=errors)
         try:
             ended = os.pidfd_open(process.pid)
             try:

@@ -220,7 +220,6 @@ def _run(
     how = "" if accel.accel is Accel.KVM else f", without KVM ({accel.reason})"
     step(f"booting {base.uri}{how}")
     story = _Story(token, step, last=deque(maxlen=_SHOWN_LINES))
-    ended: GuestEnd | None = None
 
     def plan(fds: GuestFds) -> list[str]:
         own = replace(template, custom_args=plan_build_args(fds.port, network=place.network))
@@ -237,25 +236,25 @@ def _run(
             )
         )
 
-    try:
-        ended = run_guest(plan, story.hear, lambda: limit)
-    except GuestError as err:
-        raise _explain(recipe, base, story, str(err), b"") from None
+    ended = run_guest(plan, story.hear, lambda: limit)
     step("")
-    if story.failed or not story.clean or ended.code:
-        why = (
-            f"QEMU ended with {ended.code}: {ended.stderr[-500:]}" if ended.code else "the guest ended before its time"
-        )
-        raise _explain(recipe, base, story, story.failed or why, ended.console)
+    if story.failed or not story.clean or ended.code != 0:
+        raise _explain(recipe, base, story, ended)
 
 
-def _explain(recipe: GuestRecipe, base: FoundImage, story: _Story, why: str, console: bytes) -> GuestError:
-    words = list(story.last or ()) if story.begun else list(read_last_words(console, _SHOWN_LINES))
+def _explain(recipe: GuestRecipe, base: FoundImage, story: _Story, ended: GuestEnd) -> GuestError:
+    if ended.code is None:
+        why = f"it took longer than its time limit, {recipe.timeout}"
+    elif ended.code:
+        why = f"QEMU ended with {ended.code}: {ended.stderr[-500:]}"
+    else:
+        why = "the guest ended before its time"
+    words = list(story.last or ()) if story.begun else list(read_last_words(ended.console, _SHOWN_LINES))
     said = "".join(f"\n    {line}" for line in words)
     hint = None
     if not story.begun:
         hint = "the guest has not begun with the recipe: it needs cloud-init, and its NoCloud data source"
-    return GuestError(f"cannot build from {base.uri} (time limit {recipe.timeout}): {why}{said}", hint=hint)
+    return GuestError(f"cannot build from {base.uri}: {story.failed or why}{said}", hint=hint)
 
 
 def _plan_work(recipe: GuestRecipe, *, network: bool) -> GuestWork:

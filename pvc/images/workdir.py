@@ -55,4 +55,4 @@ def _sweep(base: Path, start: str) -> None:
 
 
 def _is_old(fd: int) -> bool:
-    return time.time() - os.fstat(fd).st_ctime > 1.0
+    return time.time() - os.fstat(fd).st_mtime > 1.0

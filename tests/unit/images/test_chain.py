@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,24 @@ def test_what_a_chain_rests_on_stays_as_long_as_it_does(tmp_path: Path) -> None:
     assert where.delete("top")[1] == 0
     assert where.delete("again")[1] > 0
     assert not list((where.store().path / "data").rglob("?" * 64))
+
+
+@pytest.mark.allow_run  # qemu-img looks into the layers
+def test_an_archive_takes_all_layers_along_once(tmp_path: Path) -> None:
+    where = repositories(tmp_path, "user", "site")
+    import_raw(where, tmp_path, "base")
+    save(where, "base", "middle", b"1")
+    save(where, "middle", "top", b"2")
+    target = tmp_path / "all.tar"
+    where.export([where.locate("top"), where.locate("middle")], target, quiet)
+    with tarfile.open(target) as tar:
+        assert len(tar.getnames()) == 1 + 3
+    top, middle = where.import_archive(target, None, "me", quiet, repository="site")
+    assert (top.uri, middle.uri) == ("site:top@1", "site:middle@1")
+    assert top.image.layers == where.find("user:top").layers
+    where.delete("site:middle")
+    where.verify(top)
+    assert [each.problem for each in verify_store(where.store("site"), quiet)] == [None]
 
 
 def template(image: str) -> Template:
