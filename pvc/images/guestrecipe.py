@@ -11,7 +11,7 @@ from pvc import codec
 from pvc.config.yamlmarks import read_document
 from pvc.errors import ConfigError, Problem
 from pvc.images.image import Image, parse_uri
-from pvc.images.recipe import RecipeFile, find_wrong_contents, read_scalars
+from pvc.images.recipe import RecipeFile, find_wrong_contents, read_files, read_scalars
 from pvc.parse import parse_duration, parse_size
 
 # Raised when the builder makes something else of the same recipe.
@@ -81,6 +81,7 @@ def load_guest_recipe(path: Path) -> GuestRecipe | None:
     if "extends" in data:
         text = "a recipe has either an image that it is from, or another recipe that it extends"
         raise ConfigError([Problem(document.file, document.line(("extends",)), "extends", text)])
+    read_files(document, data)
     try:
         recipe = codec.from_data(GuestRecipe, read_scalars(data))
     except ValueError as err:

@@ -26,11 +26,15 @@ from pvc.parse import parse_size
 _PACKAGE = re.compile(r"^[a-z0-9][a-z0-9+.-]{1,100}(:[a-z0-9]+)?$")
 _SUITE = re.compile(r"^[a-z][a-z0-9-]{1,40}$")
 _MIN_SIZE, _MAX_SIZE = 256 << 20, 1 << 44
+_MAX_FILE = 4 << 20
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A file of the guest; ``mode`` in octal digits. ``link`` makes it a symbolic link instead."""
+    """A file of the guest; ``mode`` in octal digits. ``link`` makes it a symbolic link instead.
+
+    In a recipe ``source`` can stand for ``content``: a text file beside the recipe.
+    """
 
     path: str
     content: str = ""
@@ -163,6 +167,7 @@ def _read_documents(path: Path) -> list[Document]:
 def _read_layer(document: Document, parent: Recipe | None, suite: str | None) -> Recipe:
     """What one file says; it has the scalars of ``parent`` where it says nothing."""
     data = {key: value for key, value in document.data.items() if key != "extends"}
+    read_files(document, data)
     if parent is not None:
         said = {"description": parent.description, "suite": parent.suite, "size": parent.size}
         data = said | {"packages": [], "append": ""} | data
@@ -188,6 +193,37 @@ def _join(parent: Recipe, own: Recipe) -> Recipe:
         initrd=own.initrd or parent.initrd,
         hints=parent.hints | own.hints,
     )
+
+
+def read_files(document: Document, data: dict[str, Any]) -> None:
+    """Put the content of files beside the recipe, which it names by ``source``, where it says ``content`` elsewhere.
+
+    :raise ConfigError: one cannot be read, is too large, or is no text.
+    """
+    problems = []
+    for index, entry in enumerate(data.get("files") or []):
+        if not isinstance(entry, dict) or "source" not in entry:
+            continue
+        source = entry.pop("source")
+        place = document.line(("files", index))
+        if not isinstance(source, str) or "content" in entry or "link" in entry:
+            problems.append(Problem(document.file, place, "files", "a file has one of source, content and link"))
+            continue
+        path = Path(document.file).parent / source
+        try:
+            with path.open("rb") as stream:
+                content = stream.read(_MAX_FILE + 1)
+                entry.setdefault("mode", "0755" if os.fstat(stream.fileno()).st_mode & 0o100 else "0644")
+            if len(content) > _MAX_FILE:
+                raise ValueError(f"it has more than {_MAX_FILE >> 20} MiB")
+            entry["content"] = content.decode()
+        except OSError as err:
+            problems.append(Problem(document.file, place, "files", f"cannot read {path}: {err.strerror}"))
+        except ValueError as err:
+            text = "it is no text in UTF-8" if isinstance(err, UnicodeDecodeError) else str(err)
+            problems.append(Problem(document.file, place, "files", f"{path}: {text}"))
+    if problems:
+        raise ConfigError(problems)
 
 
 def read_scalars(data: dict[str, Any]) -> dict[str, Any]:

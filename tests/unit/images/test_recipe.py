@@ -149,6 +149,31 @@ def test_the_shipped_scripts_are_shell() -> None:
             assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_files_beside_a_recipe_are_read(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "run").write_text("#!/bin/sh\n")
+    (tmp_path / "files" / "run").chmod(0o755)
+    (tmp_path / "files" / "text").write_text("text")
+    entries = (
+        "path: /run, source: files/run",
+        "path: /a, source: files/text",
+        "path: /b, source: files/text, mode: 0600",
+    )
+    files = "".join(f"  - {{{entry}}}\n" for entry in entries)
+    recipe = load(tmp_path, f"extends: debian\nfiles:\n{files}")
+    found = [(each.path, each.content, each.mode) for each in recipe.files[-3:]]
+    assert found == [("/run", "#!/bin/sh\n", "0755"), ("/a", "text", "0644"), ("/b", "text", "0600")]
+    (tmp_path / "files" / "binary").write_bytes(b"\xff")
+    for entry, text in (
+        ("source: files/none", "files: cannot read .*files/none: No such file"),
+        ("source: files/binary", "files/binary: it is no text"),
+        ("source: files", "Is a directory"),
+        ("source: files/text, content: x", "one of source, content and link"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            load(tmp_path, f"extends: debian\nfiles: [{{path: /a, {entry}}}]\n")
+
+
 def test_recipes_are_found_by_name_or_path(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no recipe 'nope' \(known: .*debian"):
         find_recipe("nope")
