@@ -377,8 +377,12 @@ class Launcher:
         return f"component {ended[0]} of job {self._job.job_id}"
 
     def _lacks_component(self) -> bool:
-        """Whether salloc has lost a component: then it leaves the others to run on (Slurm 22.05)."""
-        if not self._mission.watch_parent or len(self._components) == 1:
+        """Whether salloc has lost a component: then it leaves the others to run on (Slurm 22.05).
+
+        The end of a batch script is the end of all.
+        """
+        is_batch = self._mission.script is not None and not self._mission.watch_parent
+        if is_batch or len(self._components) == 1:
             return False
         return 0 < len(self._list_ended()) < len(self._components)
 

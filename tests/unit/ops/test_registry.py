@@ -10,7 +10,7 @@ import pytest
 
 from pvc.errors import HostError, JobError
 from pvc.ops.jobdir import JobDir, list_job_dirs
-from pvc.ops.registry import find_cluster, sweep
+from pvc.ops.registry import _join_nodes, find_cluster, sweep
 from pvc.slurm.job import QueuedJob
 from tests.unit.ops.worlds import make_record
 
@@ -110,3 +110,11 @@ def test_a_component_means_its_whole_cluster() -> None:
     assert find_cluster(7, None).job_id == 7
     with pytest.raises(JobError, match="job 6 has no running cluster"):
         find_cluster(6, None)
+
+
+def test_nodes_of_a_heterogeneous_job_are_those_of_its_components() -> None:
+    leader = replace(queued(7), nodes="n1")
+    others = {8: replace(queued(8), nodes="n[2-3]", component=1), 9: replace(queued(9), nodes="n9", component=0)}
+    assert _join_nodes(leader, {7: leader, **others}) == "n1,n[2-3]"
+    waiting = {number: replace(each, nodes="") for number, each in others.items()}
+    assert _join_nodes(replace(leader, nodes=""), waiting) == ""
