@@ -11,7 +11,7 @@ import pytest
 from tests.slurm.clusters import Cluster
 from tests.slurm.guest import Console
 from tests.slurm.test_faults import assert_over, kill
-from tests.slurm.testbed import Snapshot, Testbed, wait_until
+from tests.slurm.testbed import Snapshot, Testbed
 
 TEMPLATES = """
 one: {image: small, resource-set: nat, memory: 160M}
@@ -147,18 +147,3 @@ def test_by_hand(tb: Testbed, before: dict[str, Snapshot]) -> None:
     rows = json.loads((tb.home() / "hand.json").read_text())["vms"]
     assert [(row["name"], row["cpus"]) for row in rows] == [("vm0", 1), ("vm1", 3)]
     assert_over(tb, before)
-
-
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (["--pvc=one:2", "-n1", ":", "-n1"], "one:2 has VMs of 1 size(s), but the job has 2 components"),
-        (["--pvc=one", "-n1", ":", "--pvc=two", "-n1"], "one --pvc describes all components"),
-        (["-n1", ":", "--pvc=two", "-n1"], "one --pvc describes all components"),
-    ],
-)
-def test_refused_by_hand(tb: Testbed, words: list[str], text: str) -> None:
-    done = tb.run(["salloc", *words, "true"], check=False)
-    assert done.code != 0
-    assert text in done.err
-    wait_until(lambda: not tb.jobs(), 30, "a job was made")
