@@ -14,7 +14,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvc import codec
@@ -88,10 +88,14 @@ def _name(fd: int, unnamed: Path | None, path: Path) -> None:
 
 @dataclass(frozen=True)
 class OwnLease:
-    """A lease that was published: hold ``fd`` as long as anything may write to the drive."""
+    """A lease that was published: hold ``fd`` as long as anything may write to the drive.
+
+    ``locks``: others see its lock. There are file systems without locks, and some that give one lock to all.
+    """
 
     fd: int
     path: Path
+    locks: bool = True
 
     def withdraw(self) -> None:
         """Remove it; the drive must be closed.
@@ -142,7 +146,12 @@ def publish_lease(drive: Path, lease: Lease) -> OwnLease:
     finally:
         if unnamed is not None:
             unnamed.unlink(missing_ok=True)
-    return OwnLease(fd, path)
+    own = OwnLease(fd, path)
+    try:
+        return replace(own, locks=_read_lease(path).locked is True)
+    except BaseException:
+        own.withdraw()
+        raise
 
 
 def find_leases(drive: Path, own: OwnLease) -> Iterator[FoundLease]:
@@ -160,7 +169,8 @@ def find_leases(drive: Path, own: OwnLease) -> Iterator[FoundLease]:
             continue
         # Gone meanwhile: its holder has ended well.
         with suppress(FileNotFoundError):
-            yield _read_lease(path)
+            found = _read_lease(path)
+            yield found if own.locks else replace(found, locked=None)
 
 
 def _read_lease(path: Path) -> FoundLease:

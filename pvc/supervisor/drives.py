@@ -170,7 +170,7 @@ def _claim(path: Path, fd: int, mine: Lease) -> tuple[drives.OwnLease, bool | No
     for tries_left in range(_TRIES - 1, -1, -1):
         lease = drives.publish_lease(path, mine)
         try:
-            locked = locks.try_lock(fd, shared=mine.mmp is Mmp.CLUSTER)
+            locked = locks.try_lock(fd, shared=mine.mmp is Mmp.CLUSTER) if lease.locks else None
             others = [each for each in drives.find_leases(path, lease) if not _is_shared(each, mine)]
             # Whoever has the whole lock, where it reaches everybody, meets only leases of the dead and of those who
             # are just finding out that they come too late.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from pvc.slurm.witness import parse_node
 from tests.slurm.clusters import Cluster
 from tests.slurm.testbed import Snapshot, Testbed, wait_until
 
+ROOT = Path(__file__).parents[2]
 TEMPLATE = """
 db:
   image: small
@@ -43,11 +46,25 @@ def refuse(tb: Testbed) -> str:
     return done.out + done.err
 
 
+def ask_witness(tb: Testbed, job_id: int, node: str) -> str:
+    """What a node with file systems of weak locks would learn from Slurm of a lease."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pvc.model.drive import Lease, Mmp\n"
+        "from pvc.plan.drives import judge_by_slurm\n"
+        "from pvc.slurm.witness import read_witness\n"
+        f"lease = Lease('student', 'test', {job_id}, 'c', {node!r}, 'b', 'vm0', 4e9, Mmp.YES)\n"
+        f"print(judge_by_slurm(lease, read_witness({job_id}, {node!r})).value)\n"
+    )
+    return tb.run([sys.executable, "-c", code], node="n2").out.strip()
+
+
 @pytest.mark.usefixtures("templates")
 def test_a_second_job_is_told_who_has_the_drive_and_a_crash_frees_it(tb: Testbed, before: dict[str, Snapshot]) -> None:
     home = tb.home()
     first = Cluster(tb, "db", "-w", "n1").wait_running()
     try:
+        assert ask_witness(tb, first.job_id, "n1") == "alive"
         said = refuse(tb)
         assert f"data.raw is in use by vm0 of student's job {first.job_id} on node n1, since" in said
         assert f"pvc stop -j {first.job_id}" in said
@@ -70,6 +87,9 @@ def test_a_second_job_is_told_who_has_the_drive_and_a_crash_frees_it(tb: Testbed
     tb.boot("n1")
     tb.wait_no_jobs()
     assert not list(home.glob(".*.pvc-*"))
+    wait_until(lambda: ask_witness(tb, first.job_id, "n1") == "dead", 60, "Slurm does not know that the job is over")
+    assert ask_witness(tb, 4_000_000, "n1") == "dead"  # forgotten long ago
+    assert ask_witness(tb, 4_000_000, "n17") == "unknown"
     answers, booted = parse_node(tb.root("SLURM_TIME_FORMAT=%s scontrol -o show node n1", "login"))
     assert answers
     assert booted is not None

@@ -82,6 +82,7 @@ def test_what_guests_write_stays_and_nobody_else_writes(tmp_path: Path) -> None:
         assert "D:drive1:16384" in said
         assert "D:drive2:131072" in said
         assert len(list(tmp_path.glob(".*.pvc-lease.*"))) == 2
+        assert first.launched.ask(op="disks", vm=0)["disks"] == []  # they are no part of what pvc save saves
         second = Cluster(tmp_path, "two", raw)
         failed = second.launched.wait_phase(0, Phase.FAILED)
         assert "data.raw is in use by vm0 of root's job 12 on node n1, since" in failed.detail
