@@ -359,7 +359,7 @@ def _build_packages(
             name=name,
             kernel=made.kernel,
             initrd=made.initrd,
-            append=wanted.append,
+            append=made.append,
             description=wanted.description,
             owner=find_user(),
             hints=wanted.hints,

@@ -22,14 +22,14 @@ _PVH_NOTE = struct.pack("<III", 4, 8, 18) + b"Xen\0"  # XEN_ELFNOTE_PHYS32_ENTRY
 _PVH_NOTE_32 = struct.pack("<III", 4, 4, 18) + b"Xen\0"
 _MAX_KERNEL = 1 << 30
 
-# The root must be /dev/vda. A module that the kernel has built in is not in the list, so a failing insmod is told.
+# "ROOT" is the root's device. A module that the kernel has built in is not in the list, so a failing insmod is told.
 _INIT = """#!/bin/busybox sh
 bb=/bin/busybox
 $bb mount -t devtmpfs dev /dev
 for module in $($bb cat /modules); do $bb insmod /lib/$module || echo "initrd: no $module"; done
 i=0
-while [ ! -b /dev/vda ] && [ $i -lt 1000 ]; do $bb usleep 10000; i=$((i + 1)); done
-$bb mount -t ext4 -o rw,noatime /dev/vda /root || { echo "initrd: no root on /dev/vda"; $bb poweroff -f; }
+while [ ! -b ROOT ] && [ $i -lt 1000 ]; do $bb usleep 10000; i=$((i + 1)); done
+$bb mount -t ext4 -o rw,noatime ROOT /root || { echo "initrd: no root on ROOT"; $bb poweroff -f; }
 $bb mount --move /dev /root/dev
 exec $bb switch_root /root /sbin/init
 echo "initrd: the root has no /sbin/init"; $bb poweroff -f
@@ -111,8 +111,8 @@ def _module_name(path: str) -> str:
     return os.path.basename(path).split(".", 1)[0].replace("-", "_")
 
 
-def make_initrd(root: Path, version: str, names: Sequence[str]) -> bytes:
-    """A cpio archive that loads modules of the guest's kernel, mounts /dev/vda and starts its init.
+def make_initrd(root: Path, version: str, names: Sequence[str], device: str = "/dev/vda") -> bytes:
+    """A cpio archive that loads modules of the guest's kernel, mounts ``device`` and starts its init.
 
     Uncompressed: 5 MB are read faster than unpacked.
 
@@ -140,7 +140,7 @@ def make_initrd(root: Path, version: str, names: Sequence[str]) -> bytes:
         members[f"lib/{name}"] = (0o100644, content)
         loaded.append(name)
     members["modules"] = (0o100644, ("\n".join(loaded) + "\n").encode())
-    members["init"] = (0o100755, _INIT.encode())
+    members["init"] = (0o100755, _INIT.replace("ROOT", device).encode())
     return pack_cpio(members)
 
 

@@ -26,19 +26,21 @@ from pathlib import Path
 from pvc import files, run
 from pvc.errors import CommandError, HostError
 from pvc.host import qemuimg
-from pvc.images import aptsources, bootfiles
+from pvc.images import aptsources, bootfiles, uefidisk
 from pvc.images.recipe import Recipe, RecipeFile
 from pvc.images.recipefiles import EPOCH, pack_files
 
 LOG = logging.getLogger(__name__)
 
 # Raised when the builder makes something else of the same recipe.
-_BUILDER = 2
+_BUILDER = 3
 _TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "tar": "tar"}
 _UUID_SPACE = uuid.UUID("5d0f7b0e-6f5c-4c0e-9c57-0d5c1f0e7a10")
 _SWITCHES = ("/proc/sys/kernel/unprivileged_userns_clone", "/proc/sys/user/max_user_namespaces")
 _NEEDED_SPACE = 3 << 30
 _BUILD_TIMEOUT_S = 3600.0
+_UEFI_ROOT = "/dev/vda2"
+_ROOT = re.compile(r"\broot=/dev/vda(?!\w)")
 _RESULT = ("disk.qcow2", "kernel", "initrd", "packages")
 
 # Says what begins, for people who wait.
@@ -47,11 +49,15 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """Files of an image that was made; ``packages`` lists names and versions. Not there: the recipe has none."""
+    """Files of an image that was made; ``packages`` lists names and versions. No kernel: the disk boots itself.
+
+    ``append`` is for the kernel beside the disk.
+    """
 
     disk: Path
-    kernel: Path
-    initrd: Path
+    kernel: Path | None
+    initrd: Path | None
+    append: str
     packages: Path
     cached: bool
 
@@ -71,28 +77,31 @@ def built(recipe: Recipe, step: Step, *, cache: Path | None = None, fresh: bool 
         state = aptsources.read_state(sources, arch, work)
         hit = _find_cached(cache, key, state) if cache and not fresh else None
         if hit is not None:
-            yield _result(hit, cached=True)
+            yield _result(recipe, hit, cached=True)
             return
         if state is None:
             raise HostError(
                 f"no answer from the mirrors of Debian {recipe.suite}: " + ", ".join(s.uri for s in sources),
                 hint="check the network, and that apt-get update works on this machine",
             )
-        _check_tools()
+        _check_tools(recipe)
         _check_rights()
         _check_space(work)
         _make_root(recipe, sources, work, step)
-        _make_disk(recipe, work, step)
+        _make_file_system(recipe, work, step)
         _make_boot_files(recipe, work, step)
+        _make_disk(recipe, work, step)
         result = work / "result"
         if cache:
             result = _keep(result, cache, f"{key}-{state[:16]}")
-        yield _result(result, cached=False)
+        yield _result(recipe, result, cached=False)
 
 
-def _result(directory: Path, *, cached: bool) -> BuiltImage:
+def _result(recipe: Recipe, directory: Path, *, cached: bool) -> BuiltImage:
     disk, kernel, initrd, packages = (directory / name for name in _RESULT)
-    return BuiltImage(disk, kernel, initrd, packages, cached)
+    if recipe.boot == "uefi":
+        return BuiltImage(disk, None, None, "", packages, cached)
+    return BuiltImage(disk, kernel, initrd, recipe.append, packages, cached)
 
 
 def _read_sources(recipe: Recipe) -> tuple[str, tuple[aptsources.Source, ...]]:
@@ -143,8 +152,8 @@ def _keep(result: Path, cache: Path, name: str) -> Path:
     return target
 
 
-def _check_tools() -> None:
-    wanted = dict(_TOOLS)
+def _check_tools(recipe: Recipe) -> None:
+    wanted = _TOOLS | (uefidisk.TOOLS if recipe.boot == "uefi" else {})
     if os.geteuid() != 0:
         wanted["fakeroot"] = "fakeroot"
     missing = sorted({package for tool, package in wanted.items() if shutil.which(tool, path=run.PATH) is None})
@@ -319,18 +328,36 @@ debugfs -w -f times disk.raw > /dev/null 2> times.log || { cat times.log >&2; ex
 """
 
 
-def _make_disk(recipe: Recipe, work: Path, step: Step) -> None:
-    """Turn work/root.tar into work/result/disk.qcow2; work/root and work/boot stay for the boot files."""
+def _make_file_system(recipe: Recipe, work: Path, step: Step) -> None:
+    """Turn work/root.tar into the file system work/disk.raw; work/root and work/boot stay for the boot files."""
     step("making the file system")
     root = os.geteuid() == 0
     xattrs = "--xattrs --xattrs-include=security.capability" if root else ""
     script = _DISK_SCRIPT.replace("$5", xattrs)
-    identity = uuid.uuid5(_UUID_SPACE, recipe.digest())
-    argv = ["sh", "-euc", script, "sh", os.fspath(work), f"{recipe.size_bytes // 1024}k", str(identity), str(EPOCH)]
+    size = recipe.size_bytes - (uefidisk.OVERHEAD if recipe.boot == "uefi" else 0)
+    argv = ["sh", "-euc", script, "sh", os.fspath(work), f"{size // 1024}k", str(_identity(recipe)), str(EPOCH)]
     run.run(argv if root else ["fakeroot", "--", *argv], env=_environment(work), timeout_s=_BUILD_TIMEOUT_S)
+
+
+def _identity(recipe: Recipe) -> uuid.UUID:
+    return uuid.uuid5(_UUID_SPACE, recipe.digest())
+
+
+def _make_disk(recipe: Recipe, work: Path, step: Step) -> None:
+    """Turn work/disk.raw into work/result/disk.qcow2, with a boot loader before it where the recipe wants one."""
     step("writing the disk")
-    raw = work / "disk.raw"
-    qemuimg.convert(raw, "raw", work / "result" / "disk.qcow2", "qcow2")
+    raw, result = work / "disk.raw", work / "result"
+    if recipe.boot == "uefi":
+        shim, grub = uefidisk.find_loaders(work / "root")
+        append = _ROOT.sub(f"root={_UEFI_ROOT}", recipe.append)
+        parts = uefidisk.UefiParts(shim, grub, result / "kernel", result / "initrd", append, raw)
+        whole = work / "whole.raw"
+        uefidisk.make_uefi_disk(whole, parts, _identity(recipe), work)
+        raw.unlink()
+        raw = whole
+        for name in ("kernel", "initrd"):
+            (result / name).unlink()
+    qemuimg.convert(raw, "raw", result / "disk.qcow2", "qcow2")
     raw.unlink()
 
 
@@ -339,19 +366,23 @@ def _make_disk(recipe: Recipe, work: Path, step: Step) -> None:
 
 def _make_boot_files(recipe: Recipe, work: Path, step: Step) -> None:
     """Write work/result/kernel and initrd."""
-    step("unpacking the kernel and making its initrd")
+    uefi = recipe.boot == "uefi"
+    step("making the initrd" if uefi else "unpacking the kernel and making its initrd")
     kernels = sorted((work / "boot").glob("vmlinuz-*"))
     if not kernels:
         raise HostError("the recipe installs no kernel", hint="add linux-image-amd64 to its packages")
     version = kernels[-1].name.removeprefix("vmlinuz-")
-    (work / "result" / "kernel").write_bytes(bootfiles.unpack_kernel(kernels[-1].read_bytes()))
+    kernel = kernels[-1].read_bytes()
+    # Firmware starts the kernel as its package has it, and as it is signed.
+    (work / "result" / "kernel").write_bytes(kernel if uefi else bootfiles.unpack_kernel(kernel))
     if recipe.initrd is None:
         source = work / "boot" / f"initrd.img-{version}"
         if not source.is_file():
             raise HostError(f"the kernel package {version} made no initrd, and the recipe asks for none of pvc's")
         shutil.move(source, work / "result" / "initrd")
     else:
-        initrd = bootfiles.make_initrd(work / "root", version, recipe.initrd.modules)
+        device = _UEFI_ROOT if uefi else "/dev/vda"
+        initrd = bootfiles.make_initrd(work / "root", version, recipe.initrd.modules, device)
         (work / "result" / "initrd").write_bytes(initrd)
     facts = {"kernel": version, "built": int(time.time()), "suite": recipe.suite}
     (work / "result" / "facts.json").write_text(json.dumps(facts) + "\n")

@@ -66,7 +66,8 @@ class Recipe:
 
     ``exclude``: paths that dpkg does not unpack, now and in the guest later; ``include``: exceptions.
     ``files`` are written, then ``commands`` run in the guest by its shell, after the packages are installed.
-    ``size`` is the guest's disk. ``initrd`` null: the one that the kernel package made.
+    ``size`` is the guest's disk. ``initrd`` null: the one that the kernel package made. ``boot`` kernel: QEMU starts
+    the kernel, and all of the disk is the root; uefi: the disk's own boot loader does, by UEFI firmware.
     """
 
     description: str
@@ -80,6 +81,7 @@ class Recipe:
     files: tuple[RecipeFile, ...] = ()
     commands: tuple[str, ...] = ()
     initrd: Initrd | None = None
+    boot: str = "kernel"
     hints: dict[str, str] = field(default_factory=dict)
     variants: dict[str, Variant] = field(default_factory=dict)
 
@@ -169,7 +171,7 @@ def _read_layer(document: Document, parent: Recipe | None, suite: str | None) ->
     data = {key: value for key, value in document.data.items() if key != "extends"}
     read_files(document, data)
     if parent is not None:
-        said = {"description": parent.description, "suite": parent.suite, "size": parent.size}
+        said = {"description": parent.description, "suite": parent.suite, "size": parent.size, "boot": parent.boot}
         data = said | {"packages": [], "append": ""} | data
     try:
         own = codec.from_data(Recipe, read_scalars(data))
@@ -253,6 +255,8 @@ def _find_problems(recipe: Recipe) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if _SUITE.fullmatch(recipe.suite) is None:
         found.append(("suite", f"{recipe.suite!r} is not a release such as bookworm"))
+    if recipe.boot not in {"kernel", "uefi"}:
+        found.append(("boot", f"{recipe.boot!r} is neither kernel nor uefi"))
     found += find_wrong_contents(recipe.packages, recipe.files)
     try:
         if not _MIN_SIZE <= recipe.size_bytes <= _MAX_SIZE:

@@ -59,7 +59,7 @@ def _import(made: build.BuiltImage, wanted: recipe.Recipe, ready: Path, tell: bu
         IMAGE,
         kernel=made.kernel,
         initrd=made.initrd,
-        append=wanted.append,
+        append=made.append,
         description=wanted.description,
         owner="root",
         hints=wanted.hints,

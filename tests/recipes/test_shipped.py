@@ -27,7 +27,7 @@ def boot(tb: Testbed, name: str, count: int) -> Cluster:
     recipe = load_recipe(find_recipe(name))
     site = Repositories([Repository("site", str(tb.place.state_dir / "images"))])
     with build.built(recipe, print, cache=find_cache() / "images") as made:
-        incoming = Incoming(made.disk, name, kernel=made.kernel, initrd=made.initrd, append=recipe.append)
+        incoming = Incoming(made.disk, name, kernel=made.kernel, initrd=made.initrd, append=made.append)
         site.import_file(incoming, lambda *_: None)
     cluster = Cluster(tb, f"{name}:{count}", "-m", "700M").wait_running()
     try:

@@ -89,7 +89,7 @@ def debian(tb: Testbed) -> str:
     recipe = load_recipe(find_recipe("debian"))
     repositories = Repositories([Repository("site", str(tb.place.state_dir / "images"))])
     with build.built(recipe, print, cache=DEFAULT_CACHE.parent / "images") as made:
-        incoming = Incoming(made.disk, "debian", None, made.kernel, made.initrd, recipe.append)
+        incoming = Incoming(made.disk, "debian", None, made.kernel, made.initrd, made.append)
         repositories.import_file(incoming, lambda *_: None)
     return "debian"
 

@@ -41,7 +41,7 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repositories]:
     found = repositories(base)
     recipe = load_recipe(find_recipe("debian"))
     with build.built(recipe, print, cache=DEFAULT_CACHE.parent / "images") as made:
-        found.import_file(Incoming(made.disk, "debian", None, made.kernel, made.initrd, recipe.append), quiet)
+        found.import_file(Incoming(made.disk, "debian", None, made.kernel, made.initrd, made.append), quiet)
     small = build_guest()
     (base / "disk").write_bytes(raw_disk())
     found.import_file(Incoming(base / "disk", "small", None, small.kernel, small.initrd, small.append), quiet)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from guests import build_guest
 from harness import Console, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec
+from loaders import make_guest_disk
 from ovmf import provide_firmware
 
 from pvc.model.node import VmGrant
@@ -19,11 +19,11 @@ from pvc.model.vm import Disk, ExtraDisk, Phase, VmTemplate
 pytestmark = pytest.mark.vm
 
 
-def launch(tmp_path: Path, template: VmTemplate) -> tuple[FakeNode, Launched]:
+def launch(tmp_path: Path, template: VmTemplate, memory_mib: int = 640) -> tuple[FakeNode, Launched]:
     run_dir = tmp_path / "run"
     run_dir.mkdir(mode=0o700)
     node = FakeNode(tmp_path / "sock", make_grant(run_dir, [VmGrant(0, (), {})]))
-    spec = make_spec([template], make_keys(tmp_path / "keys"), memory_mib=480)
+    spec = make_spec([template], make_keys(tmp_path / "keys"), memory_mib=memory_mib)
     return node, Launched(spec, tmp_path / "sock", home=tmp_path)
 
 
@@ -52,19 +52,48 @@ def test_uefi_and_more_disks(tmp_path: Path) -> None:
     assert base.read_bytes().startswith(b"on the second disk")
 
 
-@pytest.mark.parametrize("firmware", ["uefi", "uefi-secure"])
-def test_firmware_looks_for_something_to_boot(tmp_path: Path, firmware: str) -> None:
+@pytest.mark.parametrize(("firmware", "tpm"), [("uefi", ""), ("uefi-secure", "2.0")])
+def test_a_disk_that_uefi_boots(tmp_path: Path, firmware: str, tpm: str) -> None:
     provide_firmware(tmp_path)
-    base = tmp_path / "base.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
-    changes: dict[str, Any] = {"boot": None, "firmware": firmware}
-    node, cluster = launch(tmp_path, guest_template(build_guest(), Disk(os.fspath(base), "qcow2", 64 << 20), **changes))
+    make_guest_disk(tmp_path / "base.raw", tmp_path)
+    disk = Disk(os.fspath(tmp_path / "base.raw"), "raw", (tmp_path / "base.raw").stat().st_size)
+    template = guest_template(build_guest(), disk, boot=None, firmware=firmware, tpm=tpm)
+    node, cluster = launch(tmp_path, template)
     try:
         cluster.wait_phase(0, Phase.BOOTING)
         with cluster.connect() as connection:
-            Console(connection, 0).wait(b"BdsDxe", 100)
+            console = Console(connection, 0)
+            console.wait(b"BdsDxe: starting", 200)
+            console.wait(b"/ # ", 250)
+            console.send(b"dmesg | grep -i 'secure boot'\n")
+            console.send(b"cat /sys/class/tpm/tpm0/pcr-sha256/7; cat /proc/cmdline; echo do''ne\n")
+            said = console.wait(b"\r\ndone", 60).decode(errors="replace")
+        assert f"Secure boot {'enabled' if firmware == 'uefi-secure' else 'disabled'}" in said
+        assert "BOOT_IMAGE=/vmlinuz console=ttyS0" in said
+        if tpm:
+            # What the firmware measured of its keys.
+            assert re.search(r"\r\n(?!0{64})[0-9A-F]{64}\r\n", said)
         variables = next((tmp_path / "run").glob("*/uefi-variables"))
         assert variables.stat().st_mode & 0o777 == 0o600
+    finally:
+        cluster.close()
+        node.close()
+
+
+def test_secure_boot_refuses_what_nobody_signed(tmp_path: Path) -> None:
+    provide_firmware(tmp_path)
+    kernel = tmp_path / "vmlinuz"
+    kernel.write_bytes(build_guest().kernel.read_bytes() + bytes(16))
+    with kernel.open("r+b") as stream:
+        stream.seek(1 << 20)
+        stream.write(b"changed")
+    make_guest_disk(tmp_path / "base.raw", tmp_path, kernel=kernel)
+    disk = Disk(os.fspath(tmp_path / "base.raw"), "raw", (tmp_path / "base.raw").stat().st_size)
+    node, cluster = launch(tmp_path, guest_template(build_guest(), disk, boot=None, firmware="uefi-secure"))
+    try:
+        cluster.wait_phase(0, Phase.BOOTING)
+        with cluster.connect() as connection:
+            Console(connection, 0).wait(b"bad shim signature", 250)
     finally:
         cluster.close()
         node.close()

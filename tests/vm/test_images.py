@@ -130,7 +130,7 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Repositories:
 def debian(where: Repositories) -> Image:
     recipe = load_recipe(find_recipe("debian"))
     with build.built(recipe, print, cache=DEFAULT_CACHE.parent / "images") as made:
-        incoming = Incoming(made.disk, "debian", None, made.kernel, made.initrd, recipe.append)
+        incoming = Incoming(made.disk, "debian", None, made.kernel, made.initrd, made.append)
         return where.import_file(incoming, quiet).image
 
 

@@ -26,7 +26,7 @@ def test_the_guest_has_them_when_it_is_up(tmp_path: Path) -> None:
     where = repositories(tmp_path / "repository")
     recipe = load_recipe(find_recipe("debian"))
     with build.built(recipe, print, cache=DEFAULT_CACHE.parent / "images") as made:
-        where.import_file(Incoming(made.disk, "debian", None, made.kernel, made.initrd, recipe.append), quiet)
+        where.import_file(Incoming(made.disk, "debian", None, made.kernel, made.initrd, made.append), quiet)
     shared, closed, run_dir = tmp_path / "shared, dir", tmp_path / "closed", tmp_path / "run"
     for each in (shared, closed, run_dir):
         each.mkdir(mode=0o700)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tarfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pvc.errors import ConfigError, HostError, UsageError
-from pvc.images import aptsources, build
+from pvc.images import aptsources, build, uefidisk
 from pvc.images.recipe import Recipe, find_recipe, load_recipe
 from pvc.images.recipefiles import EPOCH
 from pvc.model.node import Nic
@@ -132,7 +133,7 @@ def test_bad_relations_are_explained(tmp_path: Path, change: tuple[str, str], te
 
 def test_all_shipped_recipes_build_upon_debian() -> None:
     names = sorted(path.stem for path in find_recipe("debian").parent.glob("*.yaml"))
-    assert names == ["cluster", "debian", "docker", "mpi", "slurm"]
+    assert names == ["cluster", "debian", "debian-uefi", "docker", "mpi", "slurm"]
     for name in names:
         recipe = load_recipe(find_recipe(name))
         assert recipe.packages[: len(debian().packages)] == debian().packages
@@ -216,13 +217,40 @@ def make_disk(work: Path, recipe: Recipe, *, mtime: float) -> bytes:
     members = [f"./{path.relative_to(guest)}" for path in sorted(guest.rglob("*"))]
     tar = ["tar", "-cf", work / "root.tar", "--no-recursion", "-C", guest, *members]
     subprocess.run(tar, check=True)
+    build._make_file_system(recipe, work, lambda _: None)
+    loaders = [work / "root" / path for path in (uefidisk.SHIM, uefidisk.GRUB)]
+    for path in (*loaders, work / "result/kernel", work / "result/initrd"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
     build._make_disk(recipe, work, lambda _: None)
     return (work / "result" / "disk.qcow2").read_bytes()
 
 
-@pytest.mark.allow_run  # tar, mke2fs and qemu-img
-def test_two_builds_are_equal_to_the_byte(tmp_path: Path) -> None:
-    recipe = load(tmp_path, GOOD.replace("2G", "256M"))
+def check_system_partition(disk: Path, root: Path) -> Path:
+    """What firmware looks for is where it looks; returns the file system of the root, cut out."""
+    said = subprocess.run(["sfdisk", "--json", disk], check=True, capture_output=True, text=True).stdout
+    system, last = json.loads(said)["partitiontable"]["partitions"]
+    assert (system["type"], last["name"]) == ("C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "root")
+    subprocess.run(["sfdisk", "--verify", disk], check=True, capture_output=True)
+    image = f"{disk}@@{system['start'] * 512}"
+    found = {}
+    for name in ("EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/grubx64.efi", "EFI/debian/grub.cfg", "vmlinuz", "initrd.img"):
+        argv = ["mtype", "-i", image, f"::{name}"]
+        found[name] = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    assert found["EFI/BOOT/BOOTX64.EFI"] == "shimx64.efi.signed"
+    assert found["EFI/BOOT/grubx64.efi"] == "grubx64.efi.signed"
+    assert "linux /vmlinuz 'root=/dev/vda2'\n" in found["EFI/debian/grub.cfg"]
+    assert (found["vmlinuz"], found["initrd.img"]) == ("kernel", "initrd")
+    with disk.open("rb") as stream:
+        stream.seek(last["start"] * 512)
+        root.write_bytes(stream.read(last["size"] * 512))
+    return root
+
+
+@pytest.mark.allow_run  # tar, mke2fs and qemu-img; sfdisk and mtools
+@pytest.mark.parametrize("boot", ["kernel", "uefi"])
+def test_two_builds_are_equal_to_the_byte(tmp_path: Path, boot: str) -> None:
+    recipe = load(tmp_path, GOOD.replace("2G", "512M") + f"boot: {boot}\n")
     disks = []
     for mtime in (1_760_000_000.25, 1_770_086_400.75):
         work = tmp_path / str(mtime)
@@ -232,6 +260,9 @@ def test_two_builds_are_equal_to_the_byte(tmp_path: Path) -> None:
     assert disks[0] == disks[1]
     raw = tmp_path / "disk.raw"
     subprocess.run(["qemu-img", "convert", work / "result" / "disk.qcow2", "-O", "raw", raw], check=True)
+    assert raw.stat().st_size == 512 << 20
+    if boot == "uefi":
+        raw = check_system_partition(raw, tmp_path / "root.raw")
     subprocess.run(["e2fsck", "-fn", raw], check=True, capture_output=True)
 
     def look(command: str) -> str:
