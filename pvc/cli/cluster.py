@@ -39,6 +39,8 @@ def _wishes_options(function: Function) -> Function:
         click.option("--mount", "mounts", multiple=True, metavar=_MOUNT,
                      help="Give the guests a directory of their nodes, by 9p or virtio-fs."),
         click.option("--resource-set", metavar="NAME", help="Use these networks instead of the templates'."),
+        click.option("--warn", multiple=True, metavar="TIME",
+                     help="Warn here and in the guests so long before the job's end (default: 10m and 1m; 0: never)."),
         click.option("-Q", "--quiet", is_flag=True, help="Say nothing but errors."),
         click.argument("definition", required=False),
         click.argument("arguments", nargs=-1, type=click.UNPROCESSED),
@@ -114,6 +116,17 @@ def launch(ctx: click.Context, script: bool, watch_parent: bool, words: tuple[st
         raise UsageError("the script is missing")
     mission = Mission(given, words if script else (), watch_parent)
     ctx.exit(launch(mission, os.environ, Display(sys.stderr, quiet=given.quiet)))
+
+
+@click.command(hidden=True)
+@click.argument("job", type=int)
+@click.argument("seconds", type=int)
+@click.argument("text")
+def announce(job: int, seconds: int, text: str) -> None:
+    """Tell whoever is in the guests that the job ends soon: the launcher calls this."""
+    from pvc.ops.announce import announce as tell
+
+    click.echo(f"told {tell(_find_control(job, None), seconds, text)} VMs")
 
 
 @click.command()

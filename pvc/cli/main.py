@@ -65,6 +65,7 @@ COMMANDS = {
     "testbed": Entry("pvc.cli.testbed", "testbed", "Run a Slurm cluster in namespaces on this machine.", SITE),
     "resolve": Entry("pvc.cli.cluster", "resolve", "Turn a definition into a request (called by the SPANK plug-in)."),
     "launch": Entry("pvc.cli.cluster", "launch", "Boot the VMs of the job around this process (called by alloc)."),
+    "announce": Entry("pvc.cli.cluster", "announce", "Tell guests that the job ends soon (called by launch)."),
     "supervise": Entry("pvc.cli.supervise", "supervise", "Run the VMs of one node (called by launch)."),
     "carry": Entry("pvc.cli.vm", "carry", "Carry a connection of ssh (called by ssh)."),
     "mandoc": Entry("pvc.cli.mandoc", "mandoc", "Write the generated parts of the man pages."),

@@ -26,11 +26,15 @@ _MAX_TEXT = 126 * 1024
 
 @dataclass(frozen=True)
 class Handover:
-    """The order, and how the launcher behaves. ``wait`` None: wait for an interactive shell only."""
+    """The order, and how the launcher behaves. ``wait`` None: wait for an interactive shell only.
+
+    ``warn_s``: how long before the end of the job's time its user is warned.
+    """
 
     order: LaunchOrder
     wait: bool | None = None
     quiet: bool = False
+    warn_s: tuple[float, ...] = (600.0, 60.0)
 
 
 def encode(handover: Handover) -> str:

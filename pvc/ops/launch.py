@@ -29,9 +29,12 @@ from pvc.ops.loop import Loop
 from pvc.ops.progress import Progress, plural
 from pvc.ops.registry import sweep
 from pvc.ops.supervisors import Supervisors
+from pvc.ops.walltime import Walltime, format_warning
 from pvc.slurm.job import JobInfo, cancel_job, read_components, read_queue, read_reasons, read_states
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# What Slurm's --signal=B:USR1@300 is for: the script may have a handler for them.
+_FOR_SCRIPT = (signal.SIGUSR1, signal.SIGUSR2)
 _SETUP_TIMEOUT_S = 300.0
 _REACHABLE_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 45.0  # guests with persistent drives have 20 s to power down
@@ -90,6 +93,8 @@ class Launcher:
         self._ending = False
         self._claim: int | None = None
         self._losses: dict[int, bool] = {}  # of components whose step has ended
+        self._notices: list[run.Process[bytes]] = []
+        self._walltime = Walltime(job.job_id, mission.handover.warn_s, self._warn_of_end)
 
     def run(self) -> int:
         """Boot, serve, end; returns the exit code of the shell or script.
@@ -200,7 +205,7 @@ class Launcher:
         if self._mission.on_ready is not None:
             self._mission.on_ready()
         if self._mission.script is None:
-            self._loop.run_until(self._is_over)
+            self._loop.run_until(self._is_over, tick=self._walltime.tick)
             return self._verdict(0)
         self._start_child(self._mission.script)
         self._loop.run_until(self._child_is_over, tick=self._hurry_child)
@@ -244,6 +249,7 @@ class Launcher:
                 self._child.send_signal(number)
 
     def _hurry_child(self) -> None:
+        self._walltime.tick()
         if self._kill_at is not None and time.monotonic() > self._kill_at and self._child is not None:
             self._child.kill()
 
@@ -285,7 +291,20 @@ class Launcher:
             if " failed: " in line:
                 self._display.warn(line)
 
+    def _warn_of_end(self, left_s: float) -> None:
+        """Slurm will end the job: tell the user here, and whoever is in the guests."""
+        text = format_warning(self._job.job_id, left_s)
+        self._display.warn(text)
+        with suppress(HostError):
+            argv = [self._pvc, "announce", str(self._job.job_id), str(round(left_s)), text]
+            self._notices.append(run.spawn(argv, env=os.environ, stdout=run.DEVNULL, stderr=run.DEVNULL))
+        self._notices = [each for each in self._notices if each.poll() is None]
+
     def _on_signal(self, number: signal.Signals) -> None:
+        if number in _FOR_SCRIPT:
+            if self._child is not None and self._mission.script:
+                self._child.send_signal(number)
+            return
         if number is signal.SIGINT and self._waiting and self._mission.script == ():
             self._skip_waiting = True
             return
@@ -393,6 +412,9 @@ class Launcher:
             if self._child is not None and self._child.poll() is None:
                 self._child.kill()
                 self._child.wait()
+            for notice in self._notices:
+                notice.kill()
+                notice.wait()
             if self._supervisors is not None:
                 self._supervisors.stop(_STOP_TIMEOUT_S, goodbye=not self._orphaned)
             if self._orphaned or self._lacks_component():

@@ -23,6 +23,7 @@ from pvc.channel.frames import (
     pack_words,
     parse_credit,
     parse_words,
+    printable,
 )
 from pvc.errors import GuestError, HostError
 from pvc.model.cluster import NodeEndpoint
@@ -271,4 +272,5 @@ class Channel:
 def raise_closed(words: Mapping[str, str]) -> None:
     """:raise GuestError: the words of a CLOSE tell of an error."""
     if "error" in words:
-        raise GuestError(words["error"], hint=words.get("hint"))
+        hint = words.get("hint") if words.get("from") == "supervisor" else None
+        raise GuestError(printable(words["error"]), hint=hint)

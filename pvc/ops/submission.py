@@ -18,7 +18,7 @@ from pvc.ops.definition import LaunchOrder, Overrides, parse_image_overrides, re
 from pvc.ops.launch import find_pvc
 from pvc.ops.registry import COMMENT_PREFIX
 from pvc.ops.sizing import Part, find_parts, find_shared_args, make_sizes, spread_nodes
-from pvc.parse import parse_size
+from pvc.parse import parse_duration, parse_size
 from pvc.slurm.job import count_nodes
 from pvc.slurm.options import find_slurm_option
 from pvc.slurm.submit import JobWishes, PartWishes, allocation_argv, batch_script, salloc_argv, sbatch_argv
@@ -50,6 +50,7 @@ class ClusterWishes:
     resource_set: str | None = None
     wait: bool | None = None
     quiet: bool = False
+    warn: tuple[str, ...] = ()  # how long before the job's end, as text
 
 
 def run_alloc(wishes: ClusterWishes, script: Sequence[str]) -> NoReturn:
@@ -124,7 +125,10 @@ def prepare(wishes: ClusterWishes) -> Submission:
         quiet=wishes.quiet,
         comment=None if find_slurm_option(wishes.slurm, "--comment") else COMMENT_PREFIX + wishes.definition,
     )
-    text = handover.encode(handover.Handover(order, wishes.wait, wishes.quiet))
+    given = handover.Handover(order, wishes.wait, wishes.quiet)
+    if wishes.warn:
+        given = replace(given, warn_s=parse_moments(wishes.warn))
+    text = handover.encode(given)
     variables = {handover.RESOLVED_VARIABLE: f"{wishes.definition} {order.request.encode()}"}
     if len(parts) == 1:
         variables[handover.CPUS_VARIABLE] = str(parts[0].cpus)
@@ -214,6 +218,17 @@ def allocated_memory_mib(wanted: int, accel: Accel, *, libvirt: bool = False) ->
         raise UsageError(f"{wanted}M of memory: a guest needs {MIN_GUEST_MIB} MiB at least")
     plenty = 1 << 30
     return wanted + plenty - guest_memory_mib(plenty, accel, libvirt=libvirt)
+
+
+def parse_moments(texts: Sequence[str]) -> tuple[float, ...]:
+    """Seconds before the job's end of --warn; "0": none.
+
+    :raise UsageError: not a time.
+    """
+    try:
+        return tuple(moment for moment in map(parse_duration, texts) if moment)
+    except ValueError as err:
+        raise UsageError(f"--warn: {err}") from None
 
 
 def read_user_data(name: str) -> str:

@@ -135,6 +135,9 @@ class Supervisor:
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, on_signal)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            # Slurm's --signal without "B:" goes to all steps, and would end this one.
+            loop.add_signal_handler(number, LOG.info, "Slurm sent %s", number.name)
 
         def on_stdin() -> None:
             # After the cluster the launcher sends one word before it closes; without it, it was lost.
