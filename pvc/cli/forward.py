@@ -70,7 +70,8 @@ def forward(
                 "-j",
                 str(control.record.job_id),
             ]
-            _tell(running.start_background([*options, "--", *forwards], jobdir.path / "forward.log"), as_json)
+            _, ready = running.start_background([*options, "--", *forwards], jobdir.path / "forward.log")
+            _tell(ready, as_json)
         else:
             _run(control, jobdir, wishes, ready_fd, as_json)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -71,6 +72,31 @@ class Bar:
         """Nothing more will be shown."""
         if self._drawn:
             print(file=sys.stderr)
+            self._drawn = False
+
+
+class Line:
+    """How far something is, in one line on standard error that is written anew; without a terminal nothing."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._live = sys.stderr.isatty() and not quiet
+        self._start = time.monotonic()
+        self._drawn = False
+
+    def show(self, text: str) -> None:
+        """The line as it is now."""
+        if not self._live:
+            return
+        full = f"pvc: {text} ({time.monotonic() - self._start:.0f} s)"
+        width = shutil.get_terminal_size().columns
+        shown = full if len(full) < width else f"{full[: max(1, width - 2)]}…"
+        print(f"\r\033[K{shown}", end="", file=sys.stderr, flush=True)
+        self._drawn = True
+
+    def end(self) -> None:
+        """Nothing more will be shown."""
+        if self._drawn:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
             self._drawn = False
 
 

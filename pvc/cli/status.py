@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -62,19 +62,43 @@ def status(
 
 @click.command()
 @click.argument("vms", nargs=-1)
+@click.option(
+    "--for",
+    "goals",
+    multiple=True,
+    metavar="WHAT",
+    help="ssh (the default), agent, cloud-init, port:NUMBER or cmd:COMMAND; given again, all of them.",
+)
 @click.option("--timeout", metavar="TIME", default="10m", show_default=True, help="Give up after this time, as 90s.")
+@click.option("-Q", "--quiet", is_flag=True, help="Say nothing while waiting.")
 @cluster_options
-def wait(vms: tuple[str, ...], timeout: str, job_id: int | None, job_name: str | None) -> None:
-    """Wait until VMs answer ssh; exit code 7 when one never will, or does not in time.
+def wait(
+    vms: tuple[str, ...], goals: tuple[str, ...], timeout: str, quiet: bool, job_id: int | None, job_name: str | None
+) -> None:
+    """Wait until VMs are ready; exit code 7 when one never will be, or is not in time.
 
     VMS are names or sets of VMs, such as vm0 or vm[2-5]; default: all.
     """
     from pvc.cli.vm import find_control
     from pvc.ops.status import parse_vms, wait_reachable
+    from pvc.ops.waiting import Lack, describe, parse_conditions, wait_for
 
     timeout_s = _parse_time("--timeout", timeout)
+    conditions = parse_conditions(goals)
     control = find_control(job_id, job_name)
-    wait_reachable(control, parse_vms(vms, control.record.placement.count), timeout_s)
+    ranks = parse_vms(vms, control.record.placement.count)
+    if not conditions:
+        wait_reachable(control, ranks, timeout_s)
+        return
+    line = output.Line(quiet=quiet)
+
+    def tell(lacks: Mapping[int, Lack]) -> None:
+        line.show(describe(lacks, len(ranks)))
+
+    try:
+        wait_for(control, ranks, conditions, timeout_s, on_progress=tell)
+    finally:
+        line.end()
 
 
 def _parse_time(option: str, text: str) -> float:

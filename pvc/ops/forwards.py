@@ -141,8 +141,8 @@ def _wait_end(fd: int, pid: int) -> None:
         raise HostError(f"process {pid} does not end", hint=f"kill -9 {pid}")
 
 
-def start_background(words: Sequence[str], log: Path) -> tuple[Forward, ...]:
-    """``pvc forward`` with these words as a process of its own session; returns once it forwards.
+def start_background(words: Sequence[str], log: Path) -> tuple[int, tuple[Forward, ...]]:
+    """``pvc forward`` with these words as a process of its own session; returns its id once it forwards.
 
     :raise PvcError: it cannot; the error is its own.
     """
@@ -174,7 +174,7 @@ def start_background(words: Sequence[str], log: Path) -> tuple[Forward, ...]:
         error = PvcError(answer["error"], hint=answer.get("hint"))
         error.exit_code = answer["exit_code"]
         raise error
-    return codec.from_data(tuple[Forward, ...], answer["forwards"])
+    return process.pid, codec.from_data(tuple[Forward, ...], answer["forwards"])
 
 
 def report(fd: int, forwards: Sequence[Forward], error: PvcError | None = None) -> None:

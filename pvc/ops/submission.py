@@ -84,6 +84,19 @@ def run_batch(wishes: ClusterWishes, script: Sequence[str]) -> NoReturn:
     _become(sbatch_argv(submission.options), submission.variables)
 
 
+def holder_argv(wishes: ClusterWishes) -> tuple[list[str], dict[str, str]]:
+    """Command line and variables of an alloc that tells its job's number once the VMs run, and lasts as long as its
+    standard input.
+
+    :raise PvcError: something is wrong; nothing was asked of Slurm.
+    """
+    submission = prepare(wishes)
+    _check_components(submission)
+    script = ["/bin/sh", "-c", "echo $SLURM_JOB_ID; exec cat >/dev/null"]
+    command = [find_pvc(), "launch", "--watch-parent", "--script", "--", *script]
+    return salloc_argv(submission.options, command), {**submission.variables, handover.VARIABLE: submission.text}
+
+
 @dataclass(frozen=True)
 class Submission:
     """Slurm's options, the hand-over to the launcher, and what the shim's ``pvc resolve`` has to know."""
