@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -324,21 +324,34 @@ def find_control(job_id: int | None, job_name: str | None) -> Control:
 
 
 def _wait_for(control: Control, names: Sequence[str]) -> Sequence[VmStatus]:
-    """The status of these VMs once they answer; who waits longer than a moment is told so.
+    """The status of these VMs once their ssh, or without a port for it their agent, answers; who waits longer than a
+    moment is told so.
 
     :raise GuestError: one never will, or does not in time.
     """
     from pvc.model.vm import Phase
-    from pvc.ops.status import parse_vms, wait_reachable
+    from pvc.ops.status import has_no_ssh, parse_vms, read_status, wait_reachable
+    from pvc.ops.waiting import Lack, parse_conditions, wait_for
 
     told = False
 
-    def tell(vms: Sequence[VmStatus]) -> None:
+    def tell(late: Sequence[str]) -> None:
         nonlocal told
-        late = [vm.name for vm in vms if vm.phase is not Phase.REACHABLE]
         if late and not told:
             told = True
             output.print_note(f"waiting until {', '.join(late)} answers")
 
+    def tell_phases(vms: Sequence[VmStatus]) -> None:
+        tell([vm.name for vm in vms if vm.phase is not Phase.REACHABLE])
+
+    def tell_lacks(lacks: Mapping[int, Lack]) -> None:
+        tell([f"vm{rank}" for rank in lacks])
+
     ranks = parse_vms(names, control.record.placement.count)
-    return wait_reachable(control, ranks, _WAIT_S, on_status=tell)
+    portless = [vm.rank for vm in read_status(control, ranks, timeout_s=15.0) if has_no_ssh(vm)]
+    others = [rank for rank in ranks if rank not in portless]
+    if portless:
+        wait_for(control, portless, parse_conditions(["agent"]), _WAIT_S, on_progress=tell_lacks)
+    if others:
+        wait_reachable(control, others, _WAIT_S, on_status=tell_phases)
+    return read_status(control, ranks, timeout_s=15.0)
