@@ -1,0 +1,289 @@
+"""The daily commands for a running cluster, and its owner's program; others are refused at each of the ways in."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pvc.images.repository import Repositories
+from pvc.images.transfer import Incoming
+from pvc.model.site import Repository
+from pvc.ops.jobdir import JobDir
+from pvc.ops.keys import KeyMaker
+from tests.slurm.clusters import Cluster
+from tests.slurm.terminal import Terminal
+from tests.slurm.testbed import TOP, Done, Testbed, wait_until
+from tests.vm.guests import agent_guest
+
+LONG = 300.0
+HOME_OF_PYTHON = TOP / ".venv" / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def image(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The small guest, with the agent in it."""
+    guest = agent_guest()
+    disk = tmp_path_factory.mktemp("agent") / "agent.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
+    site = Repositories([Repository("site", str(testbed.place.state_dir / "images"))])
+    incoming = Incoming(source=disk, name="agent", kernel=guest.kernel, initrd=guest.initrd, append=guest.append)
+    site.import_file(incoming, lambda *_: None)
+    return "agent"
+
+
+@pytest.fixture(scope="module")
+def cluster(testbed: Testbed, image: str) -> Iterator[Cluster]:
+    """Two VMs on two nodes, whose agents answer."""
+    testbed.wait_no_jobs()
+    made = Cluster(testbed, f"{image}:2", "-c", "1", "-N", "2")
+    try:
+        made.wait_running()
+        pvc(made, "wait", "--for", "agent", "--for", "ssh", "--timeout", "200s")
+        yield made
+    finally:
+        made.close()
+        testbed.wait_no_jobs()
+
+
+def pvc(made: Cluster, command: str, *words: str, user: str = "student", code: int = 0, stdin: str = "") -> Done:
+    """A command of pvc about the cluster, on the login node."""
+    argv = ["pvc", command, "-j", str(made.job_id), *words]
+    done = made.tb.run(argv, user=user, check=False, timeout=LONG, stdin=stdin)
+    assert done.code == code, f"{argv} ended with {done.code}\n{done.out}\n{done.err}"
+    return done
+
+
+def shell(made: Cluster, line: str, *, user: str = "student") -> Done:
+    """A line for bash on the login node, without a judgement."""
+    return made.tb.run(["bash", "-c", line], user=user, check=False, timeout=LONG)
+
+
+def read_banner(made: Cluster, port: int, *, user: str = "student") -> str:
+    """What a program of a user hears first at a port of the login node's loopback."""
+    return shell(made, f"exec 3<>/dev/tcp/127.0.0.1/{port}; timeout 90 head -n 1 <&3", user=user).out.strip()
+
+
+def in_guest(made: Cluster, line: str) -> None:
+    """Type a line at vm0's console and see it done."""
+    terminal = Terminal(made.tb.argv(["pvc", "console", "-j", str(made.job_id), "vm0"]))
+    terminal.expect("leaves it")
+    terminal.type(f"\n{line}; echo do''ne\n")
+    terminal.expect("done")
+    terminal.type("\x1d")
+    terminal.wait()
+
+
+def test_logs_of_consoles_and_supervisors(cluster: Cluster) -> None:
+    both = pvc(cluster, "logs", "vm[0-1]").out
+    assert {"vm0: GUEST-READY", "vm1: GUEST-READY"} <= set(both.splitlines())
+    assert "\x1b" not in both
+    assert len(pvc(cluster, "logs", "-n", "2").out.splitlines()) == 2
+    steps = pvc(cluster, "logs", "vm1", "--source", "supervisor").out
+    assert re.search(r"^\S+ vm1 network$", steps, re.MULTILINE)
+    assert re.search(r"^\S+ vm1 reachable$", steps, re.MULTILINE)
+    assert "vm0" not in steps
+    assert "there is no vm7" in pvc(cluster, "logs", "vm7", code=2).err
+
+
+def test_logs_that_are_followed_end_with_the_vm(cluster: Cluster) -> None:
+    following = cluster.tb.start(["pvc", "logs", "-j", str(cluster.job_id), "vm1", "--follow"])
+    assert following.stdout.readline()
+    pvc(cluster, "stop", "vm1", "--grace", "0s")
+    out, err = following.communicate(timeout=60)
+    assert following.returncode == 0, err
+    assert "GUEST-READY" in out
+    # What a VM said before it ended is still there
+    assert "GUEST-READY" in pvc(cluster, "logs", "vm1").out
+    status = pvc(cluster, "status").out
+    assert re.search(r"^vm1 +n2 +stopped", status, re.MULTILINE)
+    assert "vm1: is stopped" in pvc(cluster, "wait", "--for", "agent", "--timeout", "60s", code=7).err
+    pvc(cluster, "start", "vm1")
+    pvc(cluster, "wait", "--for", "agent", "--timeout", "200s")
+
+
+def test_waiting_for_what_was_asked(cluster: Cluster) -> None:
+    pvc(cluster, "wait", "--for", "port:22", "--for", "cmd:test -x /bin/busybox", "--timeout", "200s")
+    late = pvc(cluster, "wait", "vm0", "--for", "port:81", "--timeout", "1s", code=7).err
+    assert "vm0: nothing answers at its port 81 yet" in late
+    assert "pvc logs vm0" in late
+    assert "cmd:false ended with 1" in pvc(cluster, "wait", "vm1", "--for", "cmd:false", "--timeout", "1s", code=7).err
+    assert "has no cloud-init" in pvc(cluster, "wait", "vm0", "--for", "cloud-init", code=7).err
+    assert "nothing to wait for" in pvc(cluster, "wait", "--for", "tea", code=2).err
+
+
+def test_status_again_and_again_on_a_terminal(cluster: Cluster) -> None:
+    terminal = Terminal(cluster.tb.argv(["pvc", "status", "-j", str(cluster.job_id), "--watch", "--interval", "0.3s"]))
+    terminal.expect(r"2 VMs on 2 nodes: 2 reachable")
+    pvc(cluster, "pause", "vm0")
+    terminal.expect(r"1 reachable, 1 paused")
+    terminal.expect(r"! vm0: paused on request; pvc resume vm0")
+    pvc(cluster, "resume", "vm0")
+    terminal.expect(r"2 reachable")
+    terminal.type("q")
+    terminal.expect(r"\x1b\[\?1049l")
+    assert terminal.wait() == 0
+
+
+def test_forwards_for_their_owner_alone(cluster: Cluster) -> None:
+    ready = pvc(cluster, "forward", "--background", "0:vm0:22", "0:vm1:22").out
+    first, second = (int(port) for port in re.findall(r"127\.0\.0\.1:(\d+) -> vm\d:22", ready))
+    for port in (first, second):
+        assert read_banner(cluster, port) == "SSH-2.0-busybox"
+    assert read_banner(cluster, first, user="teacher") == ""
+    log = shell(cluster, f"cat ~/.pvc/jobs/{cluster.job_id}/forward.log").out
+    assert re.search(r"refused a connection of uid \d+", log)
+    assert len(pvc(cluster, "forward", "--list").out.splitlines()) == 3
+    taken = pvc(cluster, "forward", f"{first}:vm1:22", code=2).err
+    assert "choose another port" in taken
+    # A VM that boots again is waited for
+    pvc(cluster, "reset", "vm1")
+    assert read_banner(cluster, second) == "SSH-2.0-busybox"
+    pvc(cluster, "forward", "--stop", "vm0")
+    assert "nothing is forwarded" in pvc(cluster, "forward", "--list").err
+
+
+def test_forwards_of_datagrams_and_back(cluster: Cluster) -> None:
+    pvc(cluster, "wait", "--for", "agent", "--timeout", "200s")
+    in_guest(cluster, "udpsvd 127.0.0.1 7007 cat & sleep 1")
+    ready = pvc(cluster, "forward", "--background", "--udp", "0:vm0:7007").out
+    port = re.findall(r":(\d+)/udp", ready)[0]
+    script = f"""import socket
+with socket.socket(type=socket.SOCK_DGRAM) as peer:
+    peer.settimeout(60)
+    peer.sendto(b'over and back', ('127.0.0.1', {port}))
+    print(peer.recv(100).decode())
+    server = socket.create_server(('127.0.0.1', 0))
+    print(server.getsockname()[1], flush=True)
+    server.settimeout(120)
+    print(server.accept()[0].recv(100).decode())
+"""
+    serving = cluster.tb.start([str(HOME_OF_PYTHON), "-c", script])
+    assert serving.stdout.readline() == "over and back\n"
+    here = serving.stdout.readline().strip()
+    back = pvc(cluster, "forward", "--background", "--reverse", f"{here}:vm0:0").out
+    there = re.findall(r"vm0:(\d+) ->", back)[0]
+    in_guest(cluster, f"echo from-inside | nc 127.0.0.1 {there}")
+    out, err = serving.communicate(timeout=120)
+    assert out == "from-inside\n\n", err
+    pvc(cluster, "forward", "--stop")
+
+
+def test_plain_ssh_by_name(cluster: Cluster) -> None:
+    path = pvc(cluster, "ssh-config").out.strip()
+    assert path.endswith(f"/.pvc/jobs/{cluster.job_id}/ssh_config")
+    done = shell(cluster, f"ssh -v -F {path} vm1.{cluster.job_id} true")
+    assert "remote software version busybox" in done.err
+
+
+def test_another_user_is_refused_everywhere(cluster: Cluster, tmp_path: Path) -> None:
+    """Teacher knows all of the cluster but its keys."""
+    tb, teacher = cluster.tb, cluster.tb.home("teacher")
+    known = tb.home() / ".pvc" / "jobs" / str(cluster.job_id)
+    stolen = JobDir(teacher / ".pvc" / "jobs" / str(cluster.job_id))
+    assert shell(cluster, f"cat {known}/tls.key", user="teacher").code != 0
+    stolen.path.mkdir(parents=True)
+    try:
+        stolen.write_keys(KeyMaker(tmp_path, "another").finish())
+        shutil.copy(known / "cluster.json", stolen.record_path)
+        owner = teacher.stat()
+        for path in (stolen.path.parent.parent, stolen.path.parent, stolen.path, *stolen.path.iterdir()):
+            os.chown(path, owner.st_uid, owner.st_gid)
+        for command, words in {
+            "logs": ["vm0"],
+            "status": ["vm0"],
+            "forward": ["0:vm0:22"],
+            "exec": ["vm0", "id"],
+            "cp": ["/etc/hostname", "vm0:/tmp/x"],
+        }.items():
+            done = tb.run(
+                ["pvc", command, "-j", str(cluster.job_id), *words], user="teacher", check=False, timeout=LONG
+            )
+            assert "does not answer" in done.out + done.err, f"{command}: {done.out}{done.err}"
+        late = pvc(cluster, "wait", "--for", "agent", "--timeout", "1s", user="teacher", code=7).err
+        assert "out of reach" in late
+        done = tb.run(["pvc", "carry", str(cluster.job_id), "vm0"], user="teacher", check=False, timeout=LONG)
+        assert "does not answer" in done.err
+    finally:
+        shutil.rmtree(stolen.path)
+
+
+API = """
+import sys
+from pvc import Cluster
+from pvc.errors import GuestError
+with Cluster.allocate(sys.argv[1] + ":2", nodes="2") as cluster:
+    cluster.wait(until="agent", timeout_s=250)
+    print([each.text for each in cluster.exec(["hostname"])])
+    cluster.copy(sys.argv[0], "vm1:/tmp/script")
+    text = open(sys.argv[0]).read().removesuffix("\\n")
+    print(cluster.exec(["cat", "/tmp/script"], "vm1")[0].text == text)
+    with cluster.forward("0:vm0:22") as (ssh,):
+        import socket
+        with socket.create_connection(("127.0.0.1", ssh.local)) as connection:
+            print(connection.recv(100).decode().strip())
+    try:
+        cluster.exec(["sh", "-c", "echo sorry >&2; exit 3"], "vm0")
+    except GuestError as err:
+        print(err)
+    if sys.argv[2] == "raise":
+        raise RuntimeError("the user's own")
+    cluster.stop(grace_s=0)
+    print("stopped")
+"""
+
+
+@pytest.mark.parametrize("how", ["stop", "raise"])
+def test_a_program_of_a_user(tb: Testbed, image: str, how: str) -> None:
+    (tb.home() / "api.py").write_text(API)
+    done = tb.run([str(HOME_OF_PYTHON), "api.py", image, how], check=False, timeout=LONG)
+    lines = done.out.splitlines()
+    assert lines[:4] == ["['vm0', 'vm1']", "True", "SSH-2.0-busybox", "sh ended with 3 in vm0: sorry"], done.err
+    if how == "stop":
+        assert (done.code, lines[4:]) == (0, ["stopped"]), done.err
+    else:
+        assert done.code == 1
+        assert "RuntimeError: the user's own" in done.err
+    tb.wait_no_jobs()
+    assert "no cluster of yours runs" in tb.run(["pvc", "ps"]).err
+
+
+def test_a_program_that_is_killed_leaves_no_job(tb: Testbed, image: str) -> None:
+    code = "import sys, time\nfrom pvc import Cluster\nCluster.allocate(sys.argv[1])\n"
+    code += "print('runs', flush=True)\ntime.sleep(900)"
+    program = tb.start([str(HOME_OF_PYTHON), "-c", code, image])
+    assert program.stdout.readline() == "runs\n"
+    pids = tb.root(["pgrep", "-f", "time.sleep(900)"], "login").split()
+    tb.root(["kill", "-9", *pids], "login")
+    program.communicate(timeout=60)
+    tb.wait_no_jobs()
+
+
+def test_the_end_of_the_time_is_announced(tb: Testbed, image: str) -> None:
+    script = tb.home() / "warned.sh"
+    script.write_text(
+        "#!/bin/bash\npvc wait --for agent --timeout 60s || exit 2\n"
+        "until pvc logs vm0 | grep -q 'its time is over then'; do sleep 1; done; echo told\n"
+    )
+    script.chmod(0o755)
+    argv = ["pvc", "alloc", "-t", "2", *(f"--warn={s}s" for s in (100, 80, 60, 40)), "-E", "./warned.sh", image]
+    done = tb.run(argv, check=False, timeout=LONG)
+    assert re.search(r"pvc: job \d+ and its VMs end in 1 min \d+ s: its time is over then", done.err), done.err
+    assert (done.code, done.out) == (0, "told\n"), done.err
+
+
+def test_a_signal_for_the_script_reaches_it(tb: Testbed, image: str) -> None:
+    script = tb.home() / "signalled.sh"
+    script.write_text("#!/bin/bash\ntrap 'echo USR1; exit 4' USR1\ntouch trapped\nwhile :; do sleep 0.1; done\n")
+    script.chmod(0o755)
+    (tb.home() / "trapped").unlink(missing_ok=True)
+    tb.run(["pvc", "batch", "-o", "signal.txt", "-J", "signalled", "-E", "./signalled.sh", image])
+    wait_until((tb.home() / "trapped").exists, 120, "the script has not started")
+    tb.run(["scancel", "--batch", "--signal=USR1", "--name=signalled"])
+    tb.wait_no_jobs()
+    assert (tb.home() / "signal.txt").read_text().splitlines()[-1] == "USR1"
