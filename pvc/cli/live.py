@@ -72,6 +72,10 @@ def _screen() -> Iterator[int]:
     old[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     try:
         tty.setcbreak(fd)
+        # Ctrl-C would drop what is being written, which may be the way back (termios(3), NOFLSH).
+        mode = termios.tcgetattr(fd)
+        mode[3] |= termios.NOFLSH
+        termios.tcsetattr(fd, termios.TCSADRAIN, mode)
         _write(_ENTER)
         yield reader
     finally:
