@@ -241,6 +241,14 @@ static int take(struct chans *chans, struct chan *chan, int source)
 	do
 		count = read(chan->out[source], room, size);
 	while (count < 0 && errno == EINTR);
+	/* One full frame costs less than many short ones. */
+	while (chan->behind == PROCESS && !chan->pty && count > 0 && (size_t)count < size) {
+		ssize_t more = read(chan->out[source], room + count, size - (size_t)count);
+
+		if (more <= 0)
+			break;
+		count += more;
+	}
 	if (count < 0 && errno == EAGAIN)
 		return 0;
 	if (count < 0 && chan->behind == DATAGRAMS)

@@ -48,7 +48,9 @@ def save(
     done = save_disk(control, endpoint, wish, open_repositories(), find_user(), CopyProgress("saving"))
     if done.flattened:
         output.print_note("it rested on many images already, so all of the disk was saved")
-    if not done.frozen:
+    if done.frozen:
+        output.print_note(f"the file systems of {vm} were frozen at that moment")
+    else:
         output.print_note(
             f"the file systems of {vm} were not frozen, for no agent answers in it: what it had not written to its "
             "disk is not in the image (run sync in the guest before)"

@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 from qemu.qmp import EventListener
@@ -22,6 +22,7 @@ from pvc.host.reserve import release_space, reserve_space
 from pvc.model.vm import Disk, SavedDisk
 from pvc.plan.qemudrives import plan_backing
 from pvc.supervisor.driver import Machine
+from pvc.supervisor.freeze import Freeze, frozen
 from pvc.supervisor.prepare import overlay_path
 from pvc.supervisor.vm import Vm
 
@@ -54,7 +55,7 @@ async def save_disk(vm: Vm, request: dict[str, Any], tell: Callable[[int, int], 
     """Write ``disk`` into the empty qcow2 file ``path``: all of it (``full``), or what its overlay holds.
 
     ``speed``: how many bytes a second QEMU copies, 0: as fast as it can. Returns whether the guest's file systems were
-    frozen at that moment. Nothing asks a guest to do so yet: what it has not written is not in the file, as after a
+    frozen at that moment, as they are if its agent answers; else what it has not written is not in the file, as after a
     power failure.
 
     :raise UsageError: the request is not one.
@@ -75,7 +76,7 @@ async def save_disk(vm: Vm, request: dict[str, Any], tell: Callable[[int, int], 
         backing = None if full or base is None else plan_backing(base)
         job = {"device": await machine.find_disk(number), "speed": speed}
         try:
-            await _back_up(machine, job, fd, backing, tell)
+            freeze = await _back_up(machine, job, fd, backing, tell, lambda: frozen(vm.share.name, vm.agent))
         except GuestError:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_END_S):
@@ -85,7 +86,7 @@ async def save_disk(vm: Vm, request: dict[str, Any], tell: Callable[[int, int], 
         await asyncio.to_thread(_finish, fd, path)
     finally:
         os.close(fd)
-    return False
+    return freeze is not None and freeze.done
 
 
 def _find_base(vm: Vm, number: int) -> Disk | None:
@@ -139,8 +140,12 @@ async def _back_up(
     fd: int,
     backing: dict[str, Any] | None,
     tell: Callable[[int, int], Awaitable[None]],
-) -> None:
-    """Run the job that is ``wanted`` on an open file; nothing of it is left in QEMU, whatever happens."""
+    freezing: Callable[[], AbstractAsyncContextManager[Freeze | None]],
+) -> Freeze | None:
+    """Run the job that is ``wanted`` on an open file; nothing of it is left in QEMU, whatever happens.
+
+    The disk is saved as it is when QEMU has taken the job: so long ``freezing`` holds.
+    """
     name = f"save-{os.urandom(4).hex()}"
     fdset = await machine.share_file(fd)
     try:
@@ -150,8 +155,10 @@ async def _back_up(
         try:
             with machine.listener("JOB_STATUS_CHANGE") as changes:
                 job = {**wanted, "job-id": name, "target": name, "auto-dismiss": False}
-                await machine.execute("blockdev-backup", {**job, "sync": "full" if backing is None else "top"})
+                async with freezing() as freeze:
+                    await machine.execute("blockdev-backup", {**job, "sync": "full" if backing is None else "top"})
                 await _follow(machine, name, changes, tell)
+                return freeze
         finally:
             try:
                 await machine.execute("blockdev-del", {"node-name": name})

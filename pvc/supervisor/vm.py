@@ -228,6 +228,11 @@ class Vm:
             raise GuestError(f"cannot {order} {self.share.name}: it is {self.phase.value}", hint=hint)
         return machine
 
+    @property
+    def agent(self) -> Agent | None:
+        """The way to its agent; None: it has never started."""
+        return self._life.agent
+
     def find_agent(self) -> Agent:
         """The way to its agent, whether that answers or not.
 
