@@ -226,10 +226,10 @@ class Agent:
             found.credit += parse_credit(frame.payload)
             if found.credit > MAX_CREDIT:
                 raise ProtocolError("too much CREDIT")
-        elif frame.kind is Kind.CLOSE:
-            del self._streams[frame.stream]
-        if frame.kind in (Kind.NOTE, Kind.CLOSE):
+        elif frame.kind in (Kind.NOTE, Kind.CLOSE):
             parse_words(frame.payload)
+        if frame.kind is Kind.CLOSE:
+            del self._streams[frame.stream]
         if not found.left:
             self._touched.add(found.sink)
             found.sink.take(frame.stream, frame)

@@ -1,0 +1,213 @@
+"""Commands in many guests over one connection: real agents, the supervisor's relay, TLS between it and the client."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agents import build_agent
+from fleet import Fleet, fleet
+
+from pvc.channel.frames import Kind, pack_credit
+from pvc.cli.outputs import Gathered, Prefixed
+from pvc.errors import UsageError
+from pvc.ops.agents import Agents, Collected, ask
+from pvc.ops.copy import copy_in, copy_out, parse_copy
+from pvc.ops.execute import Outcome, list_detached, total_code
+from pvc.ops.loop import Loop
+from pvc.ops.vmsets import fold_vms
+
+pytestmark = [
+    pytest.mark.allow_run,  # agents are programs, and run others
+    pytest.mark.allow_sockets,  # their ports, and the control port
+]
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    program = build_agent(tmp_path_factory.getbasetemp().parent / "pvc-agent")
+    with fleet(program, tmp_path_factory.mktemp("fleet"), COUNT) as found:
+        yield found
+
+
+def quiet(_: int) -> None:
+    """Progress for nobody."""
+
+
+def test_all_at_once(many: Fleet) -> None:
+    outcomes, said = many.run("sh", "-c", "echo out; echo err >&2; exit 3")
+    assert [outcome.code for outcome in outcomes] == [3] * COUNT
+    assert total_code(outcomes) == 3
+    assert said == {(rank, second): b"err\n" if second else b"out\n" for rank in range(COUNT) for second in (0, 1)}
+
+
+def test_input_goes_to_all_and_much_output_comes_from_all(many: Fleet) -> None:
+    reader, writer = os.pipe()
+    data = os.urandom(1 << 20)
+
+    def feed() -> None:
+        with os.fdopen(writer, "wb") as stream:
+            stream.write(data)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    outcomes, said = many.run("cat", stdin_fd=reader)
+    thread.join()
+    os.close(reader)
+    assert {outcome.code for outcome in outcomes} == {0}
+    assert all(said[rank, False] == data for rank in range(COUNT))
+
+
+def test_who_is_paused_or_gone_is_told_and_holds_up_nobody(many: Fleet) -> None:
+    many.paused.add(5)
+    try:
+        outcomes, said = many.run("echo", "x")
+    finally:
+        many.paused.discard(5)
+    assert outcomes[5] == Outcome(5, "vm5", "n1", error="vm5 is paused", hint="let it go on: pvc resume vm5")
+    assert [outcome.code for outcome in outcomes] == [0] * 5 + [7] + [0] * (COUNT - 6)
+    assert len(said) == COUNT - 1
+
+
+def test_the_time_runs_out(many: Fleet) -> None:
+    outcomes, said = many.run("sh", "-c", "echo $$; exec sleep 1000", timeout_s=3)
+    assert {outcome.code for outcome in outcomes} == {124}
+    for rank in range(COUNT):
+        wait_gone(int(said[rank, False]))
+
+
+def wait_gone(pid: int) -> None:
+    for _ in range(600):
+        if not os.path.exists(f"/proc/{pid}"):
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError(f"{pid} goes on")
+
+
+def test_a_client_that_is_lost_ends_what_it_began(many: Fleet) -> None:
+    loop = Loop((), lambda _: None)
+    agents = Agents(many.control, loop)
+    streams = [Collected() for _ in range(3)]
+    for rank, stream in enumerate(streams):
+        agents.open(rank, [("op", "exec"), ("arg", "sh"), ("arg", "-c"), ("arg", "echo $$; exec sleep 1000")], stream)
+    assert loop.run_until(lambda: all(stream.out for stream in streams), timeout_s=60)
+    agents.close()
+    loop.close()
+    for stream in streams:
+        wait_gone(int(stream.out))
+
+
+def test_a_supervisor_that_cuts_us_off_is_told(many: Fleet) -> None:
+    """A client that grants more than it may loses its connection, and knows why nothing comes any more."""
+    loop = Loop((), lambda _: None)
+    agents = Agents(many.control, loop)
+    stream = Collected()
+    agents.open(0, [("op", "exec"), ("arg", "sleep"), ("arg", "1000")], stream)
+    assert loop.run_until(lambda: bool(stream.notes), timeout_s=60)
+    for _ in range(200):
+        assert stream._link is not None
+        stream._link.write(Kind.CREDIT, 1, pack_credit(1 << 20))
+    assert loop.run_until(lambda: stream.closed, timeout_s=60)
+    assert stream.result is not None
+    assert "n1" in stream.result["error"]
+    wait_gone(int(stream.notes[0]["pid"]))
+    agents.close()
+    loop.close()
+
+
+def test_detached_commands_are_listed(many: Fleet) -> None:
+    loop = Loop((), lambda _: None)
+    agents = Agents(many.control, loop)
+    stream = Collected()
+    words = [("op", "exec"), ("arg", "sh"), ("arg", "-c"), ("arg", "sleep 1000; #\x1b"), ("detach", "1")]
+    agents.open(2, words, stream)
+    assert loop.run_until(lambda: bool(stream.notes), timeout_s=60)
+    agents.close()
+    loop.close()
+    pid = int(stream.notes[0]["pid"])
+    (found,) = list_detached(many.control, (1, 2, 3), 60)
+    assert (found["vm"], found["pid"], found["state"]) == ("vm2", str(pid), "running")
+    assert found["command"] == "sh -c sleep 1000; #?"
+    os.kill(pid, signal.SIGKILL)
+    loop = Loop((), lambda _: None)
+    agents = Agents(many.control, loop)
+    last = Collected()
+    agents.open(2, [("op", "attach"), ("id", found["id"])], last)
+    assert loop.run_until(lambda: last.closed, timeout_s=60)
+    assert last.result == {"signal": "9"}
+    assert ask(agents, loop, 2, [("op", "list")], 60).notes == []
+    agents.close()
+    loop.close()
+
+
+def test_copies(many: Fleet, tmp_path: Path) -> None:
+    source, inside = tmp_path / "source", tmp_path / "inside"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep/data").write_bytes(os.urandom(900_000))
+    (source / "link").symlink_to("deep/data")
+    inside.mkdir()
+    # All agents are on this machine: what goes to several at once has names of their own.
+    sources, target = parse_copy([os.fspath(source), f"vm[0-3]:{inside}"], COUNT)
+    results, complaints = copy_in(many.control, sources, target, "root", quiet)
+    errors = [result.error for result in results]
+    assert complaints == []
+    assert None in errors
+    assert set(errors) <= {None, "cannot write source: Directory not empty", "cannot write source: File exists"}
+    assert os.listdir(inside) == ["source"]
+    sources, target = parse_copy([os.fspath(source), f"vm1:{inside}/new"], COUNT)
+    assert copy_in(many.control, sources, target, "root", quiet)[0][0].error is None
+    assert (inside / "new/deep/data").read_bytes() == (source / "deep/data").read_bytes()
+    assert os.readlink(inside / "new/link") == "deep/data"
+    out = tmp_path / "out"
+    out.mkdir()
+    sources, target = parse_copy([f"vm[3-5]:{inside}/new", os.fspath(out)], COUNT)
+    results = copy_out(many.control, sources, target.path, "root", quiet)
+    assert [(result.error, result.files, result.bytes) for result in results] == [(None, 1, 900_000)] * 3
+    for rank in (3, 4, 5):
+        assert (out / f"vm{rank}/new/deep/data").read_bytes() == (source / "deep/data").read_bytes()
+    sources, target = parse_copy([f"vm1:{tmp_path}/none", os.fspath(out)], COUNT)
+    (result,) = copy_out(many.control, sources, target.path, "root", quiet)
+    assert result.error == "none: No such file or directory"
+    sources, target = parse_copy([os.fspath(source), "vm0:/proc/x"], COUNT)
+    (result,) = copy_in(many.control, sources, target, "root", quiet)[0]
+    assert result.error is not None
+    assert "cannot write" in result.error
+
+
+@pytest.mark.parametrize(
+    "words", [["vm0:/a"], ["vm0:/a", "vm1:/b"], ["a", "b"], ["vm0:/a", "b", "vm1:/c"], ["a", "vm99:/"]]
+)
+def test_what_is_no_copy(words: list[str]) -> None:
+    with pytest.raises(UsageError):
+        parse_copy(words, COUNT)
+
+
+def test_folding() -> None:
+    assert fold_vms([3]) == "vm3"
+    assert fold_vms([0, 1, 2, 5, 7, 8]) == "vm[0-2,5,7-8]"
+
+
+def test_lines_are_not_mixed(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    lines = Prefixed(4)
+    lines.take(0, b"one\ntw", False)
+    lines.take(10, b"other\n", False)
+    lines.take(0, b"o\nend", False)
+    lines.end()
+    assert capfdbinary.readouterr().out == b"vm0:  one\nvm10: other\nvm0:  two\nvm0:  end\n"
+
+
+def test_equal_output_is_gathered(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    kept = Gathered()
+    for rank in (0, 1, 3):
+        kept.take(rank, b"same\n", False)
+    kept.take(2, b"other", False)
+    kept.print([Outcome(rank, f"vm{rank}", "n1", exit=0) for rank in range(4)])
+    rule = b"-" * 15
+    assert capfdbinary.readouterr().out == (
+        rule + b"\nvm[0-1,3] (3)\n" + rule + b"\nsame\n" + rule + b"\nvm2\n" + rule + b"\nother\n"
+    )
