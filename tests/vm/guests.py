@@ -17,7 +17,7 @@ from pathlib import Path
 
 TOOL = Path(__file__).parent / "frames.c"
 AGENT = Path(__file__).parents[2] / "agent"
-CACHE = Path("/var/tmp/pvc-test-guest-10")
+CACHE = Path("/var/tmp/pvc-test-guest-11")
 
 MODULES = (
     "drivers/virtio/virtio",
@@ -49,7 +49,8 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /tmp && mount -t devpts devpts /dev/pts
 echo 1 > /proc/sys/kernel/printk
 for pass in 1 2; do for name in $(cat /modules); do insmod /lib/$name.ko 2>/dev/null; done; done
-[ -x /bin/pvc-agent ] && setsid /bin/pvc-agent </dev/null >/dev/null 2>&1 &
+# Not a job of this shell, which waits for its jobs below.
+[ -x /bin/pvc-agent ] && (setsid /bin/pvc-agent </dev/null >/dev/null 2>&1 &)
 mkdir -p /seed
 for disk in vdb vda; do [ -b /dev/$disk ] && mount -t iso9660 -o ro /dev/$disk /seed 2>/dev/null && break; done
 while read -r tag target mode; do
