@@ -21,6 +21,7 @@ from pvc import codec
 from pvc.host.locks import is_locked, try_lock
 from pvc.model.drive import Lease
 from pvc.plan.disks import plan_empty
+from pvc.plan.drives import is_plain
 
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _MAX_LEASE = 1 << 14
@@ -180,9 +181,10 @@ def _read_lease(path: Path) -> FoundLease:
             return FoundLease(path, None, None)
         locked = is_locked(fd)
         try:
-            return FoundLease(path, codec.loads(Lease, os.read(fd, _MAX_LEASE)), locked)
+            lease = codec.loads(Lease, os.read(fd, _MAX_LEASE))
         except ValueError:
             return FoundLease(path, None, locked)
+        return FoundLease(path, lease if is_plain(lease) else None, locked)
     finally:
         os.close(fd)
 

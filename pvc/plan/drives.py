@@ -43,6 +43,17 @@ def find_reach(fstype: str, options: Sequence[str]) -> Reach:
     return Reach.NODE if any(re.fullmatch(given_up, each) for each in options) else Reach.ALL
 
 
+def is_plain(lease: Lease) -> bool:
+    """Whether a lease, which anybody may have written, is safe on a terminal and as a word for Slurm."""
+    words = (lease.user, lease.slurm, lease.cluster, lease.node, lease.boot, lease.vm)
+    return (
+        all(len(word) <= 255 and word.isprintable() for word in words)
+        and not lease.node.startswith("-")
+        and 0 <= lease.since < 1e11
+        and 0 <= lease.job_id < 1 << 32
+    )
+
+
 def judge(lease: Lease, mine: Lease, reach: Reach, *, locked: bool | None) -> Life:
     """What locks and boots say of a lease's holder, seen from where ``mine`` is.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pvc.errors import PvcError
 from pvc.images.repository import Repositories
 from pvc.images.save import Changed, save_changed
 from pvc.images.transfer import Incoming
@@ -124,3 +126,43 @@ def test_another_writer_at_any_call_breaks_nothing(base: Path, name: str, other:
         assert there == wanted | (set() if "delete" in (name, other) else {"a@1"})
         check_clean(where)
         assert check(where) == there
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("save", "collect"), ("collect", "save"), ("save", "save"), ("save", "delete"), ("delete", "save")],
+)
+def test_saves_and_other_writers_at_any_call(base: Path, name: str, other: str) -> None:
+    where = repositories(base)
+    actions = {**ACTIONS, "save": lambda where, _: save_small(where, b"changed")}
+    for _ in boundaries(lambda: actions[name](where, base), lambda: actions[other](where, base), prepared(where, base)):
+        saves = (name, other).count("save")
+        wanted = {"a@2"} | {f"a@{3 + i}" for i in range(saves)} | (set() if "delete" in (name, other) else {"a@1"})
+        assert check(where) == wanted
+        check_clean(where)
+        assert check(where) == wanted
+
+
+@pytest.mark.parametrize("first", ["save", "delete"])
+def test_an_image_deleted_while_a_save_rests_on_it(base: Path, first: str) -> None:
+    """The save has all that it rests on, or says that it is gone; never half of it."""
+    where = repositories(base)
+
+    def save() -> None:
+        with contextlib.suppress(PvcError):
+            save_small(where, b"changed")
+
+    def delete() -> None:
+        where.delete("a@2")
+
+    action, fault = (save, delete) if first == "save" else (delete, save)
+    outcomes = set()
+    for _ in boundaries(action, fault, prepared(where, base)):
+        there = check(where)
+        # Once a@2 is gone, the next revision may have its number.
+        assert there in ({"a@1"}, {"a@1", "a@3"}, {"a@1", "a@2"})
+        assert all(each.image.below for each in where.list_all() if each.image.revision > 1)
+        check_clean(where)
+        assert check(where) == there
+        outcomes.add(len(there))
+    assert outcomes == {1, 2}

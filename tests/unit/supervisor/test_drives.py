@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from pvc import codec
 from pvc.errors import GuestError
+from pvc.host import locks
 from pvc.host.drives import publish_lease
 from pvc.model.cluster import ClusterKeys, ClusterSpec, Placement
 from pvc.model.drive import Lease, Mmp, PersistentDrive
@@ -213,6 +215,24 @@ def test_the_lease_of_a_living_holder_counts_without_the_drives_lock(tmp_path: P
         hold(shared)
     lease.withdraw()
     hold(shared).release()
+
+
+@pytest.mark.parametrize(
+    "change", [{"user": "\x1b[2J"}, {"node": "--help"}, {"node": "n\n1"}, {"since": 1e300}, {"job_id": -1}]
+)
+def test_what_others_write_into_leases_reaches_no_terminal(
+    tmp_path: Path, raw: PersistentDrive, change: dict[str, object]
+) -> None:
+    lease = Lease("bob", "", 5, "c5", "n9", "b", "vm3", 1e9, Mmp.YES)
+    path = tmp_path / ".data.raw.pvc-lease.0123456789abcdef"
+    path.write_text(json.dumps(codec.to_data(lease) | change))
+    fd = os.open(path, os.O_RDWR)
+    assert locks.try_lock(fd)
+    with pytest.raises(GuestError, match="has a lease that cannot be read") as caught:
+        hold(replace(raw, mmp=Mmp.CLUSTER))
+    assert str(caught.value).isprintable()
+    os.close(fd)
+    hold(replace(raw, mmp=Mmp.CLUSTER)).release()
 
 
 @pytest.mark.parametrize("form", ["raw", "qcow2"])
