@@ -96,6 +96,13 @@ def _ssh(vm: VmStatus, _: float) -> str | None:
     return None if vm.ssh_host is None or vm.ssh_port is None else f"{vm.ssh_host}:{vm.ssh_port}"
 
 
+def _agent(vm: VmStatus, _: float) -> str | None:
+    """Its release; "silent": it has not answered for a while."""
+    if not vm.agent.connected:
+        return None
+    return "silent" if vm.agent.problem else strip_controls(vm.agent.release) or "yes"
+
+
 COLUMNS = (
     Column("VM", 0, lambda vm, _: vm.name),
     Column("NODE", 2, lambda vm, _: vm.node),
@@ -108,6 +115,7 @@ COLUMNS = (
     Column("ACCEL", 11, lambda vm, _: vm.accel or None),
     Column("ADDRESS", 4, lambda vm, _: ",".join(vm.addresses) or None),
     Column("SSH", 8, _ssh),
+    Column("AGENT", 12, _agent),
 )
 DETAIL = Column("DETAIL", 5, lambda vm, _: vm.detail or None)
 

@@ -180,6 +180,11 @@ class Agent:
         if not is_open and self.connected:
             self._begin_anew(f"the agent of {self._name} has ended")
 
+    def on_reset(self) -> None:
+        """The guest boots again, and its agent with it."""
+        if self.connected:
+            self._begin_anew(f"{self._name} boots again")
+
     async def _receive(self) -> bytes:
         with suppress(ConnectionResetError):
             return await asyncio.get_running_loop().sock_recv(self._socket, _CHUNK)
@@ -256,7 +261,7 @@ class Agent:
             self._end_session(f"the agent of {self._name} speaks protocol {hello.protocol}, pvc speaks {PROTOCOL}")
         elif hello.session == 0:
             if self.connected or hello.agent != self._agent:
-                self._end_session("another one has started")
+                self._end_session(f"the agent of {self._name} was started again")
                 self._session = secrets.randbits(64) | 1
             self._agent = hello.agent
             self._greet()

@@ -211,6 +211,8 @@ class Life:
             self._shutdown_reason = self._shutdown_reason or str(data.get("reason"))
         elif name == "RESET" and self._state.phase in RUNS:
             self.reach.begin(_REBOOTED if data.get("guest") else RESET)
+            if self.agent is not None:
+                self.agent.on_reset()
         elif name == "GUEST_PANICKED":
             self._panicked = True
         elif name == "STOP" and self._state.phase in RUNS and not (self._panicked or self._shutdown_reason):

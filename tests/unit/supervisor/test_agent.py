@@ -243,7 +243,7 @@ def test_sessions_begin_anew(program: Path, tmp_path: Path) -> None:
             running = command(agent, "sh", "-c", "echo $$; exec sleep 1000")
             await running.until(lambda running=running: running.out)
             agent._write(harm)
-            assert "another one has started" in (await running.wait())["error"]
+            assert "was started again" in (await running.wait())["error"]
             await gone(int(running.out))
             await connected(agent)
         running = command(agent, "sh", "-c", "echo $$; exec sleep 1000")
