@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from pvc.config.lines import add_lines
 from pvc.errors import ConfigError, HostError, JobError, PvcError, StateError, UsageError
 from pvc.host import hostbridge, ovs, underlay, vfio
 from pvc.model.cluster import NodeShare, Placement
@@ -67,11 +68,12 @@ def set_up(context: Context, job: JobFacts, request_text: str) -> str:
             raise HostError(f"cannot write {ledger.path}") from err
         try:
             return _build(context, job, request_text, ledger, record)
-        except (UsageError, ConfigError, JobError, StateError) as err:
+        except (UsageError, ConfigError, JobError, StateError) as found:
             _undo_half(context, ledger, keep_record=True)
-            refusal = Refusal(err.exit_code, str(err), err.find_hint())
+            refused: PvcError = add_lines(found, context.conf_dir) if isinstance(found, ConfigError) else found
+            refusal = Refusal(refused.exit_code, str(refused), refused.find_hint())
             ledger.write_record(replace(record, refusal=refusal))
-            return f"refused: {err}"
+            return f"refused: {refused}"
         except BaseException:
             _undo_half(context, ledger, keep_record=False)
             if not ledger.exists():

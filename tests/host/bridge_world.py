@@ -162,7 +162,7 @@ def refusals() -> None:
         assert refusal is not None
         assert refusal.exit_code == 3
         assert part in refusal.message, refusal
-        assert "site.settings." in refusal.message
+        assert "networks.yaml:1: site.settings." in refusal.message, refusal
         teardown.tear_down(context(), 12)
         assert devices() == before
 
