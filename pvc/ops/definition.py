@@ -10,6 +10,7 @@ from pvc.config.mounts import join_mounts
 from pvc.errors import Problem, PvcError, UsageError
 from pvc.model.cluster import VmGroup
 from pvc.model.drive import Mmp
+from pvc.model.network import EthernetNetwork
 from pvc.model.request import MAX_CPUS, DefinitionItem, Request, SetRequest, Size, parse_definition
 from pvc.model.site import KeyOrigin, SiteConfig, Template
 from pvc.model.vm import Accel, Mount, VmTemplate
@@ -54,7 +55,9 @@ def resolve_request(
     """
     items = parse_items(definition)
     templates = {name: find_template(name, config) for name in dict.fromkeys(item.template for item in items)}
-    return make_request(items, templates, cpus, sizes)
+    request = make_request(items, templates, cpus, sizes)
+    _check_networks(request, config)
+    return request
 
 
 def resolve(
@@ -77,9 +80,11 @@ def resolve(
     repositories = Repositories(list(config.repositories))
     templates = {name: _override(find_template(name, config), overrides) for name in names}
     _check_drives(items, templates)
+    request = make_request(items, templates, cpus, sizes)
+    _check_networks(request, config)
     return LaunchOrder(
         definition=definition,
-        request=make_request(items, templates, cpus, sizes),
+        request=request,
         groups=make_groups(items),
         templates={name: _resolve_image(template, repositories) for name, template in templates.items()},
         accel=config.batch.accel,
@@ -155,6 +160,19 @@ def _named_images(origin: KeyOrigin) -> list[tuple[str, str]]:
     if origin.key == "disks":
         return [(f"disks[{i}].image", each.image) for i, each in enumerate(origin.value) if each.image is not None]
     return []
+
+
+def _check_networks(request: Request, config: SiteConfig) -> None:
+    """What nodes would refuse whatever they are: addresses that do not suffice, or overlap.
+
+    :raise UsageError: there is such a thing.
+    """
+    from pvc.plan.addresses import check_rank
+    from pvc.plan.node import Site, plan_memberships
+
+    networks = {name: each for name, each in config.networks.items() if isinstance(each, EthernetNetwork)}
+    for membership in plan_memberships(request, Site(networks, config.resource_sets, "", "")):
+        check_rank(membership.network, max(ranks.stop for ranks in membership.members) - 1)
 
 
 def make_groups(items: tuple[DefinitionItem, ...]) -> tuple[VmGroup, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from pvc.errors import PvcError, UsageError
 from pvc.model.cluster import VmGroup
 from pvc.model.drive import Mmp, PersistentDrive
+from pvc.model.network import EthernetNetwork
 from pvc.model.request import decode_request, parse_definition
 from pvc.ops.definition import (
     Overrides,
@@ -99,3 +101,20 @@ def test_two_vms_on_one_drive_are_told_before_there_is_a_job(tmp_path: Path) -> 
     for definition in ("plain:2", "plain,third"):
         with pytest.raises(UsageError, match="2 VMs of this cluster would write to the persistent drive /data/a"):
             resolve(definition, config, Overrides())
+
+
+def test_networks_that_no_node_could_give_are_refused_at_once(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    nat = config.networks["nat"]
+    assert isinstance(nat, EthernetNetwork)
+    small = replace(nat, int_network=IPv4Network("10.8.0.0/29"))
+    few = replace(config, networks={**config.networks, "nat": small})
+    assert resolve_request("web:5", few).encode() == "1;nat:5"
+    with pytest.raises(UsageError, match=r"network nat \(10\.8\.0\.0/29\) has addresses for 5 VMs, not for vm5"):
+        resolve_request("web:6", few)
+    # Each by itself is right; in one cluster one gateway would have two networks with the same addresses.
+    both = replace(config, networks={**config.networks, "lan": replace(nat, name="lan")})
+    assert resolve_request("web", both)
+    assert resolve_request("db", both)
+    with pytest.raises(UsageError, match="networks nat and lan have overlapping addresses"):
+        resolve_request("web,db", both)
