@@ -93,13 +93,17 @@ def _vendor_data(spec: SeedSpec) -> dict[str, Any]:
         # The overlay is thrown away: no boot loader has to be told about its disk.
         "grub_dpkg": {"enabled": False},
     }
-    # Not "mounts": cc_mounts leaves out what is no device below /dev.
-    commands = [["sh", "-c", _MOUNT[each.type], "mount", each.tag, each.target, _mode(each)] for each in spec.mounts]
-    if spec.agent:
-        commands.append(["sh", "-c", _AGENT])
+    commands = _boot_commands(spec)
     if commands:
-        found["bootcmd"] = commands
+        # A user's bootcmd would replace ours. runcmd is later, and of the first boot only.
+        found["runcmd" if "bootcmd" in (spec.user_data or "") else "bootcmd"] = commands
     return found
+
+
+def _boot_commands(spec: SeedSpec) -> list[list[str]]:
+    """What is done early at each boot. Not "mounts": cc_mounts leaves out what is no device below /dev."""
+    commands = [["sh", "-c", _MOUNT[each.type], "mount", each.tag, each.target, _mode(each)] for each in spec.mounts]
+    return [*commands, ["sh", "-c", _AGENT]] if spec.agent else commands
 
 
 def _mode(mount: Mount) -> str:

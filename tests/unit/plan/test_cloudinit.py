@@ -90,3 +90,14 @@ def test_directories_are_words_for_our_images_and_a_bootcmd_for_others() -> None
     assert plan_seed(both)["mounts"] == plan_seed(spec)["mounts"]
     assert plan_seed(both)["mounts-virtiofs"] == "pvc2 /scratch rw\n"
     assert "mount -t virtiofs" in parse(both, "vendor-data")["bootcmd"][2][2]
+
+
+def test_the_agent_is_started_early_whatever_the_user_wants() -> None:
+    spec = dataclasses.replace(SPEC, agent=True)
+    ((*shell, text),) = parse(spec, "vendor-data")["bootcmd"]
+    assert shell == ["sh", "-c"]
+    assert "pvc-agent.sh" in text
+    own = dataclasses.replace(spec, user_data="#cloud-config\nbootcmd: [[echo, mine]]\n")
+    found = parse(own, "vendor-data")
+    assert "bootcmd" not in found
+    assert found["runcmd"] == parse(spec, "vendor-data")["bootcmd"]
