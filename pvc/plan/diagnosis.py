@@ -15,6 +15,7 @@ from pvc.plan.openflow import SWITCH
 from pvc.plan.pci import VFIO
 
 _SHOWN = 4
+_FOR_ALL = "00:00:00:00:00:00"  # of a VXLAN device's FDB: what is for groups, and for nobody known (bridge(8))
 _FLOW = re.compile(r"flow add cookie=[^,]*,table=(\d+),(.*?),actions=")
 _WAY = re.compile(r"metadata=(0x[0-9a-f]+|\d+),.*dl_dst=((?!01:)[0-9a-f:]{17}(?:/[0-9a-f:]{17})?)")
 _AGAIN = "end the cluster and start it again; if that does not help, pvc-node's log on the node says more"
@@ -214,6 +215,10 @@ def _peers(inputs: Inputs, step: actions.AddPeers, seen: Seen) -> Iterator[Fault
             yield Fault(f"{what} for {_some(vms)} on network {network}", _AGAIN)
     for vm, how in elsewhere.items():
         yield Fault(f"frames for {vm} on network {network} are {how}", _AGAIN)
+    to_all = tunnels.get(_FOR_ALL, set())
+    left_out = [peer.node for peer in step.peers if peer.node not in to_all]
+    if left_out:
+        yield Fault(f"no entry that leads multicast and broadcast of network {network} to {_some(left_out)}", _AGAIN)
 
 
 def _uplink(_: Inputs, step: actions.AddUplink, seen: Seen) -> Iterator[Fault]:

@@ -202,6 +202,10 @@ def broken_nodes() -> None:
         (f"{inside} bridge fdb del {mac} dev vx0 master", ["no forwarding entry for vm3", "no bridge entry for vm3"]),
         (f"{inside} ip neigh del 10.200.0.6 dev br0", ["no neighbour entry for vm5 on network nat"]),
         (f"{inside} bridge fdb replace {also} dev vx0 dst 10.99.0.9 self", ["vm5", "10.99.0.9 instead of 10.99.0.3"]),
+        (
+            f"{inside} bridge fdb del 00:00:00:00:00:00 dev vx0 dst 10.99.0.3 self",
+            ["no entry that leads multicast and broadcast of network nat to 10.99.0.3"],
+        ),
         (f"{inside} ip link set t1n0 down", ["vm1 on network nat (t1n0", "is down"]),
         (f"{inside} ip link set vx0 nomaster", ["the tunnel of network nat (vx0", "is no port of br0"]),
         (f"{inside} nft flush table ip pvc", [f"table ip pvc in namespace {SPACE} has 0 rules instead of"]),
@@ -243,10 +247,17 @@ def broken_paths() -> None:
         there.run("ip link set eth0 mtu 9000")
 
         network = netview.read_inputs(here.ledger).memberships()[0].network
-        run(f"ip netns exec {SPACE} bridge fdb del {addresses.vm_mac(network, 0, 2)} dev vx0 self")
+        entry = f"{addresses.vm_mac(network, 0, 2)} dev vx0"
+        run(f"ip netns exec {SPACE} bridge fdb del {entry} self")
+        # A frame for nobody known goes to all members, as broadcast does; it is named all the same.
+        assert faults(here) == ["no forwarding entry for vm2 on network nat"]
+        (well,) = try_paths(here, there).values()
+        assert well.verdict is Verdict.OK
+        run(f"ip netns exec {SPACE} bridge fdb del 00:00:00:00:00:00 dev vx0 dst 10.99.0.2 self")
         found = try_paths(here, there)
         assert set(found) == {"n1 -> n2"}
-        assert faults(here) == ["no forwarding entry for vm2 on network nat"]
+        assert "nothing arrives" in found["n1 -> n2"].text
+        assert len(faults(here)) == 2
 
 
 def switched_nodes() -> None:

@@ -86,10 +86,15 @@ def test_what_is_broken_is_named(tb: Testbed, cluster: Cluster) -> None:
 
     shown = json.loads(tb.run(["pvc", "network", "show", "nat", "--json"]).out)
     mac = shown["clusters"][0]["members"][1]["interface"]["mac"]
-    tb.root(f"ip netns exec pvc-{cluster.job_id} bridge fdb del {mac} dev vx0 self", "n1")
+    inside = f"ip netns exec pvc-{cluster.job_id} bridge fdb"
+    tb.root(f"{inside} del {mac} dev vx0 self", "n1")
+    # Frames for nobody known go to all members, so nobody but the doctor sees it.
+    assert doctor(tb, cluster) == (6, {"n1": "no forwarding entry for vm1 on network nat"})
+    there, elsewhere = (tb.run(["getent", "ahostsv4", node]).out.split()[0] for node in ("n2", "n3"))
+    tb.root(f"{inside} replace {mac} dev vx0 dst {elsewhere} self", "n1")
     code, found = doctor(tb, cluster)
     assert code == 6
-    assert found["n1"] == "no forwarding entry for vm1 on network nat"
+    assert found["n1"] == f"frames for vm1 on network nat are sent to {elsewhere} instead of {there}"
     assert "nothing arrives" in found["n1 -> n2"]
     assert set(found) == {"n1", "n1 -> n2"}
 

@@ -39,7 +39,12 @@ def as_planned(inputs: Inputs) -> Seen:
                 entries = [(peer, *each) for peer in step.peers for each in expand(step.numbering, peer.ranks)]
                 seen = replace(
                     seen,
-                    tunnels={step.vxlan: {mac: {peer.node} for peer, _, mac, *_ in entries}},
+                    tunnels={
+                        step.vxlan: {
+                            "00:00:00:00:00:00": {peer.node for peer in step.peers},
+                            **{mac: {peer.node} for peer, _, mac, *_ in entries},
+                        }
+                    },
                     ports={step.vxlan: {mac for _, _, mac, *_ in entries}},
                     neighbours={step.bridge: {text: mac for _, _, mac, *where in entries for text in where if text}},
                 )
@@ -58,7 +63,11 @@ def test_a_node_as_planned_has_no_fault() -> None:
 def test_many_missing_entries_are_one_fault() -> None:
     inputs = inputs_of()
     texts = said(inputs, replace(as_planned(inputs), tunnels={}))
-    assert texts == ["no forwarding entry for vm2, vm3, vm4, vm5 and 74 more on network nat"]
+    nodes = "10.99.0.2, 10.99.0.3, 10.99.0.4, 10.99.0.5 and 35 more"
+    assert texts == [
+        "no forwarding entry for vm2, vm3, vm4, vm5 and 74 more on network nat",
+        f"no entry that leads multicast and broadcast of network nat to {nodes}",
+    ]
 
 
 def test_a_vni_that_differs_is_told() -> None:
