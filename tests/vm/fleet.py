@@ -17,6 +17,7 @@ from harness import make_keys
 from pvc.channel.frames import ProtocolError
 from pvc.errors import GuestError
 from pvc.model.cluster import ClusterRecord, NodeEndpoint, NodeShare, Placement, VmGroup
+from pvc.model.request import Size
 from pvc.ops.control import Control
 from pvc.ops.execute import Command, Outcome, Runner
 from pvc.ops.jobdir import JobDir
@@ -50,13 +51,14 @@ class Fleet:
             self.close()
             raise AssertionError(f"not all agents have come: {self.error!r}")
         endpoint = NodeEndpoint("n1", "127.0.0.1", self._port)
-        placement = Placement(1, (NodeShare("n1", 0, count),))
+        placement = Placement((Size(count, 1),), (NodeShare("n1", 0, count),))
         record = ClusterRecord(
             1, "fleet", "tiny", time.time(), "here", os.getpid(), placement, (VmGroup("tiny", 0, count),), (endpoint,)
         )
         jobdir = JobDir(base / "job")
         jobdir.path.mkdir()
         jobdir.write_keys(self._keys)
+        self.jobdir = jobdir
         self.control = Control(record, jobdir)
 
     async def _serve(self) -> None:
