@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from guests import build_guest
-from harness import Console, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec
+from harness import HYPERVISORS, Console, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec
 from loaders import make_guest_disk
 from ovmf import provide_firmware
 
@@ -27,12 +27,13 @@ def launch(tmp_path: Path, template: VmTemplate, memory_mib: int = 640) -> tuple
     return node, Launched(spec, tmp_path / "sock", home=tmp_path)
 
 
-def test_uefi_and_more_disks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hypervisor", HYPERVISORS)
+def test_uefi_and_more_disks(tmp_path: Path, hypervisor: str) -> None:
     provide_firmware(tmp_path)
     base = tmp_path / "base.raw"
     base.write_bytes(b"on the second disk".ljust(1 << 20, b"\0"))
     disks = (ExtraDisk(Disk(os.fspath(base), "raw", 1 << 20), 2 << 20, iothread=True), ExtraDisk(None, 5 << 20))
-    node, cluster = launch(tmp_path, guest_template(build_guest(), firmware="uefi", disks=disks))
+    node, cluster = launch(tmp_path, guest_template(build_guest(), firmware="uefi", disks=disks, hypervisor=hypervisor))
     try:
         cluster.wait_phase(0, Phase.BOOTING)
         with cluster.connect() as connection:
@@ -52,12 +53,15 @@ def test_uefi_and_more_disks(tmp_path: Path) -> None:
     assert base.read_bytes().startswith(b"on the second disk")
 
 
-@pytest.mark.parametrize(("firmware", "tpm"), [("uefi", ""), ("uefi-secure", "2.0")])
-def test_a_disk_that_uefi_boots(tmp_path: Path, firmware: str, tpm: str) -> None:
+@pytest.mark.parametrize(
+    ("firmware", "tpm", "hypervisor"),
+    [("uefi", "", "qemu"), ("uefi-secure", "2.0", "qemu"), ("uefi-secure", "2.0", "libvirt")],
+)
+def test_a_disk_that_uefi_boots(tmp_path: Path, firmware: str, tpm: str, hypervisor: str) -> None:
     provide_firmware(tmp_path)
     make_guest_disk(tmp_path / "base.raw", tmp_path)
     disk = Disk(os.fspath(tmp_path / "base.raw"), "raw", (tmp_path / "base.raw").stat().st_size)
-    template = guest_template(build_guest(), disk, boot=None, firmware=firmware, tpm=tpm)
+    template = guest_template(build_guest(), disk, boot=None, firmware=firmware, tpm=tpm, hypervisor=hypervisor)
     node, cluster = launch(tmp_path, template)
     try:
         cluster.wait_phase(0, Phase.BOOTING)
