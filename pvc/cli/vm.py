@@ -160,21 +160,29 @@ resume = _order_command("resume", "Let paused VMs go on.")
 
 @click.command(context_settings=_FOREIGN)
 @cluster_options
+@click.option("--uri", "show", is_flag=True, help="Print the address for virsh(1) of a VM with hypervisor: libvirt.")
 @click.argument("vm")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND]...")
 @click.pass_context
-def monitor(ctx: click.Context, vm: str, words: tuple[str, ...], job_id: int | None, job_name: str | None) -> None:
+def monitor(
+    ctx: click.Context, vm: str, words: tuple[str, ...], job_id: int | None, job_name: str | None, show: bool
+) -> None:
     """Give QEMU's monitor of VM a command, and print what it answers.
 
     A command that begins with { is QMP, such as '{"execute": "query-status"}'; anything else is for the human monitor,
     such as info block. Without a command, lines are read from standard input, one command each.
     """
-    from pvc.ops.monitor import parse_command
+    from pvc.ops.monitor import find_uri, parse_command
     from pvc.ops.status import find_endpoint, parse_vms
 
     control = find_control(job_id, job_name)
     (rank,) = only_one(parse_vms([vm], control.record.placement.count), vm)
     endpoint = find_endpoint(control.record, rank)
+    if show:
+        uri, node = find_uri(control, rank)
+        print(uri)
+        output.print_note(f"on node {node}, as the job's owner")
+        return
     if words:
         ctx.exit(_ask_monitor(control, endpoint, rank, parse_command(words)))
     prompt = f"({vm}) " if sys.stdin.isatty() else ""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pvc import files
-from pvc.errors import HostError, UsageError
+from pvc.errors import GuestError, HostError, UsageError
 from pvc.model.cluster import NodeEndpoint
 from pvc.ops.control import Control, raise_refusal
+from pvc.ops.status import read_status
 
 _COMMAND_S = 620.0
 _SILENCE_S = 60.0
@@ -50,6 +51,17 @@ def run_command(control: Control, endpoint: NodeEndpoint, rank: int, request: di
     :raise PvcError: the VM does not run, or QEMU refused.
     """
     return control.ask(endpoint, {"op": "monitor", "vm": rank, **request}, _COMMAND_S).get("return")
+
+
+def find_uri(control: Control, rank: int) -> tuple[str, str]:
+    """What libvirt's clients connect to, and on which node, for a VM that libvirt runs.
+
+    :raise GuestError: another driver runs it, or its node does not answer.
+    """
+    (vm,) = read_status(control, [rank])
+    if vm.libvirt_uri is None:
+        raise GuestError(f"{vm.name} is not run by libvirt", hint=f"hypervisor: libvirt in template {vm.template}")
+    return vm.libvirt_uri, vm.node
 
 
 def is_complaint(text: str) -> bool:

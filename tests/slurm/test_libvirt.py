@@ -60,6 +60,7 @@ def test_a_job_and_its_libvirt(tb: Testbed, before: dict[str, Snapshot], cluster
         assert f"job_{cluster.job_id}/" in shown
         assert f"\nUid:\t{Path(tb.home()).stat().st_uid}\t" in shown
 
+    assert tb.run(["pvc", "monitor", "-j", str(cluster.job_id), "--uri", "vm0"]).out.strip() == uri
     virsh = ["virsh", "-q", "-c", uri]
     assert tb.run([*virsh, "list", "--name"], node="n1").out.split() == ["vm0"]
     tb.run([*virsh, "suspend", "vm0"], node="n1")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guests import build_guest
+from guests import agent_guest
 from harness import (
     AS_USER,
     ROOT,
@@ -43,7 +43,7 @@ def cluster(tmp_path: Path) -> Iterator[Launched]:
     hook = tmp_path / "hook"
     hook.write_text(HOOK)
     hook.chmod(0o755)
-    guest = build_guest()
+    guest = agent_guest()
     templates = [
         guest_template(guest, hypervisor="libvirt"),
         guest_template(guest, name="refused", hypervisor="libvirt"),
@@ -88,6 +88,8 @@ def test_virsh_and_hook_and_a_daemon_that_dies(cluster: Launched, tmp_path: Path
     wait_until(lambda: status(cluster)["phase"] == "paused")
     virsh(cluster, "resume", "vm0")
     wait_until(lambda: status(cluster)["phase"] == "booting")
+    # Its agent's channel is a socket of the VM's, as its console.
+    wait_until(lambda: status(cluster)["agent"]["connected"], 150)
     dump = {"execute": "dump-guest-memory", "arguments": {"paging": False, "protocol": "file:/dev/null"}}
     for command in ({"qmp": dump}, {"hmp": "dump-guest-memory /dev/null"}):
         assert cluster.ask(op="monitor", vm=0, **command)["hint"] == "use pvc dump"
@@ -98,6 +100,7 @@ def test_virsh_and_hook_and_a_daemon_that_dies(cluster: Launched, tmp_path: Path
     wait_until(lambda: cluster.ask(op="monitor", vm=0, hmp="info status")["ok"], 60)
     assert cluster.qemu_pids() == [qemu]
     assert find_daemon(cluster) not in ([], [daemon])
+    assert status(cluster)["agent"]["connected"]
     virsh(cluster, "suspend", "vm0")
     wait_until(lambda: status(cluster)["phase"] == "paused")
     os.kill(qemu, signal.SIGKILL)
