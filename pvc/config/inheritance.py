@@ -96,12 +96,7 @@ def _find_conflicts(entry: Declared, template: Template) -> None:
     ]
     if template.hypervisor == "libvirt":
         found = find_libvirt_problems(
-            machine_type=template.machine_type,
-            cpu_model=template.cpu_model,
-            custom_args=template.custom_args,
-            drives=template.persistent_drives,
-            tpm=template.tpm,
-            mounts=template.mount_points,
+            machine_type=template.machine_type, cpu_model=template.cpu_model, custom_args=template.custom_args
         )
         conflicts += [(True, text, (key, "hypervisor")) for key, text in found]
     try:

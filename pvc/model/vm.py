@@ -176,9 +176,6 @@ def find_libvirt_problems(
     machine_type: str,
     cpu_model: str,
     custom_args: Sequence[str],
-    drives: Sequence[PersistentDrive],
-    tpm: str = "",
-    mounts: Sequence[Mount] = (),
 ) -> list[tuple[str, str]]:
     """What a VM cannot have through libvirt: the template's key and why."""
     found = []
@@ -191,12 +188,6 @@ def find_libvirt_problems(
         found.append(("cpu-model", f"libvirt has features of a CPU, as +avx2 or avx2=off, but not {', '.join(odd)}"))
     if any(word.startswith(("-sandbox", "-mon", "-qmp", "-S")) for word in custom_args):
         found.append(("custom-args", "with libvirt, QEMU's sandbox and monitors are libvirt's own"))
-    if drives:
-        found.append(("persistent-drives", "their locks end with QEMU only where pvc starts it: hypervisor: qemu"))
-    if tpm:
-        found.append(("tpm", "pvc gives a TPM to its own QEMU only"))
-    if any(mount.type == "virtiofs" for mount in mounts):
-        found.append(("mount-points", "libvirt 9.0 shares by virtiofs for root only; use type 9p"))
     return found
 
 

@@ -12,9 +12,18 @@ from xml.etree import ElementTree as Xml
 from pvc.errors import GuestError
 from pvc.model.node import Nic
 from pvc.model.vm import Accel, VmTemplate
-from pvc.plan.domaindevices import add_disks, add_mounts, at_slot, count_iothreads, find_cpu, find_problems
-from pvc.plan.qemu import TCG_TB_SIZE_MIB, boot_words, count_devices
-from pvc.plan.qemudrives import VmPaths
+from pvc.plan.domaindevices import (
+    add_disks,
+    add_mounts,
+    at_slot,
+    count_iothreads,
+    drive_threads,
+    find_cpu,
+    find_problems,
+)
+from pvc.plan.helpers import shared_mounts
+from pvc.plan.qemu import TCG_TB_SIZE_MIB, boot_words, count_devices, plan_tpm
+from pvc.plan.qemudrives import DriveFd, VmPaths, plan_persistent, plan_shares
 from pvc.plan.qemuwords import boots_over_network, has_isa
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -23,9 +32,20 @@ _VIDEO_KIB = 8 << 10
 
 
 @dataclass(frozen=True)
+class Inherited:
+    """Numbers of QEMU's descriptors, as of ``plan.qemu.VmFds``."""
+
+    drives: tuple[DriveFd, ...] = ()
+    tpm: int | None = None
+    shares: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class DomainPlaces:
     """What the domain finds on its node.
 
+    ``inherited`` are the descriptors that pvc's own trampoline gives QEMU besides libvirt's: what libvirt 9.0 has no
+    element for, or what it must not have, as the locks of persistent drives.
     ``emulator`` is what libvirt starts in place of QEMU; ``console`` and ``channels`` (name, path) are Unix sockets
     that QEMU connects to, ``display`` one that it makes; ``taps`` are the names by which libvirt's bridge helper is
     asked for them, in the order of the nics; ``cpus`` are the node's that the VM may use.
@@ -37,6 +57,7 @@ class DomainPlaces:
     taps: tuple[str, ...]
     channels: tuple[tuple[str, str], ...] = ()
     display: str | None = None
+    inherited: Inherited = Inherited()
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,7 @@ def plan_domain(spec: DomainSpec) -> str:
     _text(domain, "name", spec.name)
     _text(domain, "uuid", spec.uuid)
     _text(domain, "memory", str(spec.memory_mib), unit="MiB")
-    _add_hugepages(domain, template)
+    _add_memory(domain, template)
     _text(domain, "vcpu", str(spec.cpus), placement="static", cpuset=",".join(map(str, spec.places.cpus)))
     threads = count_iothreads(template)
     if threads:
@@ -98,15 +119,18 @@ def _text(parent: Xml.Element, tag: str, text: str, **attributes: str) -> None:
     Xml.SubElement(parent, tag, attributes).text = text
 
 
-def _add_hugepages(domain: Xml.Element, template: VmTemplate) -> None:
-    if not template.hugepages:
+def _add_memory(domain: Xml.Element, template: VmTemplate) -> None:
+    """A virtiofsd reads and writes the guest's memory itself, so it is shared; huge pages are taken at once."""
+    if not template.hugepages and not shared_mounts(template):
         return
     backing = Xml.SubElement(domain, "memoryBacking")
-    pages = Xml.SubElement(backing, "hugepages")
-    Xml.SubElement(pages, "page", size=template.hugepages[:-1], unit=f"{template.hugepages[-1]}iB")
+    if template.hugepages:
+        pages = Xml.SubElement(backing, "hugepages")
+        Xml.SubElement(pages, "page", size=template.hugepages[:-1], unit=f"{template.hugepages[-1]}iB")
     Xml.SubElement(backing, "source", type="memfd")
     Xml.SubElement(backing, "access", mode="shared")
-    Xml.SubElement(backing, "allocation", mode="immediate")
+    if template.hugepages:
+        Xml.SubElement(backing, "allocation", mode="immediate")
 
 
 def _add_boot(domain: Xml.Element, spec: DomainSpec) -> None:
@@ -199,7 +223,7 @@ def _add_hostdevs(devices: Xml.Element, spec: DomainSpec) -> None:
 
 
 def _add_overrides(domain: Xml.Element, spec: DomainSpec) -> None:
-    """What has no element of its own: the user's arguments, and MTUs of taps that libvirt may not change."""
+    """What has no element of its own: the user's arguments, descriptors, MTUs of taps that libvirt may not change."""
     template = spec.template
     if spec.nics and template.nic_model.startswith("virtio-net"):
         override = Xml.SubElement(domain, f"{{{_QEMU}}}override")
@@ -207,7 +231,12 @@ def _add_overrides(domain: Xml.Element, spec: DomainSpec) -> None:
             device = Xml.SubElement(override, f"{{{_QEMU}}}device", alias=f"ua-nic{i}")
             front = Xml.SubElement(device, f"{{{_QEMU}}}frontend")
             Xml.SubElement(front, f"{{{_QEMU}}}property", name="host_mtu", type="unsigned", value=str(nic.mtu))
-    if template.custom_args:
+    inherited = spec.places.inherited
+    words = plan_shares(template, inherited.shares) + plan_persistent(
+        template, inherited.drives, drive_threads(template)
+    )
+    words += [*plan_tpm(template, inherited.tpm), *template.custom_args]
+    if words:
         line = Xml.SubElement(domain, f"{{{_QEMU}}}commandline")
-        for word in template.custom_args:
+        for word in words:
             Xml.SubElement(line, f"{{{_QEMU}}}arg", value=word)

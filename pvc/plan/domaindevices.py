@@ -20,9 +20,6 @@ def find_problems(template: VmTemplate) -> list[str]:
             machine_type=template.machine_type,
             cpu_model=template.cpu_model,
             custom_args=template.custom_args,
-            drives=template.drives,
-            tpm=template.tpm,
-            mounts=template.mounts,
         )
     ]
 
@@ -62,12 +59,20 @@ def _iothreads(template: VmTemplate) -> dict[str, str]:
     if _has_scsi(template):
         wanted.append("scsi")
     wanted += [f"disk{i}" for i, each in enumerate(template.disks, start=1) if each.iothread and each.bus == "virtio"]
+    wanted += [f"drive{i}" for i, each in enumerate(template.drives, start=1) if each.iothread and each.bus == "virtio"]
     return {name: str(i) for i, name in enumerate(wanted, start=1)}
+
+
+def drive_threads(template: VmTemplate) -> dict[int, str]:
+    """QEMU's names of the threads of persistent drives, by the drives' numbers: libvirt knows its own threads only."""
+    threads = _iothreads(template)
+    places = {i: threads.get(f"drive{i}") for i in range(1, len(template.drives) + 1)}
+    return {i: f"iothread{number}" for i, number in places.items() if number is not None}
 
 
 def _has_scsi(template: VmTemplate) -> bool:
     own = template.disk is not None and template.disk_model == "virtio-scsi"
-    return own or any(each.bus == "scsi" for each in template.disks)
+    return own or "scsi" in [each.bus for each in template.disks] + [each.bus for each in template.drives]
 
 
 def add_disks(devices: Xml.Element, template: VmTemplate, paths: VmPaths) -> None:
@@ -84,7 +89,8 @@ def add_disks(devices: Xml.Element, template: VmTemplate, paths: VmPaths) -> Non
         _add_image(devices, template, template.disk, paths.overlay, threads)
     if paths.seed is not None:
         _add_seed(devices, template, paths.seed)
-    slot = LAST_SLOT - sum(each.bus == "virtio" for each in template.disks) + 1
+    last = [each.bus for each in template.disks] + [each.bus for each in template.drives]
+    slot = LAST_SLOT - last.count("virtio") + 1
     for i, (extra, path) in enumerate(zip(template.disks, paths.disks, strict=True), start=1):
         _add_extra(devices, template, extra, path, i, slot, threads)
         slot += extra.bus == "virtio"
@@ -177,9 +183,11 @@ def _add_file(
 
 
 def add_mounts(devices: Xml.Element, template: VmTemplate) -> None:
-    """Directories of the host; "squash" is QEMU's security_model=none."""
+    """Directories of the host over 9p; "squash" is QEMU's security_model=none."""
     slot = LAST_SLOT - count_slots(template) + 1
     for i, mount in enumerate(template.mounts):
+        if mount.type == "virtiofs":
+            continue
         directory = Xml.SubElement(devices, "filesystem", type="mount", accessmode="squash", multidevs="remap")
         Xml.SubElement(directory, "source", dir=mount.source)
         Xml.SubElement(directory, "target", dir=mount.tag)

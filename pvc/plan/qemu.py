@@ -108,7 +108,11 @@ def qemu_argv(spec: QemuSpec) -> list[str]:
     ]
     if spec.sandbox and "-sandbox" not in template.custom_args:
         argv += ["-sandbox", _SANDBOX]
-    argv += plan_drives(template, spec.paths, spec.fds.drives) + plan_mounts(template, spec.fds.shares) + _tpm(spec)
+    argv += (
+        plan_drives(template, spec.paths, spec.fds.drives)
+        + plan_mounts(template, spec.fds.shares)
+        + plan_tpm(template, spec.fds.tpm)
+    )
     argv += _boot(spec) + _nics(spec) + _devices(spec) + _channels(spec)
     return [*argv, *template.custom_args]
 
@@ -151,11 +155,12 @@ def boot_words(template: VmTemplate, accel: Accel) -> DirectBoot | None:
     return replace(boot, append=f"{boot.append} no_timer_check".lstrip())
 
 
-def _tpm(spec: QemuSpec) -> list[str]:
-    if spec.fds.tpm is None:
+def plan_tpm(template: VmTemplate, fd: int | None) -> list[str]:
+    """A TPM behind the socket that leads to its swtpm; None: the VM has none."""
+    if fd is None:
         return []
-    model = "tpm-tis-device" if base_machine(spec.template) == "microvm" else "tpm-crb"
-    argv = ["-chardev", f"socket,id=tpm,fd={spec.fds.tpm}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
+    model = "tpm-tis-device" if base_machine(template) == "microvm" else "tpm-crb"
+    argv = ["-chardev", f"socket,id=tpm,fd={fd}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
     return [*argv, "-device", f"{model},tpmdev=tpm0"]
 
 

@@ -7,7 +7,7 @@ numbers, disk1, disk2, ..., drive1, drive2, ...
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,9 +91,7 @@ def plan_mounts(template: VmTemplate, shares: tuple[int, ...]) -> list[str]:
     sockets = iter(shares)
     for i, mount in enumerate(template.mounts):
         if mount.type == "virtiofs":
-            argv += ["-chardev", f"socket,id=fs{i},fd={next(sockets)}"]
-            model = "vhost-user-fs"
-            argv += ["-device", device(template, model, slot + i, chardev=f"fs{i}", tag=mount.tag, id=f"mount{i}")]
+            argv += _share(template, i, slot + i, next(sockets))
             continue
         facts = {"id": f"fs{i}", "path": mount.source, "security_model": "none", "multidevs": "remap"}
         if mount.read_only:
@@ -104,6 +102,19 @@ def plan_mounts(template: VmTemplate, shares: tuple[int, ...]) -> list[str]:
             device(template, "virtio-9p", slot + i, fsdev=f"fs{i}", mount_tag=mount.tag, id=f"mount{i}"),
         ]
     return argv
+
+
+def plan_shares(template: VmTemplate, shares: Sequence[int]) -> list[str]:
+    """The directories over virtio-fs alone."""
+    slot = LAST_SLOT - count_slots(template) + 1
+    places = [i for i, mount in enumerate(template.mounts) if mount.type == "virtiofs"]
+    return [word for i, fd in zip(places, shares, strict=True) for word in _share(template, i, slot + i, fd)]
+
+
+def _share(template: VmTemplate, number: int, slot: int, fd: int) -> list[str]:
+    name, tag = f"fs{number}", template.mounts[number].tag
+    argv = ["-chardev", f"socket,id={name},fd={fd}"]
+    return [*argv, "-device", device(template, "vhost-user-fs", slot, chardev=name, tag=tag, id=f"mount{number}")]
 
 
 def plan_drives(template: VmTemplate, paths: VmPaths, drives: Sequence[DriveFd] = ()) -> list[str]:
@@ -124,8 +135,22 @@ def plan_drives(template: VmTemplate, paths: VmPaths, drives: Sequence[DriveFd] 
     for i, (extra, path) in enumerate(zip(template.disks, paths.disks, strict=True), start=1):
         argv += _extra(template, extra, path, i, slot)
         slot += extra.bus == "virtio"
+    return argv + plan_persistent(template, drives)
+
+
+def plan_persistent(
+    template: VmTemplate, drives: Sequence[DriveFd], threads: Mapping[int, str] | None = None
+) -> list[str]:
+    """Arguments for the persistent drives, which are the last on the bus.
+
+    ``threads``: iothreads that are there already, by the numbers of drives; None: they are made here.
+
+    :raise GuestError: a cache mode or a bus is unknown.
+    """
+    argv: list[str] = []
+    slot = LAST_SLOT - sum(each.bus == "virtio" for each in template.drives) + 1
     for i, (drive, opened) in enumerate(zip(template.drives, drives, strict=True), start=1):
-        argv += _drive(template, drive, opened, i, slot)
+        argv += _drive(template, drive, opened, i, slot, threads)
         slot += drive.bus == "virtio"
     return argv
 
@@ -176,7 +201,14 @@ def find_drive(node: str) -> int | None:
     return int(number) if number != node and number.isdecimal() else None
 
 
-def _drive(template: VmTemplate, drive: PersistentDrive, opened: DriveFd, number: int, slot: int) -> list[str]:
+def _drive(
+    template: VmTemplate,
+    drive: PersistentDrive,
+    opened: DriveFd,
+    number: int,
+    slot: int,
+    threads: Mapping[int, str] | None,
+) -> list[str]:
     """A file that the supervisor has opened: QEMU gets what was checked and locked, whatever has the name by now."""
     name, fdset = f"drive{number}", _FIRST_FDSET + number
     shared = drive.format == "raw" and drive.mmp is not Mmp.YES
@@ -189,6 +221,9 @@ def _drive(template: VmTemplate, drive: PersistentDrive, opened: DriveFd, number
     properties = {"drive": f"node-{name}", "id": name, "serial": name, "write-cache": write_cache, **_ERRORS}
     if shared:
         properties["share-rw"] = "on"
+    if threads is not None and number in threads:
+        properties["iothread"] = threads[number]
+        drive = replace(drive, iothread=False)
     argv = ["-add-fd", f"fd={opened.fd},set={fdset}", *argv]
     return argv + _attach(template, drive, properties, slot, iothread=f"iothread-d{number}")
 

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ import libvirt_qemu
 
 from pvc import run
 from pvc.errors import GuestError, PvcError
-from pvc.plan.domain import DomainPlaces, DomainSpec, plan_domain
+from pvc.plan.domain import DomainPlaces, DomainSpec, Inherited, plan_domain
 from pvc.supervisor.driver import Launch
 from pvc.supervisor.virtd import Virtd, prepared, running_daemon
+from pvc.supervisor.virtexec import FIRST
 from pvc.supervisor.virtmachine import VirtMachine, read_said
 
 LOG = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class VirtDriver:
             names = tuple(f"{share.name}.{i}" for i in range(len(launch.taps)))
             virtd.taps.update(zip(names, launch.taps, strict=True))
             ends.callback(lambda: [virtd.taps.pop(name) for name in names])
+            virtd.files[share.name] = launch.inherited
             xml = await self._plan(virtd, launch, names)
             domain = await self._create(connection, xml, virtd.log_of(share.name))
             near, pid = _accept(console)
@@ -98,6 +101,7 @@ class VirtDriver:
                 taps=taps,
                 channels=tuple((name, os.fspath(share.directory / f"{name}.sock")) for name in launch.channels),
                 display=share.display,
+                inherited=_number(launch),
             ),
             devices=share.grant.devices,
         )
@@ -223,6 +227,16 @@ def _listen_for_events(exits: AsyncExitStack) -> None:
     thread = threading.Thread(target=run_loop, name="libvirt-events", daemon=True)
     thread.start()
     exits.callback(leave)
+
+
+def _number(launch: Launch) -> Inherited:
+    """Its descriptors by the numbers that QEMU will have."""
+    numbers = {fd: FIRST + i for i, fd in enumerate(launch.inherited)}
+    return Inherited(
+        drives=tuple(replace(each, fd=numbers[each.fd]) for each in launch.drives),
+        tpm=None if launch.tpm is None else numbers[launch.tpm],
+        shares=tuple(numbers[fd] for fd in launch.shares),
+    )
 
 
 async def _end_task(task: asyncio.Task[None]) -> None:

@@ -47,6 +47,7 @@ class Virtd:
         self.directory = directory
         self.uri = f"qemu:///session?socket={directory}/r/libvirt/libvirt-sock"
         self.taps: dict[str, int] = {}  # descriptors that libvirt may ask for, by the names of bridges
+        self.files: dict[str, tuple[int, ...]] = {}  # what a VM's QEMU inherits besides, by its name
         self._ended: dict[int, asyncio.Future[int]] = {}
 
     def log_of(self, name: str) -> Path:
@@ -61,8 +62,7 @@ class Virtd:
         name = Path(qemu_bin).name
         for number in range(1000):
             place = self.directory / "bin" / (f"{name}.{number}" if number else name)
-            words = [*GUARD, qemu_bin]
-            if _write_become(place, words):
+            if _write_become(place, [*_asking(self.directory), *GUARD, qemu_bin]):
                 return os.fspath(place)
         raise AssertionError("a thousand QEMUs of one name")
 
@@ -78,18 +78,26 @@ class Virtd:
         for pid, code in reap_orphans().items():
             self.exit_of(pid).set_result(code)
 
-    def give_tap(self, connection: socket.socket) -> None:
-        """Answer the bridge helper, in a thread: it speaks at once, or never."""
+    def answer(self, connection: socket.socket) -> None:
+        """Answer ``virtexec``, in a thread: it speaks at once, or never."""
         with connection:
             connection.settimeout(_HELPER_S)
             try:
-                name, fds, _, _ = socket.recv_fds(connection, 256, 1)
+                text, fds, _, _ = socket.recv_fds(connection, 256, 1)
+                what, _, name = text.decode().partition(" ")
+                if what == "files":
+                    socket.send_fds(connection, [b"+"], self.files[name])
                 for fd in fds:
                     with socket.socket(fileno=fd) as libvirt:
-                        socket.send_fds(libvirt, [b"\0"], [self.taps[name.decode()]])
+                        socket.send_fds(libvirt, [b"\0"], [self.taps[name]])
                         connection.sendall(b"+")
             except (OSError, KeyError, ValueError) as err:
-                LOG.warning("libvirt got no tap: %r", err)
+                LOG.warning("libvirt got no descriptor: %r", err)
+
+
+def _asking(directory: Path) -> list[str]:
+    """The program that asks this process for descriptors."""
+    return [sys.executable, "-IS", os.fspath(Path(__file__).with_name("virtexec.py")), os.fspath(directory / "ask")]
 
 
 def _write_become(place: Path, words: list[str]) -> bool:
@@ -116,8 +124,7 @@ async def prepared(directory: Path) -> AsyncIterator[Virtd]:
     for name in ("", "bin", "c/libvirt", "r", "k", "h"):
         (directory / name).mkdir(mode=0o700, parents=True)
     virtd = Virtd(directory)
-    script = Path(__file__).with_name("virttap.py")
-    _write_become(directory / "bin/tap", [sys.executable, "-IS", os.fspath(script)])
+    _write_become(directory / "bin/tap", _asking(directory))
     (directory / "c/libvirt/qemu.conf").write_text(_QEMU_CONF.format(tap=directory / "bin/tap"))
     (directory / "libvirtd.conf").write_text('log_outputs = "3:stderr"\n')
     adopt_orphans()
@@ -126,7 +133,7 @@ async def prepared(directory: Path) -> AsyncIterator[Virtd]:
     with ExitStack() as exits:
         exits.callback(_remove, directory)
         exits.callback(loop.remove_signal_handler, signal.SIGCHLD)
-        _serve_taps(virtd, exits)
+        _serve_files(virtd, exits)
         yield virtd
 
 
@@ -173,20 +180,19 @@ def _environ(directory: Path) -> dict[str, str]:
         "XDG_RUNTIME_DIR": os.fspath(directory / "r"),
         "XDG_CACHE_HOME": os.fspath(directory / "k"),
         "NOTIFY_SOCKET": os.fspath(directory / "notice"),
-        "PVC_TAPS": os.fspath(directory / "taps"),
     }
 
 
-def _serve_taps(virtd: Virtd, exits: ExitStack) -> None:
+def _serve_files(virtd: Virtd, exits: ExitStack) -> None:
     loop = asyncio.get_running_loop()
     listener = exits.enter_context(socket.socket(socket.AF_UNIX))
-    listener.bind(os.fspath(virtd.directory / "taps"))
+    listener.bind(os.fspath(virtd.directory / "ask"))
     listener.listen(64)
     listener.setblocking(False)
 
     def on_helper() -> None:
         connection, _ = listener.accept()
-        loop.run_in_executor(None, virtd.give_tap, connection)
+        loop.run_in_executor(None, virtd.answer, connection)
 
     loop.add_reader(listener, on_helper)
     exits.callback(loop.remove_reader, listener)

@@ -34,6 +34,7 @@ _SHOWN = 800
 # libvirt's own lines, and QEMU's command line, which is one line continued by backslashes.
 _TIMED = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+\+0000: ?")
 _OWN = ("starting up", "shutting down", "Domain id=")
+_ENDED_BY_LIBVIRT = re.compile(r"terminating on signal 15 from pid \d+ \(libvirtd\)")
 
 Call = Callable[..., Awaitable[Any]]
 
@@ -238,6 +239,7 @@ def read_said(log: Path) -> str:
         own = plain.startswith(_OWN)
         if own and plain.startswith("starting up"):
             said.clear()  # of an earlier start
+        own = own or _ENDED_BY_LIBVIRT.search(plain) is not None
         if plain and not own and not continued and not plain.endswith("\\"):
             said.append(plain)
         continued = line.endswith("\\")

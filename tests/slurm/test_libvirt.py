@@ -35,7 +35,7 @@ def statuses(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def find_all(tb: Testbed) -> list[int]:
-    return [pid for node in tb.nodes() for pid in find_pids(tb, node, "libvirtd|qemu-system|virtlogd|virttap")]
+    return [pid for node in tb.nodes() for pid in find_pids(tb, node, "libvirtd|qemu-system|virtlogd|virtexec")]
 
 
 def assert_over(tb: Testbed, before: dict[str, Snapshot]) -> None:

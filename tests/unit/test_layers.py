@@ -64,6 +64,7 @@ MAY_SPAWN = {
     "pvc.ops.ssh": {"execvp"},
     "pvc.ops.start": {"fork"},
     "pvc.ops.submission": {"execvpe"},
+    "pvc.supervisor.virtexec": {"execvp"},
     "pvc.testbed.enter": {"fork", "execvpe"},
     "pvc.testbed.etcdauth": {"fork"},
     "pvc.testbed.init": {"fork"},

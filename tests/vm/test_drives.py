@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 from guests import build_guest
-from harness import Console, FakeNode, Launched, guest_template, is_alive, make_grant, make_keys, make_spec, wait_until
+from harness import (
+    HYPERVISORS,
+    Console,
+    FakeNode,
+    Launched,
+    guest_template,
+    is_alive,
+    make_grant,
+    make_keys,
+    make_spec,
+    wait_until,
+)
 
 from pvc.model.drive import Mmp, PersistentDrive
 from pvc.model.node import VmGrant
@@ -23,11 +34,13 @@ MIB = 1 << 20
 class Cluster:
     """A cluster of VMs with the same drives, each with a node's socket of its own."""
 
-    def __init__(self, base: Path, name: str, *drives: PersistentDrive, count: int = 1) -> None:
+    def __init__(
+        self, base: Path, name: str, *drives: PersistentDrive, count: int = 1, hypervisor: str = "qemu"
+    ) -> None:
         self._orders = 0
         run_dir = base / f"run-{name}"
         run_dir.mkdir(mode=0o700)
-        template = guest_template(build_guest(), drives=drives)
+        template = guest_template(build_guest(), drives=drives, hypervisor=hypervisor)
         spec = make_spec([template] * count, make_keys(base / f"keys-{name}"), memory_mib=416)
         if count > 1:
             import dataclasses
@@ -68,11 +81,12 @@ def write(text: str, disk: str = "vdb") -> str:
     return f"echo {text} | dd of=/dev/{disk} conv=notrunc,fsync"
 
 
-def test_what_guests_write_stays_and_nobody_else_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hypervisor", HYPERVISORS)
+def test_what_guests_write_stays_and_nobody_else_writes(tmp_path: Path, hypervisor: str) -> None:
     """Two drives of one VM, seen by their serial numbers; a second cluster is refused; the next one reads it."""
     raw = PersistentDrive(os.fspath(tmp_path / "data.raw"), size=8 * MIB, iothread=True)
     grown = PersistentDrive(os.fspath(tmp_path / "more.qcow2"), "qcow2", size=64 * MIB, bus="virtio", discard=True)
-    first = Cluster(tmp_path, "one", raw, grown)
+    first = Cluster(tmp_path, "one", raw, grown, hypervisor=hypervisor)
     second = None
     try:
         said = first.type(
@@ -83,9 +97,10 @@ def test_what_guests_write_stays_and_nobody_else_writes(tmp_path: Path) -> None:
         assert "D:drive2:131072" in said
         assert len(list(tmp_path.glob(".*.pvc-lease.*"))) == 2
         assert first.launched.ask(op="disks", vm=0)["disks"] == []  # they are no part of what pvc save saves
-        second = Cluster(tmp_path, "two", raw)
+        second = Cluster(tmp_path, "two", raw, hypervisor=hypervisor)
         failed = second.launched.wait_phase(0, Phase.FAILED)
-        assert "data.raw is in use by vm0 of root's job 12 on node n1, since" in failed.detail
+        owner = "root" if hypervisor == "qemu" else "nobody"
+        assert f"data.raw is in use by vm0 of {owner}'s job 12 on node n1, since" in failed.detail
         assert "pvc stop -j 12" in (failed.hint or "")
         # Who is asked to go while its guest works asks it to power down first; this one has no ACPI daemon.
         first.end()
@@ -101,10 +116,10 @@ def test_what_guests_write_stays_and_nobody_else_writes(tmp_path: Path) -> None:
             second.close()
 
 
-@pytest.mark.parametrize("whom", ["qemu", "supervisor"])
-def test_killed_while_a_guest_writes(tmp_path: Path, whom: str) -> None:
+@pytest.mark.parametrize(("whom", "hypervisor"), [("qemu", "qemu"), ("supervisor", "qemu"), ("supervisor", "libvirt")])
+def test_killed_while_a_guest_writes(tmp_path: Path, whom: str, hypervisor: str) -> None:
     drive = PersistentDrive(os.fspath(tmp_path / "data.qcow2"), "qcow2", size=64 * MIB)
-    first = Cluster(tmp_path, "one", drive)
+    first = Cluster(tmp_path, "one", drive, hypervisor=hypervisor)
     try:
         first.type(f"{write('safe')}; (dd if=/dev/zero of=/dev/vdb bs=64k seek=1 count=900 &)")
         (qemu,) = first.launched.qemu_pids()
@@ -114,7 +129,7 @@ def test_killed_while_a_guest_writes(tmp_path: Path, whom: str) -> None:
             first.launched.wait_phase(0, Phase.FAILED)
             wait_until(lambda: not list(tmp_path.glob(".*.pvc-*")))
         wait_until(lambda: not is_alive(qemu))
-        second = Cluster(tmp_path, "two", drive)
+        second = Cluster(tmp_path, "two", drive, hypervisor=hypervisor)
         try:
             assert "safe" in second.type("head -c 4 /dev/vdb")
             assert len(list(tmp_path.glob(".*.pvc-*"))) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from pvc.errors import GuestError
 from pvc.model.vm import find_libvirt_problems
-from pvc.plan.domain import DomainPlaces, DomainSpec, plan_domain
+from pvc.plan.domain import DomainPlaces, DomainSpec, Inherited, plan_domain
 from pvc.plan.domaindevices import find_cpu
 from pvc.plan.qemu import QemuSpec
 from tests.unit.plan.test_qemu import GOLDEN, SCENARIOS, make_spec
@@ -17,8 +17,6 @@ IMPOSSIBLE = {
     "microvm": "no microvm",
     "custom-args": "sandbox and monitors are libvirt's own",
     "uefi-secure-hugepages": "no firmware in format qcow2",
-    "drives": "their locks end with QEMU only where pvc starts it",
-    "virtiofs-tpm": "gives a TPM to its own QEMU only; libvirt 9.0 shares by virtiofs for root only",
     "virtiofs-tpm-microvm": "no microvm",
 }
 
@@ -42,6 +40,7 @@ def as_domain(spec: QemuSpec, display: str | None = None) -> DomainSpec:
             taps=tuple(f"vm3.{i}" for i in range(len(spec.nics))),
             channels=channels,
             display=display,
+            inherited=Inherited(spec.fds.drives, spec.fds.tpm, spec.fds.shares),
         ),
         devices=spec.devices,
     )
@@ -87,7 +86,7 @@ def test_no_text_breaks_out_of_its_element() -> None:
     ],
 )
 def test_cpu_models(model: str, mode: str, features: dict[str, bool]) -> None:
-    assert not find_libvirt_problems(machine_type="q35", cpu_model=model, custom_args=(), drives=())
+    assert not find_libvirt_problems(machine_type="q35", cpu_model=model, custom_args=())
     cpu = find_cpu(make_spec({"cpu_model": model}).template, kvm=False, cpus=2)
     assert cpu.get("mode") == mode
     assert {each.get("name"): each.get("policy") == "require" for each in cpu.iter("feature")} == features
@@ -104,4 +103,6 @@ def test_every_slot_is_the_one_of_the_other_driver() -> None:
             for address in device.iterfind("address")
             if address.get("type") == "pci"
         }
+        words = [str(each.get("value")) for each in domain.iter() if each.tag.endswith("}arg")]
+        ours |= {int(word.partition("addr=")[2].partition(",")[0], 16) for word in words if "addr=" in word}
         assert ours == theirs, name
