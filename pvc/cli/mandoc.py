@@ -15,7 +15,7 @@ import click
 
 from pvc.cli import main
 from pvc.cli.main import COMMANDS
-from pvc.config import batch, disks, drives, hostnetworks, mounts, networks, repos, resources, templates
+from pvc.config import batch, disks, drives, hooks, hostnetworks, mounts, networks, repos, resources, templates
 from pvc.config.setting import Table
 
 # file -> (heading, table) in order; the headings are those of sections of the page.
@@ -35,6 +35,7 @@ FILES: dict[str, list[tuple[str, Table]]] = {
         ("Keys of disks", disks.DISK),
         ("Keys of persistent-drives", drives.ENTRY),
         ("Keys of mount-points", mounts.ENTRY),
+        ("Keys of hooks", hooks.HOOKS),
     ],
     "repos": [("Keys of the file", repos.FILE), ("Keys of a repository", repos.ENTRY)],
 }

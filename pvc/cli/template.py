@@ -13,6 +13,7 @@ from pvc.cli.options import json_option
 from pvc.config import load
 from pvc.errors import ConfigError, Problem
 from pvc.model.site import KeyOrigin, SiteConfig, Template
+from pvc.model.vm import NO_HOOKS, Hooks
 
 _LONGEST = 60
 
@@ -113,10 +114,12 @@ def _place(origin: KeyOrigin) -> str:
 
 def _short(value: Any) -> str | None:
     """A value in one cell of a table."""
-    if value is None or value == ():
+    if value is None or value in ((), NO_HOOKS):
         return None
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Hooks):
+        value = [f"{name}: {' '.join(words)}" for name, words in value.commands.items() if words]
     if not isinstance(value, str | int):
         import json
 

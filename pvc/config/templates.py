@@ -10,6 +10,7 @@ from typing import Any
 from pvc.config import setting
 from pvc.config.disks import AIO, AIO_HELP, CACHE, CACHE_HELP, DISCARD_HELP, DISK, IOTHREAD_HELP, SIZE, build_disk
 from pvc.config.drives import persistent_drives
+from pvc.config.hooks import HOOKS, build_hooks
 from pvc.config.mounts import mount_points
 from pvc.config.setting import Expansion, Kind, Scope, Setting, Table
 from pvc.config.yamlmarks import Document
@@ -216,6 +217,12 @@ ENTRY = Table(
             setting.choice("none", "vnc", "spice"),
             "Give the VM a screen, see ``pvc display``: at a socket of its node that only the job's owner reaches.",
             default="none",
+        ),
+        Setting(
+            "hooks",
+            setting.mapping(HOOKS, build_hooks, "a mapping with before-start, reachable, before-stop or after-stop"),
+            "Programs that run on the VM's node as the job's owner around the VM's life; see *Keys of hooks*.",
+            default={},
         ),
         Setting(
             "restart",

@@ -50,6 +50,7 @@ def resolve_template(template: Template, repositories: Repositories) -> VmTempla
         custom_args=template.custom_args,
         remote_display=template.remote_display,
         hypervisor=template.hypervisor,
+        hooks=template.hooks,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pvc.model.drive import PersistentDrive
 from pvc.model.network import Network, ResourceSet
-from pvc.model.vm import Accel, Mount
+from pvc.model.vm import NO_HOOKS, Accel, Hooks, Mount
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ class Template:
     restart: str = "never"
     remote_display: str = "none"
     hypervisor: str = "qemu"
+    hooks: Hooks = NO_HOOKS
     source: str = ""  # file:line that declared it; "image" for the template that an image is by itself
     origins: tuple[KeyOrigin, ...] = field(default=(), compare=False, repr=False)
 

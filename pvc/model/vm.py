@@ -133,6 +133,30 @@ class Mount:
 
 
 @dataclass(frozen=True)
+class Hooks:
+    """Programs of the job's owner around a VM's life, with their arguments, (): none; each has ``timeout_s``."""
+
+    before_start: tuple[str, ...] = ()
+    reachable: tuple[str, ...] = ()
+    before_stop: tuple[str, ...] = ()
+    after_stop: tuple[str, ...] = ()
+    timeout_s: int = 60
+
+    @property
+    def commands(self) -> dict[str, tuple[str, ...]]:
+        """By the names that they have in templates."""
+        return {
+            "before-start": self.before_start,
+            "reachable": self.reachable,
+            "before-stop": self.before_stop,
+            "after-stop": self.after_stop,
+        }
+
+
+NO_HOOKS = Hooks()
+
+
+@dataclass(frozen=True)
 class DirectBoot:
     """A kernel given to QEMU instead of a boot loader in the image."""
 
@@ -169,6 +193,7 @@ class VmTemplate:
     restart: Restart = Restart.NEVER
     remote_display: str = "none"  # none | vnc | spice
     hypervisor: str = "qemu"  # qemu | libvirt
+    hooks: Hooks = NO_HOOKS
 
 
 def find_libvirt_problems(

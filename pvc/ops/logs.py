@@ -17,6 +17,7 @@ from pvc.parse import strip_controls
 SOURCES = {
     "console": "the VM's serial console",
     "supervisor": "what the VM's supervisor did and saw",
+    "hooks": "what the hooks of the VM's template said",
     "launcher": "what the launcher and all supervisors wrote to standard error",
 }
 _CONNECT_S = 20.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pvc.model.vm import Disk, VmTemplate
+from pvc.model.vm import Disk, Hooks, VmTemplate
 
 
 def fill_template(template: VmTemplate, rank: int, job_id: int) -> VmTemplate:
@@ -15,6 +15,20 @@ def fill_template(template: VmTemplate, rank: int, job_id: int) -> VmTemplate:
         custom_args=tuple(fill(word, rank, job_id) for word in template.custom_args),
         drives=tuple(replace(each, path=fill(each.path, rank, job_id)) for each in template.drives),
         mounts=tuple(replace(each, source=fill(each.source, rank, job_id)) for each in template.mounts),
+        hooks=_fill_hooks(template.hooks, rank, job_id),
+    )
+
+
+def _fill_hooks(hooks: Hooks, rank: int, job_id: int) -> Hooks:
+    def words(hook: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(fill(word, rank, job_id) for word in hook)
+
+    return replace(
+        hooks,
+        before_start=words(hooks.before_start),
+        reachable=words(hooks.reachable),
+        before_stop=words(hooks.before_stop),
+        after_stop=words(hooks.after_stop),
     )
 
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from pvc.errors import GuestError, PvcError
 from pvc.model.cluster import ClusterSpec
@@ -21,6 +21,7 @@ from pvc.supervisor.console import Console
 from pvc.supervisor.driver import Driver, Launch, Machine, event_data
 from pvc.supervisor.drives import HeldDrives, hold_drives
 from pvc.supervisor.ending import Ending, explain_end
+from pvc.supervisor.hooks import HookRunner
 from pvc.supervisor.pauses import Pauses
 from pvc.supervisor.prepare import find_helpers
 from pvc.supervisor.reach import Reach
@@ -35,6 +36,9 @@ _REBOOTED = "its guest rebooted"
 _LAST_WORDS_S = 1.0
 # For guests that write to persistent drives, before they are switched off.
 DRIVES_GRACE_S = 20.0
+
+
+_Result = TypeVar("_Result")
 
 
 class Life:
@@ -53,7 +57,9 @@ class Life:
         self._driver = driver
         self._state = state
         self._tasks: set[asyncio.Task[None]] = set()
-        self._starting: asyncio.Future[Machine] | None = None
+        self._starting: asyncio.Future[Any] | None = None
+        self._hooks: HookRunner | None = None
+        self._ending: Ending | None = None
         self._grace_s = 0.0
         self._shutdown_reason: str | None = None
         self._panicked = False
@@ -69,6 +75,11 @@ class Life:
         """
         async with AsyncExitStack() as exits:
             exits.push_async_callback(self._end_tasks)
+            self._hooks = hooks = HookRunner(self._share, spec)
+            if await self._unless_stopped(hooks.require("before-start")) is None:
+                return Ending(Phase.STOPPED, ON_REQUEST)
+            exits.push_async_callback(self._after_stop, hooks)
+            self.reach.on_answer = lambda: self._spawn(self._tell_reachable(hooks))
             # Programs beside QEMU (``helper.running``), there before it and until it is gone, enter ``exits`` here.
             held = await self._hold_drives(spec, exits)
             companions = Companions()
@@ -124,26 +135,49 @@ class Life:
         if self._starting is not None:
             self._starting.cancel()
         if self.machine is not None:
+            machine = self.machine
             # A paused guest cannot hear that it should power down.
             self._grace_s = 0.0 if self.pauses.why is not None else grace_s
-            await self.machine.stop(self._grace_s)
+            if self._grace_s > 0 and self._hooks is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if math.isinf(limit_s) else limit_s):
+                        await self._hooks.run("before-stop")
+            await machine.stop(self._grace_s)
 
     async def _start(self, launch: Launch, exits: AsyncExitStack) -> Machine | None:
         """None: an end was wanted meanwhile."""
-        self._starting = asyncio.ensure_future(self._driver.start(launch))
-        try:
-            machine = await self._starting
-        except asyncio.CancelledError:
-            if self.stopping and self._starting.cancelled():
-                return None
-            raise
-        finally:
-            self._starting = None
+        machine = await self._unless_stopped(self._driver.start(launch))
+        if machine is None:
+            return None
         self.machine = machine
         exits.push_async_callback(self._end_machine, machine)
         self.started = time.time()
         self._open_channels(machine)
         return machine
+
+    async def _unless_stopped(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result | None:
+        """What it returns; None: an end was wanted meanwhile, and it was cancelled."""
+        starting: asyncio.Future[_Result] = asyncio.ensure_future(coroutine)
+        self._starting = starting
+        try:
+            return await starting
+        except asyncio.CancelledError:
+            if self.stopping and starting.cancelled():
+                return None
+            raise
+        finally:
+            self._starting = None
+
+    async def _tell_reachable(self, hooks: HookRunner) -> None:
+        wrong = await hooks.run("reachable")
+        if wrong is not None:
+            self._state.lack(wrong, hooks.hint)
+
+    async def _after_stop(self, hooks: HookRunner) -> None:
+        """QEMU is gone, if it was ever there."""
+        if self.started is not None:
+            ending = self._ending
+            await hooks.run("after-stop", None if ending is None else f"{ending.phase.value}: {ending.detail}")
 
     def _open_channels(self, machine: Machine) -> None:
         """Hand on QEMU's channels; whoever reads one closes it."""
@@ -192,6 +226,7 @@ class Life:
         )
         if ending.phase is Phase.FAILED and self.console is not None:
             self.last_words = read_last_words(self.console.recent)
+        self._ending = ending
         return ending
 
     async def _hear_console_out(self) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import AbstractContextManager
+import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pvc.errors import GuestError, UsageError
+from pvc.supervisor.hooks import LOG_NAME
 from pvc.supervisor.journal import Journal
 from pvc.supervisor.vm import Vm
 
 _CHUNK = 1 << 16
+_MOST = 1 << 20  # of what hooks have said
 
 
 async def send_log(
     vm: Vm, journal: Journal, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Answer, then the text: ``source`` console or supervisor, its last ``lines`` (none: all), and with ``follow``
-    what is said from then on, until the caller leaves or the VM's console ends.
+    """Answer, then the text: ``source`` console, supervisor or hooks, its last ``lines`` (none: all), and with
+    ``follow`` what is said from then on, until the caller leaves or the VM's console ends; of hooks nothing more.
 
     :raise GuestError: the VM has no console.
     :raise UsageError: no such source, or no such number.
@@ -30,6 +33,9 @@ async def send_log(
     if source == "supervisor":
         text = journal.read(vm.share.rank)
         watching = journal.watch(writer, vm.share.rank)
+    elif source == "hooks":
+        text = await asyncio.to_thread(_read_hooks, vm)
+        watching = nullcontext()
     elif source == "console":
         if vm.console is None:
             raise GuestError(f"{vm.share.name} has not started, so it has no console")
@@ -48,6 +54,15 @@ async def send_log(
                 left.cancel()
                 await asyncio.gather(left, return_exceptions=True)
     await writer.drain()
+
+
+def _read_hooks(vm: Vm) -> bytes:
+    try:
+        with (vm.share.directory / LOG_NAME).open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _MOST))
+            return stream.read(_MOST)
+    except OSError:
+        return b""
 
 
 def last_lines(text: bytes, count: int | None) -> bytes:

@@ -29,6 +29,7 @@ class Reach:
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self.at: float | None = None
+        self.on_answer: Callable[[], object] = lambda: None  # what else is done then
         self._share = share
         self._state = state
         self._pauses = pauses
@@ -56,3 +57,4 @@ class Reach:
         await wait_banner(host, port, on_silence)
         self.at = time.time()
         self._pauses.show(Phase.REACHABLE)
+        self.on_answer()

@@ -20,6 +20,7 @@ web:
   user-data:
     packages: [nginx]
   custom-args: [-device, i6300esb]
+  hooks: {reachable: [/bin/tell, me], after-stop: sync}
 """
 
 
@@ -53,8 +54,9 @@ def test_show_tells_where_each_key_is_from(capsys: pytest.CaptureFixture[str], s
     assert main.run(["template", "show", "web"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert rows["machine-type"].endswith(f"{site}/templates.yaml:3 (inherited from base)")
-    assert rows["user-data"].endswith(f"#cloud-config … (3 lines)  {site}/templates.yaml:7")
+    assert " ".join(rows["user-data"].split()).endswith(f"#cloud-config … (3 lines) {site}/templates.yaml:7")
     assert "-device, i6300esb" in rows["custom-args"]
+    assert "reachable: /bin/tell me, after-stop: sync" in rows["hooks"]
     assert rows["cpu-model"].split() == ["cpu-model", "auto", "default"]
     assert "the base" not in rows["description"]
     found = run_json(capsys, "show", "web")

@@ -8,6 +8,7 @@ import pytest
 
 from pvc.model.drive import Mmp, PersistentDrive
 from pvc.model.site import DiskWish
+from pvc.model.vm import Hooks
 from tests.unit.config.sites import write_site
 from tests.unit.config.test_load import load_site, problems_of
 
@@ -26,6 +27,7 @@ t:
   hugepages: 2M
   firmware: uefi
   tpm: 2.0
+  hooks: {before-start: /x, after-stop: [y, '%{vm_rank}', '%{user}'], timeout: 9}
   disk-size: 20G
   disk-discard: no
   disks:
@@ -38,6 +40,7 @@ u: {inherits: t, disks: [], hugepages: no, tpm: none, memory: '2048'}
     found = templates["t"]
     assert (found.cores, found.memory, found.hugepages, found.firmware) == (4, 1536, "2M", "uefi")
     assert found.tpm == "2.0"
+    assert found.hooks == Hooks(("/x",), after_stop=("y", "%{vm_rank}", "anne"), timeout_s=9)
     assert (found.disk_size, found.disk_discard, found.disk_iothread) == (20 << 30, False, True)
     assert found.disks == (
         DiskWish(None, 10 << 30),
@@ -115,6 +118,10 @@ u: {inherits: t, persistent-drives: []}
         ("memory: much", "t.memory: 'much' is not a size such as 512M or 4G"),
         ("hugepages: 4K", "t.hugepages: '4K' is not no, 2M or 1G"),
         ("firmware: efi", "t.firmware: 'efi' is not bios, uefi or uefi-secure"),
+        ("hooks: {reachable: bin/x}", "t.hooks: reachable: 'bin/x' is neither an absolute path nor a program's name"),
+        ("hooks: {after: /x}", "t.hooks.after: unknown key; did you mean 'after-stop'?"),
+        ("hooks: {timeout: 0}", "t.hooks.timeout: 0 is not a number from 1 to 3600"),
+        ("hooks: {after-stop: [1]}", "t.hooks.after-stop[0]: 1 is not a program or its argument"),
         ("tpm: '1.2'", "t.tpm: '1.2' is not none or 2.0"),
         ("tpm: yes", "t.tpm: yes is not none or 2.0"),
         ("disks: [{}]", "t.disks[0]: neither size nor image is given"),
