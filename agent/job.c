@@ -58,7 +58,8 @@ static bool open_ends(struct chan *chan, const struct words *words, int child[3]
 		const char *name;
 
 		chan->in = chan->out[0] = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
-		if (chan->in < 0 || grantpt(chan->in) < 0 || unlockpt(chan->in) < 0 || (name = ptsname(chan->in)) == NULL)
+		if (chan->in < 0 || grantpt(chan->in) < 0 || unlockpt(chan->in) < 0 ||
+		    (name = ptsname(chan->in)) == NULL)
 			return false;
 		set_size(chan->in, words);
 		child[0] = child[1] = child[2] = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
@@ -284,11 +285,14 @@ int64_t job_tend(struct chans *chans, int64_t now)
 	pid_t pid;
 
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-		for (size_t i = 0; i < CHAN_MOST; i++)
-			if (chans->table[i].behind == PROCESS && chans->table[i].pid == pid && !chans->table[i].exited) {
-				chans->table[i].exited = true;
-				chans->table[i].status = status;
+		for (size_t i = 0; i < CHAN_MOST; i++) {
+			struct chan *chan = &chans->table[i];
+
+			if (chan->behind == PROCESS && chan->pid == pid && !chan->exited) {
+				chan->exited = true;
+				chan->status = status;
 			}
+		}
 	for (size_t i = 0; i < CHAN_MOST; i++) {
 		struct chan *chan = &chans->table[i];
 

@@ -16,7 +16,7 @@ void job_note(struct chan *chan, const struct words *words);
 /* Nobody is attached any more: it ends, unless it was to go on. */
 void job_left(struct chan *chan);
 
-/* Take in who has exited; kill what does not end. Returns when to look again, in ms of the monotonic clock, 0: never. */
+/* Take in who has exited; kill what does not end. Returns when to look again (ms, as job_now()), 0: never. */
 int64_t job_tend(struct chans *chans, int64_t now);
 
 /* It has exited and all it said was sent. */

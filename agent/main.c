@@ -63,7 +63,8 @@ static int open_path(const char *path)
 		return fd;
 	memcpy(address.sun_path, path, strlen(path));
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd >= 0 && (connect(fd, (struct sockaddr *)&address, sizeof address) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0)) {
+	if (fd >= 0 && (connect(fd, (struct sockaddr *)&address, sizeof address) < 0 ||
+			fcntl(fd, F_SETFL, O_NONBLOCK) < 0)) {
 		close(fd);
 		fd = -1;
 	}

@@ -58,7 +58,8 @@ static void add_memory(struct answer *answer)
 	while (file != NULL && fgets(line, sizeof line, file) != NULL)
 		for (int i = 0; i < 2; i++)
 			if (strncmp(line, keys[i][0], strlen(keys[i][0])) == 0)
-				words_add(answer, keys[i][1], "%llu", strtoull(line + strlen(keys[i][0]), NULL, 10) * 1024);
+				words_add(answer, keys[i][1], "%llu",
+					  strtoull(line + strlen(keys[i][0]), NULL, 10) * 1024);
 	if (file != NULL)
 		fclose(file);
 }

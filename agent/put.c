@@ -90,7 +90,8 @@ static bool good_name(const char *name)
 	while (*name != 0) {
 		size_t part = strcspn(name, "/");
 
-		if (part == 0 || part > 255 || (part == 1 && *name == '.') || (part == 2 && strncmp(name, "..", 2) == 0))
+		if (part == 0 || part > 255 || (part == 1 && *name == '.') ||
+		    (part == 2 && strncmp(name, "..", 2) == 0))
 			return false;
 		name += part;
 		if (*name == '/' && *++name == 0)
@@ -238,7 +239,8 @@ static bool copy_file(int fd, const char *name, uint64_t left)
 	uint8_t tail[4];
 
 	/* Whether there is room is known before it is sent; a file system that cannot tell will when it is written. */
-	if (left > 0 && fallocate(fd, 0, 0, (off_t)left) < 0 && errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL)
+	if (left > 0 && fallocate(fd, 0, 0, (off_t)left) < 0 && errno != EOPNOTSUPP && errno != ENOSYS &&
+	    errno != EINVAL)
 		return fail(name);
 	while (left > 0) {
 		size_t size = left < sizeof block ? (size_t)left : sizeof block;

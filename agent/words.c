@@ -14,9 +14,9 @@ static bool is_key(char c)
 bool words_good(const uint8_t *data, size_t length)
 {
 	const char *at = (const char *)data;
-	const char *end = at + length;
+	const char *end = length > 0 ? at + length : at;
 
-	while (at < end) {
+	while (at != end) {
 		const char *stop = memchr(at, 0, (size_t)(end - at));
 		const char *key = at;
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -253,6 +254,66 @@ def test_sessions_begin_anew(program: Path, tmp_path: Path) -> None:
         with pytest.raises(GuestError, match="no agent in vm0: the agent of vm0 has ended"):
             command(agent, "true")
         await gone(int(running.out))
+        await connected(agent)
+        assert await command(agent, "true").wait() == {"exit": "0"}
+
+    speak(program, tmp_path, talk)
+
+
+def test_noise_from_the_host_does_not_hurt(program: Path, tmp_path: Path) -> None:
+    """Frames of any kind with anything in them, from a fixed seed; ``guest`` looks at what the sanitizers say."""
+    chance = random.Random(5)
+    requests = ["exec", "attach", "list", "connect", "listen", "get", "put", "freeze", "metrics", "mount"]
+    keys = [
+        "arg",
+        "user",
+        "cwd",
+        "env",
+        "pty",
+        "rows",
+        "net",
+        "path",
+        "port",
+        "host",
+        "id",
+        "signal",
+        "detach",
+        "timeout",
+    ]
+    values = [
+        "",
+        "0",
+        "1",
+        "-1",
+        "99999999999",
+        "tcp",
+        "udp",
+        "unix",
+        "/",
+        "no-such-user",
+        "a=b",
+        "127.0.0.1",
+        "x" * 300,
+    ]
+
+    def words() -> bytes:
+        pairs = [(chance.choice(keys), chance.choice(values)) for _ in range(chance.randrange(5))]
+        op = chance.choice(requests)
+        # Nothing that could change this machine: no command but one, and no file system frozen or mounted.
+        if op in ("exec", "freeze", "mount", "put"):
+            pairs = [pair for pair in pairs if pair[0] not in ("arg", "path")] + [("arg", "true"), ("timeout", "0")]
+        return pack_words([("op", op), *pairs])
+
+    async def talk(agent: Agent) -> None:
+        for _ in range(60):
+            agent._write(pack(Kind.HELLO, 0, chance.randbytes(40)) if chance.random() < 0.2 else b"")
+            for _ in range(40):
+                kind = chance.choice([kind for kind in Kind if kind is not Kind.HELLO])
+                payload = words() if kind is Kind.OPEN else chance.randbytes(chance.randrange(40))
+                agent._write(pack(kind, chance.randrange(4), payload))
+            agent._write(chance.randbytes(chance.randrange(100)))
+            await asyncio.sleep(0)
+        agent._begin_anew("enough")
         await connected(agent)
         assert await command(agent, "true").wait() == {"exit": "0"}
 
