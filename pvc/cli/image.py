@@ -345,14 +345,15 @@ def _build_packages(
     path: Path, name: str, repository: str | None, suite: str | None, cache: Path | None, *, fresh: bool
 ) -> None:
     from pvc.images import build as builder
-    from pvc.images.recipe import load_recipe
+    from pvc.images.recipe import join_recipes, load_lineage
     from pvc.images.transfer import Incoming
 
-    wanted = load_recipe(path, suite=suite)
+    lineage = load_lineage(path, suite=suite)
+    wanted = join_recipes(lineage)
     repositories = open_repositories()
     repositories.store(repository)
     steps = StepProgress()
-    with builder.built(wanted, steps.begin, cache=cache, fresh=fresh) as made:
+    with builder.built(lineage, steps.begin, cache=cache, fresh=fresh) as made:
         steps.finish()
         incoming = Incoming(
             source=made.disk,

@@ -14,10 +14,9 @@ import os
 import pwd
 import re
 import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -27,8 +26,9 @@ from pvc import files, run
 from pvc.errors import CommandError, HostError
 from pvc.host import qemuimg
 from pvc.images import aptsources, bootfiles, uefidisk
-from pvc.images.recipe import Recipe, RecipeFile
+from pvc.images.recipe import Recipe, RecipeFile, join_recipes, plan_stages
 from pvc.images.recipefiles import EPOCH, pack_files
+from pvc.images.workdir import work_directory
 
 LOG = logging.getLogger(__name__)
 
@@ -63,16 +63,23 @@ class BuiltImage:
 
 
 @contextmanager
-def built(recipe: Recipe, step: Step, *, cache: Path | None = None, fresh: bool = False) -> Iterator[BuiltImage]:
-    """Make the image of ``recipe``, or take it from ``cache``; without a cache its files go at the end.
+def built(
+    lineage: Recipe | Sequence[Recipe], step: Step, *, cache: Path | None = None, fresh: bool = False
+) -> Iterator[BuiltImage]:
+    """Make the image of a recipe, or take it from ``cache``; without a cache its files go at the end.
 
-    An image in the cache is good as long as recipe and mirrors' package lists are the same; ``fresh``: it is not.
+    ``lineage``: what it extends (see ``load_lineage``) is made first, each recipe on the result of the one before, and
+    kept in the cache for others that extend it. An image in the cache is good as long as recipes and mirrors' package
+    lists are the same; ``fresh``: it is not.
 
     :raise HostError: a tool or disk space is missing, mirrors do not answer, or a package fails.
     """
+    stages = plan_stages([lineage] if isinstance(lineage, Recipe) else lineage)
+    recipe = join_recipes(stages)
     with _work_directory(cache) as work:
         arch, sources = _read_sources(recipe)
-        key = sha256(f"{_BUILDER} {recipe.digest()} {arch} {[s.line for s in sources]}".encode()).hexdigest()[:16]
+        keys = [_key(stages[:count], arch, sources) for count in range(1, len(stages) + 1)]
+        key = keys[-1]
         step("asking the mirrors for their package lists")
         state = aptsources.read_state(sources, arch, work)
         hit = _find_cached(cache, key, state) if cache and not fresh else None
@@ -87,7 +94,7 @@ def built(recipe: Recipe, step: Step, *, cache: Path | None = None, fresh: bool 
         _check_tools(recipe)
         _check_rights()
         _check_space(work)
-        _make_root(recipe, sources, work, step)
+        _make_root(stages, _Kept(None if fresh else cache, keys, state[:16]), sources, work, step)
         _make_file_system(recipe, work, step)
         _make_boot_files(recipe, work, step)
         _make_disk(recipe, work, step)
@@ -95,6 +102,12 @@ def built(recipe: Recipe, step: Step, *, cache: Path | None = None, fresh: bool 
         if cache:
             result = _keep(result, cache, f"{key}-{state[:16]}")
         yield _result(recipe, result, cached=False)
+
+
+def _key(stages: Sequence[Recipe], arch: str, sources: Sequence[aptsources.Source]) -> str:
+    """A checksum of all that decides what is made, but for the packages themselves."""
+    digests = " ".join(stage.digest() for stage in stages)
+    return sha256(f"{_BUILDER} {digests} {arch} {[s.line for s in sources]}".encode()).hexdigest()[:16]
 
 
 def _result(recipe: Recipe, directory: Path, *, cached: bool) -> BuiltImage:
@@ -113,20 +126,13 @@ def _read_sources(recipe: Recipe) -> tuple[str, tuple[aptsources.Source, ...]]:
 @contextmanager
 def _work_directory(cache: Path | None) -> Iterator[Path]:
     """A directory of our own: beside the cache, so that the result can be renamed into it, or in TMPDIR."""
-    try:
-        if cache:
-            cache.mkdir(parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix=".build-" if cache else "pvc-build-", dir=cache))
-    except OSError as err:
-        raise HostError(f"cannot write to the cache {cache}" if cache else "cannot make a temporary directory") from err
-    try:
-        # mmdebstrap's helpers run as another user when root is only mapped.
-        path.chmod(0o755)
-        yield path
-    except OSError as err:
-        raise HostError(f"cannot build the image in {path}") from err
-    finally:
-        files.remove_tree(path)
+    with work_directory(".build-" if cache else "pvc-build-", cache) as path:
+        try:
+            # mmdebstrap's helpers run as another user when root is only mapped.
+            path.chmod(0o755)
+            yield path
+        except OSError as err:
+            raise HostError(f"cannot build the image in {path}") from err
 
 
 def _find_cached(cache: Path, key: str, state: str | None) -> Path | None:
@@ -211,23 +217,88 @@ def _environment(work: Path) -> dict[str, str]:
 # --- packages
 
 
-def _make_root(recipe: Recipe, sources: tuple[aptsources.Source, ...], work: Path, step: Step) -> None:
-    """Write work/root.tar: the guest's files with packages, recipe's files, and commands done."""
+@dataclass(frozen=True)
+class _Kept:
+    """Results of stages in a cache, by the keys of all stages and the state of the mirrors."""
+
+    cache: Path | None
+    keys: Sequence[str]
+    state: str
+
+    def path(self, number: int) -> Path | None:
+        """Where the result of a stage is, whether or not it is there."""
+        return self.cache / f"stage-{self.keys[number]}-{self.state}.tar.zst" if self.cache else None
+
+    def find(self) -> int:
+        """How many stages need not be done, of all but the last."""
+        done = [n for n in range(1, len(self.keys)) if (path := self.path(n - 1)) is not None and path.is_file()]
+        return max(done, default=0)
+
+
+def _make_root(
+    stages: Sequence[Recipe], kept: _Kept, sources: tuple[aptsources.Source, ...], work: Path, step: Step
+) -> None:
+    """Write work/root.tar: the guest's files with packages, recipe's files, and commands done.
+
+    Whatever is younger than work/begin was made by the build: a stage from the cache brings its own beginning.
+    """
+    done = kept.find()
+    begin = work / "begin"
+    begin.touch()
+    os.utime(begin, (time.time() - 2, time.time() - 2))
+    if done:
+        source = kept.path(done - 1)
+        assert source is not None
+        step("taking what it extends from the cache")
+        run.run(["zstd", "-q", "-d", "-o", work / "root.tar", source], timeout_s=_BUILD_TIMEOUT_S)
+        os.utime(begin, (source.stat().st_mtime, source.stat().st_mtime))
+    for number in range(done, len(stages)):
+        if number:
+            (work / "root.tar").rename(work / "below.tar")
+        _watch(_plan_stage(stages[: number + 1], sources, work), work, step)
+        (work / "below.tar").unlink(missing_ok=True)
+        target = kept.path(number)
+        if target is not None and number < len(stages) - 1:
+            _keep_stage(work, target, step)
+
+
+def _keep_stage(work: Path, target: Path, step: Step) -> None:
+    """Name the result so far in the cache; older ones of the same recipes go."""
+    step("keeping it for recipes that extend the same")
+    packed = work / "stage.tar.zst"
+    run.run(["zstd", "-q", "-1", "-T0", "-f", work / "root.tar", "-o", packed], timeout_s=_BUILD_TIMEOUT_S)
+    begin = (work / "begin").stat().st_mtime
+    os.utime(packed, (begin, begin))
+    os.rename(packed, target)
+    for other in target.parent.glob(f"{target.name[:22]}-*"):
+        if other != target:
+            other.unlink(missing_ok=True)
+
+
+def _plan_stage(stages: Sequence[Recipe], sources: tuple[aptsources.Source, ...], work: Path) -> list[str]:
+    """The command that makes work/root.tar of the last of ``stages``, on work/below.tar with the others."""
+    recipe, whole = stages[-1], join_recipes(stages)
     (work / "files.tar").write_bytes(_pack_files(recipe))
-    # Whatever is younger was made by the build. mmdebstrap turns its times back to the second in which it began.
-    (work / "begin").touch()
-    os.utime(work / "begin", (time.time() - 2, time.time() - 2))
-    argv = ["mmdebstrap", "--variant=minbase", "--format=tar"]
+    argv = ["mmdebstrap", "--format=tar"]
     argv += ['--aptopt=Apt::Install-Recommends "false"', *(f"--aptopt={line}" for line in aptsources.read_proxies())]
-    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.exclude]
-    argv += [f"--dpkgopt=path-include={pattern}" for pattern in recipe.include]
-    argv += [f"--include={','.join(recipe.packages)}"] if recipe.packages else []
+    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in whole.exclude]
+    argv += [f"--dpkgopt=path-include={pattern}" for pattern in whole.include]
+    if len(stages) == 1:
+        argv += ["--variant=minbase", *([f"--include={','.join(recipe.packages)}"] if recipe.packages else [])]
+    else:
+        # As mmdebstrap(1) adds packages to a tarball, in its section of examples.
+        xattrs = "--xattrs --xattrs-include=security.capability" if os.geteuid() == 0 else ""
+        unpack = f'tar -C "$1" -xpf {work}/below.tar --numeric-owner {xattrs} --exclude="./dev/*"'
+        argv += ["--variant=custom", f"--setup-hook={unpack}"]
+        if recipe.packages:
+            install = (
+                "DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 -o APT::Sandbox::User=root install"
+            )
+            argv += [f'--customize-hook=chroot "$1" env {install} {" ".join(recipe.packages)} >&2']
     argv += [f"--customize-hook=tar-in {work / 'files.tar'} /"]
     argv += ['--customize-hook=chroot "$1" sh -eu /var/tmp/pvc-build && rm "$1"/var/tmp/pvc-build']
     argv += ['--customize-hook=chroot "$1" dpkg-query -Wf \'${Package} ${Version}\\n\' > "$1"/var/lib/pvc-packages']
-    argv += [recipe.suite, os.fspath(work / "root.tar"), *(source.line for source in sources)]
-    step(f"installing packages of Debian {recipe.suite}")
-    _watch(argv, work, step)
+    return [*argv, recipe.suite, os.fspath(work / "root.tar"), *(source.line for source in sources)]
 
 
 def _watch(argv: list[str], work: Path, step: Step) -> None:
@@ -235,7 +306,7 @@ def _watch(argv: list[str], work: Path, step: Step) -> None:
 
     :raise CommandError: it failed; the error has its last words.
     """
-    process = run.spawn(argv, env=_environment(work), stdout=run.DEVNULL, stderr=run.PIPE)
+    process = run.spawn(run.bound(argv), env=_environment(work), stdout=run.DEVNULL, stderr=run.PIPE)
     assert process.stderr is not None
     last: list[str] = []
     try:
@@ -264,6 +335,8 @@ def _find_step(line: str) -> str | None:
     match = re.match(r"^I: (downloading|extracting|installing essential|installing remaining)", line)
     if match:
         return f"{match[1]} packages"
+    if line.startswith("I: running --customize-hook in shell") and "apt-get" in line:
+        return "installing more packages"
     if line.startswith("I: running --customize-hook directly: tar-in"):
         return "adding the recipe's files"
     if line.startswith("I: running --customize-hook in shell") and "pvc-build" in line:

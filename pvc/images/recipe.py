@@ -7,6 +7,7 @@ extend another: then it says only what is more.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -122,17 +123,49 @@ def load_recipe(path: Path, *, suite: str | None = None) -> Recipe:
 
     :raise ConfigError: something is wrong with it, or with one that it extends.
     """
+    return join_recipes(load_lineage(path, suite=suite))
+
+
+def load_lineage(path: Path, *, suite: str | None = None) -> tuple[Recipe, ...]:
+    """What each file says itself: first the recipe that extends no other, last that of ``path``.
+
+    :raise ConfigError: something is wrong with one of them.
+    """
     documents = _read_documents(path)
     release = suite or next((str(each.data["suite"]) for each in documents if each.data.get("suite")), None)
-    recipe: Recipe | None = None
+    found: list[Recipe] = []
     for document in reversed(documents):
-        own = _read_layer(document, recipe, release)
+        own = _read_layer(document, join_recipes(found) if found else None, release)
         problems = [Problem(document.file, document.line((key,)), key, text) for key, text in _find_problems(own)]
         if problems:
             raise ConfigError(problems)
-        recipe = own if recipe is None else _join(recipe, own)
-    assert recipe is not None
-    return recipe
+        found.append(own)
+    return tuple(found)
+
+
+def join_recipes(lineage: Sequence[Recipe]) -> Recipe:
+    """All of them as one recipe."""
+    return functools.reduce(_join, lineage)
+
+
+def plan_stages(lineage: Sequence[Recipe]) -> tuple[Recipe, ...]:
+    """What can be done one after the other, each on the result of those before.
+
+    A recipe that says what dpkg unpacks, where packages come from, or another text for a file, means the packages and
+    commands before it too: these are one stage.
+    """
+    stages: list[Recipe] = []
+    for own in lineage:
+        if stages and (own.exclude or own.include or own.components != stages[-1].components or _replaces(own, stages)):
+            stages = [join_recipes([*stages, own])]
+        else:
+            stages.append(own)
+    return tuple(stages)
+
+
+def _replaces(own: Recipe, others: Sequence[Recipe]) -> bool:
+    paths = {file.path for other in others for file in other.files}
+    return any(file.path in paths for file in own.files)
 
 
 def _read_documents(path: Path) -> list[Document]:

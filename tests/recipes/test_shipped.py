@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pvc.images import build
-from pvc.images.recipe import find_recipe, load_recipe
+from pvc.images.recipe import find_recipe, load_lineage
 from pvc.images.repository import Repositories
 from pvc.images.transfer import Incoming
 from pvc.model.site import Repository
@@ -24,9 +24,9 @@ VMS = ("vm0", "vm1")
 
 
 def boot(tb: Testbed, name: str, count: int) -> Cluster:
-    recipe = load_recipe(find_recipe(name))
+    lineage = load_lineage(find_recipe(name))
     site = Repositories([Repository("site", str(tb.place.state_dir / "images"))])
-    with build.built(recipe, print, cache=find_cache() / "images") as made:
+    with build.built(lineage, print, cache=find_cache() / "images") as made:
         incoming = Incoming(made.disk, name, kernel=made.kernel, initrd=made.initrd, append=made.append)
         site.import_file(incoming, lambda *_: None)
     cluster = Cluster(tb, f"{name}:{count}", "-m", "700M").wait_running()
