@@ -121,6 +121,7 @@ def _environment() -> dict[str, str]:
 def _explain(reference: str, said: str) -> HostError:
     messages = _MESSAGE.findall(said)
     text = messages[-1].replace('\\"', '"') if messages else (said.strip().splitlines() or ["no message"])[-1]
+    text = re.sub(r'^Error parsing image name "[^"]*": ', "", text)
     hint = None
     if "unauthorized" in text.lower() or "authentication required" in text.lower() or "denied" in text.lower():
         hint = f"log in first: skopeo login {reference.removeprefix('docker://').partition('/')[0]}"

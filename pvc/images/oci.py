@@ -88,7 +88,10 @@ def parse_reference(text: str) -> Reference | None:
 def _parse_registry(text: str, place: str) -> Reference:
     match = _PLACE.fullmatch(place)
     if match is None or (match["tag"] and _TAG.fullmatch(match["tag"]) is None):
-        hint = "credentials come from skopeo login, never from a name" if "@" in place.partition("/")[0] else None
+        hint = None
+        if "@" in place.partition("/")[0]:
+            hint = "credentials come from skopeo login, never from a name"
+            text = f"{text.partition('//')[0]}//***@{place.partition('@')[2]}"
         raise UsageError(f"{text!r} is not an image of a registry such as docker://HOST/REPOSITORY:TAG", hint=hint)
     return Reference(text, None, f"{match['host']}/{match['path']}", match["tag"], match["digest"])
 

@@ -85,6 +85,13 @@ def test_other_names_are_refused(text: str) -> None:
         parse_reference(text)
 
 
+def test_no_password_is_repeated() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_reference("docker://me:secret@host/a")
+    assert "secret" not in str(caught.value)
+    assert "skopeo login" in str(caught.value.hint)
+
+
 def test_an_image_comes_back_as_it_was(tmp_path: Path) -> None:
     where = filled(tmp_path)
     layout = tmp_path / "layout"

@@ -12,7 +12,7 @@ import pytest
 
 from pvc.errors import ConfigError, HostError, UsageError
 from pvc.images import aptsources, build, uefidisk
-from pvc.images.recipe import Recipe, find_recipe, load_recipe
+from pvc.images.recipe import Recipe, find_recipe, join_recipes, load_lineage, load_recipe, plan_stages
 from pvc.images.recipefiles import EPOCH
 from pvc.model.node import Nic
 from pvc.plan.cloudinit import SeedSpec, plan_seed
@@ -129,6 +129,33 @@ def test_bad_relations_are_explained(tmp_path: Path, change: tuple[str, str], te
     (tmp_path / "link.yaml").symlink_to("child.yaml")
     with pytest.raises(ConfigError, match=text):
         load_child(tmp_path, CHILD.replace(*change))
+
+
+def test_what_can_be_done_on_the_result_of_others_is_a_stage_of_its_own(tmp_path: Path) -> None:
+    for name, count in (("debian", 1), ("cluster", 2), ("docker", 2), ("slurm", 3)):
+        lineage = load_lineage(find_recipe(name))
+        stages = plan_stages(lineage)
+        assert stages == lineage
+        assert len(stages) == count
+        assert join_recipes(stages) == load_recipe(find_recipe(name))
+    for more in ("exclude: [/usr/share/x/*]", "include: [/usr/share/x/*]", "components: [main, contrib]",
+                 "files: [{path: /usr/lib/pvc-guest/cluster}]"):  # fmt: skip
+        path = tmp_path / "child.yaml"
+        path.write_text(f"extends: cluster\ndescription: x\n{more}\n")
+        lineage = load_lineage(path)
+        assert plan_stages(lineage) == (join_recipes(lineage),)
+
+
+@pytest.mark.parametrize(("there", "done"), [((), 0), ((0,), 1), ((0, 1), 2), ((1,), 2), ((2,), 0)])
+def test_the_longest_beginning_in_the_cache_is_taken(tmp_path: Path, there: tuple[int, ...], done: int) -> None:
+    kept = build._Kept(tmp_path, ["a", "b", "c"], "state")
+    for number in there:
+        path = kept.path(number)
+        assert path is not None
+        path.touch()
+    assert kept.find() == done
+    assert build._Kept(tmp_path, ["a", "b", "c"], "other").find() == 0
+    assert build._Kept(None, ["a", "b", "c"], "state").find() == 0
 
 
 def test_all_shipped_recipes_build_upon_debian() -> None:
