@@ -147,3 +147,37 @@ def test_export_and_import_of_archives(home: Path, capsys: pytest.CaptureFixture
         assert main.run(line.split()) == 2, line
         assert said in capsys.readouterr().err
     assert not (home / "b.tar").exists()
+
+
+def test_export_to_and_import_from_a_layout(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["image", "import", f"{home}/disk", "a", "--user", "root"]) == 0
+    assert main.run(["image", "export", "a", f"oci:{home}/layout:v1"]) == 0
+    out, err = capsys.readouterr()
+    assert "exported user:a@1: sha256:" in out
+    assert "exporting " in err
+    assert main.run(["image", "import", f"oci:{home}/layout"]) == 0
+    assert capsys.readouterr().out.startswith("imported user:a@2: raw, a disk of 1.0M")
+    assert main.run(["image", "import", f"oci:{home}/layout:v1", "b", "--append", "x"]) == 2
+    assert "says all but NAME and -R itself" in capsys.readouterr().err
+    assert main.run(["image", "export", "a", "a", f"oci:{home}/layout"]) == 2
+    assert "is a place for one image" in capsys.readouterr().err
+    assert main.run(["image", "export", "--all", f"oci:{home}/layout"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("from: nothing\n", [], "no image 'nothing'"),
+        ("from: a\n", ["--suite", "bookworm"], "--suite and --cache are for recipes of packages"),
+        ("extends: debian\n", ["--flat"], "--flat is for recipes that are from another image"),
+        ("from: a\nappend: quiet\n", [], "boots by its disk: append has no effect"),
+        ("from: a\nsize: 512K\n", [], "too small for image user:a@1"),
+    ],
+)
+def test_builds_that_cannot_be(
+    home: Path, capsys: pytest.CaptureFixture[str], text: str, options: list[str], said: str
+) -> None:
+    assert main.run(["image", "import", f"{home}/disk", "a"]) == 0
+    (home / "mine.yaml").write_text(text)
+    assert main.run(["image", "build", f"{home}/mine.yaml", *options]) == 2
+    assert said in capsys.readouterr().err
