@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from pvc.errors import PvcError
+from pvc.images.oci import Reference
 from pvc.images.repository import Repositories
 from pvc.images.save import Changed, save_changed
 from pvc.images.transfer import Incoming
-from tests.unit.images.disks import quiet, raw_disk, repositories
+from tests.unit.images.disks import bz_image, quiet, raw_disk, repositories
 from tests.unit.images.faults import boundaries, die
 
 
@@ -65,8 +66,21 @@ def check_clean(where: Repositories) -> None:
     assert present == named | metas | {str(store.path / ".config")}
 
 
+def layout(base: Path) -> Reference:
+    """Where ``prepared`` puts an image of two files in the OCI image layout."""
+    return Reference("", base / "layout")
+
+
 def prepared(where: Repositories, base: Path) -> Callable[[], None]:
-    """Revisions of "a" with the contents 1 and 2, and a file that nothing names, whose content is 3."""
+    """Revisions of "a" with the contents 1 and 2, and a file that nothing names, whose content is 3.
+
+    The layout has an image with that file and one that the repository has not.
+    """
+    (base / "kernel").write_bytes(bz_image())
+    (base / "disk").write_bytes(raw_disk(4096, b"3"))
+    elsewhere = repositories(base / "elsewhere")
+    elsewhere.import_file(Incoming(base / "disk", "b", kernel=base / "kernel"), quiet)
+    elsewhere.export_oci(elsewhere.locate("b"), layout(base), quiet)
     import_small(where, base, "a", b"1")
     import_small(where, base, "a", b"2")
     import_small(where, base, "x", b"3")
@@ -81,6 +95,7 @@ def prepared(where: Repositories, base: Path) -> Callable[[], None]:
 
 
 ACTIONS = {
+    "layout": lambda where, base: where.import_oci(layout(base), Incoming(base, ""), quiet),
     "new": lambda where, base: import_small(where, base, "b", b"4"),
     "known": lambda where, base: import_small(where, base, "b", b"1"),
     "unnamed": lambda where, base: import_small(where, base, "b", b"3"),
@@ -88,7 +103,15 @@ ACTIONS = {
     "delete": lambda where, _: where.delete("a@1"),
     "collect": lambda where, _: where.store().collect(),
 }
-AFTER = {"new": {"b@1"}, "known": {"b@1"}, "unnamed": {"b@1"}, "save": {"a@3"}, "delete": set(), "collect": set()}
+AFTER = {
+    "layout": {"b@1"},
+    "new": {"b@1"},
+    "known": {"b@1"},
+    "unnamed": {"b@1"},
+    "save": {"a@3"},
+    "delete": set(),
+    "collect": set(),
+}
 
 
 @pytest.mark.parametrize("name", ACTIONS)
