@@ -56,7 +56,8 @@ install_packages() {
     apt-get "$@" update
     apt-get "$@" -y install $(cat $seed/packages)
     apt-get clean
-    rm -rf /var/tmp/pvc-apt
+    # Larger than most packages, and old tomorrow.
+    rm -rf /var/tmp/pvc-apt /var/lib/apt/lists/*
 }
 
 recipe() {
@@ -113,7 +114,6 @@ rm -f /var/lib/dhcp/*.leases /var/lib/dhclient/*.leases /var/lib/NetworkManager/
 ! grep -qs pvc-guest /etc/resolv.conf || rm -f /etc/resolv.conf
 rm -f /root/.bash_history
 case $1 in /usr/lib/*) rm -f "$1" ;; esac
-rmdir /usr/lib/systemd/system-shutdown 2>/dev/null
 fstrim / 2>/dev/null
 sync
 mount -o remount,ro / || { tell fail the root is still in use at the end; exit 1; }
