@@ -83,6 +83,7 @@ def _find_conflicts(entry: Declared, template: Template) -> None:
             f"uefi-secure needs a q35, not {machine!r}",
             ("firmware", "machine-type"),
         ),
+        (machine == "microvm" and bool(template.tpm), "a microvm has no TPM", ("tpm", "machine-type")),
         (
             machine == "microvm" and template.disk_model == "ide",
             "a microvm has no ide",

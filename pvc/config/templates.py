@@ -153,7 +153,8 @@ ENTRY = Table(
         Setting(
             "firmware",
             setting.choice("bios", "uefi", "uefi-secure"),
-            "What starts the guest. ``uefi-secure`` has Secure Boot on, with the usual keys; it needs a ``q35``. The "
+            "What starts the guest. ``uefi-secure`` has Secure Boot on, with the usual keys; it needs a ``q35``, and a "
+            "guest of 384 MiB or more. The "
             "firmware is the node's (Debian: *ovmf*), found by QEMU's descriptors; each VM has its own variables.",
             default="bios",
         ),

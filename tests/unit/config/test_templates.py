@@ -134,6 +134,7 @@ u: {inherits: t, persistent-drives: []}
         ("firmware: uefi, machine-type: microvm", "t.firmware: a microvm has no uefi firmware"),
         ("firmware: uefi-secure, machine-type: 'pc,usb=off'", "t.firmware: uefi-secure needs a q35, not 'pc'"),
         ("disk-model: ide, machine-type: microvm", "t.disk-model: a microvm has no ide"),
+        ("tpm: '2.0', machine-type: microvm", "t.tpm: a microvm has no TPM"),
         ("disk-size: 9G", "t.disk-size: there is no image whose disk could have a size; disks has others"),
     ],
 )

@@ -17,7 +17,7 @@ IMPOSSIBLE = {
     "microvm": "no microvm",
     "custom-args": "sandbox and monitors are libvirt's own",
     "uefi-secure-hugepages": "no firmware in format qcow2",
-    "virtiofs-tpm-microvm": "no microvm",
+    "virtiofs-microvm": "no microvm",
 }
 
 

@@ -105,7 +105,7 @@ SCENARIOS = {
         },
         fds=VmFds(7, 9, (11,), tpm=13, shares=(15,)),
     ),
-    "virtiofs-tpm-microvm": make_spec(
+    "virtiofs-microvm": make_spec(
         {
             "machine_type": "microvm",
             "boot": BOOT,
@@ -113,7 +113,7 @@ SCENARIOS = {
             "hugepages": "1G",
             "mounts": (Mount("/sw", "/mnt/sw", tag="sw", type="virtiofs"),),
         },
-        fds=VmFds(7, 9, (11,), tpm=13, shares=(15,)),
+        fds=VmFds(7, 9, (11,), shares=(15,)),
     ),
     "custom-args": make_spec({"custom_args": ("-sandbox", "off", "-device", "i6300esb"), "cpu_model": "EPYC"}),
 }
@@ -132,6 +132,11 @@ def test_argv_equals_golden(name: str) -> None:
 def test_unknown_disk_settings_are_named(changed: dict[str, Any]) -> None:
     with pytest.raises(GuestError, match=next(iter(changed.values()))):
         qemu_argv(make_spec(changed))
+
+
+def test_a_microvm_has_no_tpm() -> None:
+    with pytest.raises(GuestError, match="a microvm has no TPM"):
+        qemu_argv(make_spec({"machine_type": "microvm", "tpm": "2.0"}, fds=VmFds(7, 9, (11,), tpm=13)))
 
 
 def test_too_many_nics() -> None:
