@@ -56,6 +56,13 @@ def advert6(source: str, target_address: str, hardware: str) -> bytes:
     return icmp6(source, "ff02::1", 136, body)
 
 
+def solicit6(source: str, target_address: str, hardware: str) -> bytes:
+    """A neighbour solicitation (RFC 4861, 4.3)."""
+    wanted = IPv6Address(target_address)
+    group = IPv6Address(int(IPv6Address("ff02::1:ff00:0")) | int(wanted) & 0xFFFFFF)
+    return icmp6(source, str(group), 135, bytes(4) + wanted.packed + b"\x01\x01" + mac(hardware))
+
+
 def router_advert6(source: str) -> bytes:
     """A router advertisement (RFC 4861, 4.2) to all nodes."""
     return icmp6(source, "ff02::1", 134, struct.pack("!BBHII", 64, 0, 1800, 0, 0))

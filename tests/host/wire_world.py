@@ -161,6 +161,32 @@ def groups() -> None:
     world.close()
 
 
+def answers() -> None:
+    """Who asks for a VM of another node gets that VM's MAC, and for a number that is no VM's nothing."""
+    world = World(2)
+    one, _ = world.nodes
+    with cluster_on(world, Cluster((NET,), 37, cpus=20)) as (plan, _):
+        fd, local = one.call(nodes.open_tap, plan, 0), {vm.rank for vm in plan.grant.vms}
+        remote = {rank: addresses.vm_mac(NET, 0, rank) for rank in range(37) if rank not in local}
+        assert len(remote) > 16
+        numbers = {number: remote.get(number - 1) for number in range(70) if number - 1 not in local}
+        one.call(received, fd)
+        one.call(nodes.send_frames, fd, [frames.arp(OWN, OWN, "10.200.0.1", f"10.200.0.{each}") for each in numbers])
+        said = [frame for frame in one.call(received, fd) if frame[12:14] == b"\x08\x06"]
+        # ARP: MAC and address of the sender (RFC 826); a bridge leaves trailing zeros to be cut off.
+        found = {frame[31]: frame[22:28].hex(":") for frame in said}
+        assert found == {number: hardware for number, hardware in numbers.items() if hardware}
+        assert all(frame[6:12] == frame[22:28] for frame in said)
+        asked = [frames.solicit6("fd00:c8::1", f"fd00:c8::{each:x}", OWN) for each in numbers]
+        one.call(nodes.send_frames, fd, [six(packet) for packet in asked])
+        said = [frame for frame in one.call(received, fd) if frame[12:14] == b"\x86\xdd" and frame[54] == 136]
+        # ND: the target, and its MAC as an option (RFC 4861, 4.4 and 4.6.1).
+        found = {frame[77]: frame[80:86].hex(":") for frame in said}
+        assert found == {number: hardware for number, hardware in numbers.items() if hardware}
+        one.call(nodes.close, fd)
+    world.close()
+
+
 def switch() -> None:
     """An L2 network is an empty switch over two nodes: broadcast, multicast, unknown addresses, the users' DHCP."""
     world = World(3)
@@ -277,7 +303,7 @@ def received(fd: int) -> list[bytes]:
     return [frame.rstrip(b"\0") for frame in nodes.drain(fd) if frame[6:14] != router]
 
 
-SCENARIOS = (groups, strangers, spoofing, switch, netboot, tunnels, limits)
+SCENARIOS = (answers, groups, strangers, spoofing, switch, netboot, tunnels, limits)
 
 
 def main() -> None:
