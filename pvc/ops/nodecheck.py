@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def examine_node() -> Iterator[Finding]:
     yield from examine("qemu", lambda: _check_qemu(config))
     yield from examine("kvm", lambda: _check_kvm(config))
     yield from examine("run-dir", lambda: _check_run_dir(Path(config.batch.run_dir)))
+    if config.batch.image_cache_dir is not None:
+        yield from examine("image-cache-dir", lambda: check_image_cache(Path(config.batch.image_cache_dir or "")))
     if not is_root:
         yield from examine("home", _check_home)
 
@@ -134,6 +137,18 @@ def _check_kvm(config: SiteConfig) -> Iterator[Finding]:
         yield fail("kvm", f"batch.yaml demands it, but {facts.reason}", fix)
     else:
         yield warn("kvm", f"guests are emulated and slow: {facts.reason}", fix)
+
+
+def check_image_cache(path: Path) -> Iterator[Finding]:
+    """The parent of users' copies of images: what pvc-node would refuse, and how much room there is."""
+    if path.exists():
+        facts = path.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid or facts.st_mode & 0o022:
+            text = f"{path} must be a directory of root that only root can write to"
+            yield fail("image-cache-dir", text, f"chown root {path}; chmod 755 {path}")
+            return
+    place = next(each for each in (path, *path.parents) if each.exists())
+    yield ok("image-cache-dir", f"{shutil.disk_usage(place).free >> 20} MiB are free for copies of images in {path}")
 
 
 def _check_run_dir(path: Path) -> Iterator[Finding]:
