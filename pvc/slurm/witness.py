@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 from pvc import run
 from pvc.errors import CommandError, HostError, JobError
@@ -22,7 +23,9 @@ def read_witness(job_id: int, node: str) -> Witness:
 
     :raise JobError: it does not answer.
     """
-    return Witness(_read_job_state(job_id), *parse_node(_ask(["show", "node", node]) or ""))
+    job_state = _read_job_state(job_id)
+    # A node that Slurm does not know is told on standard output, with exit code 1.
+    return Witness(job_state, *parse_node(_ask(["show", "node", node], ok_codes=(0, 1))))
 
 
 def parse_node(text: str) -> tuple[bool, float | None]:
@@ -37,18 +40,21 @@ def parse_node(text: str) -> tuple[bool, float | None]:
 
 
 def _read_job_state(job_id: int) -> str | None:
-    text = _ask(["show", "job", str(job_id)])
-    return None if text is None else parse_fields(text).get("JobState", "UNKNOWN")
+    """None: Slurm has forgotten the job."""
+    try:
+        text = _ask(["show", "job", str(job_id)])
+    except JobError as err:
+        if "Invalid job id" in str(err):
+            return None
+        raise
+    return parse_fields(text).get("JobState", "UNKNOWN")
 
 
-def _ask(words: list[str]) -> str | None:
-    """The answer of scontrol; None: Slurm knows no such thing."""
+def _ask(words: list[str], ok_codes: Sequence[int] = (0,)) -> str:
     env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
     try:
-        return run.run(["scontrol", "--oneliner", *words], env=env, timeout_s=_TIMEOUT_S)
+        return run.run(["scontrol", "--oneliner", *words], env=env, timeout_s=_TIMEOUT_S, ok_codes=ok_codes)
     except CommandError as err:
-        if "Invalid job id" in err.stderr or "not found" in err.stderr:
-            return None
         raise JobError(f"cannot ask Slurm: {err.stderr.strip() or err}") from None
     except HostError as err:
         raise JobError("cannot ask Slurm") from err
