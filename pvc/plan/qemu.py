@@ -184,7 +184,7 @@ def _channels(spec: QemuSpec) -> list[str]:
     argv = ["-device", device(spec.template, "virtio-serial", _CHANNELS_SLOT, id="channels")]
     for i, (name, fd) in enumerate(spec.fds.channels):
         argv += ["-chardev", f"socket,id=channel{i},fd={fd}"]
-        argv += ["-device", f"virtserialport,bus=channels.0,chardev=channel{i},name={name}"]
+        argv += ["-device", f"virtserialport,bus=channels.0,chardev=channel{i},name={name},id={name}"]
     return argv
 
 
