@@ -102,7 +102,7 @@ def _clusters(ctx: click.Context) -> Iterator[Any]:
             record = jobdir.read_record()
         except PvcError:
             continue  # it begins or ends just now
-        if wanted in (None, record.job_id) and ctx.params.get("job_name") in (None, record.name):
+        if wanted in (None, record.job_id, *record.jobs) and ctx.params.get("job_name") in (None, record.name):
             yield record
 
 
