@@ -28,7 +28,8 @@ from pvc.plan.domain import DomainPlaces, DomainSpec, Inherited, plan_domain
 from pvc.supervisor.driver import Launch
 from pvc.supervisor.virtd import Virtd, prepared, running_daemon
 from pvc.supervisor.virtexec import FIRST
-from pvc.supervisor.virtmachine import VirtMachine, read_said
+from pvc.supervisor.virtlog import read_said
+from pvc.supervisor.virtmachine import VirtMachine
 
 LOG = logging.getLogger(__name__)
 
