@@ -18,6 +18,8 @@ _KEYS = {
     b"\033[A": "up", b"\033OA": "up", b"k": "up", b"\033[B": "down", b"\033OB": "down", b"j": "down",
     b"\033[5~": "page-up", b"\033[6~": "page-down", b" ": "page-down", b"g": "first", b"G": "last", b"q": "quit",
 }  # fmt: skip
+# Of a terminal that does not know its size, as a serial line.
+_WIDTH, _HEIGHT = 80, 24
 _MOVES = {"up": -1, "down": 1}
 
 Draw = Callable[[int, int, int], tuple[list[str], int]]
@@ -44,7 +46,8 @@ def show(refresh: Callable[[], None], draw: Draw, interval_s: float) -> None:
             due = False
             while not due:
                 size = os.get_terminal_size(sys.stdout.fileno())
-                lines, top = draw(size.columns, size.lines, top)
+                height = size.lines or _HEIGHT
+                lines, top = draw(size.columns or _WIDTH, height, top)
                 _write("\033[H" + "\r\n".join(f"{line}\033[K" for line in lines) + "\033[J")
                 ready, _, _ = select.select([sys.stdin.fileno(), woken], [], [], interval_s)
                 due = not ready
@@ -54,7 +57,7 @@ def show(refresh: Callable[[], None], draw: Draw, interval_s: float) -> None:
                     key = _KEYS.get(os.read(sys.stdin.fileno(), 16), "")
                     if key == "quit":
                         return
-                    page = max(1, size.lines - 4)
+                    page = max(1, height - 4)
                     top += _MOVES.get(key, 0) + {"page-up": -page, "page-down": page}.get(key, 0)
                     top = {"first": 0, "last": 1 << 30}.get(key, max(0, top))
 

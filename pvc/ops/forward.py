@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pvc.channel.frames import MAX_PAYLOAD
@@ -83,17 +84,18 @@ class Forwarder:
             first = await self._listen_far(wish)
             far = (await first.note()).get("port", wish.far)
             self._spawn(self._serve_reverse(wish, first))
-            return Forward(wish.rank, wish.local, far, reverse=True)
+            return replace(wish, far=far)
+        known = [wish]  # with the port that it gets
         try:
             if wish.udp:
                 transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-                    lambda: _Datagrams(self, wish), local_addr=(LOOPBACK, wish.local)
+                    lambda: _Datagrams(self, known), local_addr=(LOOPBACK, wish.local)
                 )
                 servers.append(transport)
                 port = transport.get_extra_info("sockname")[1]
             else:
                 server = await asyncio.start_server(
-                    lambda reader, writer: self._accept(wish, reader, writer), LOOPBACK, wish.local
+                    lambda reader, writer: self._accept(known[0], reader, writer), LOOPBACK, wish.local
                 )
                 servers.append(server)
                 port = server.sockets[0].getsockname()[1]
@@ -102,8 +104,9 @@ class Forwarder:
                 f"cannot listen at {LOOPBACK}:{wish.local}",
                 hint=f"choose another port: 0:{wish.vm}:{wish.far} takes any",
             ) from err
+        known[0] = replace(wish, local=port)
         await self._check(wish)
-        return Forward(wish.rank, port, wish.far, wish.udp)
+        return known[0]
 
     async def _check(self, wish: Forward) -> None:
         """:raise PvcError: nobody answers in the VM now."""
@@ -167,7 +170,10 @@ class Forwarder:
             try:
                 stream = await attempt()
             except PvcError as err:
-                if is_final(err) or time.monotonic() > deadline:
+                if is_final(err):  # an answer, too
+                    self._silent.discard(wish.rank)
+                    raise
+                if time.monotonic() > deadline:
                     raise
                 if wish.rank not in self._silent:
                     self._silent.add(wish.rank)
@@ -286,11 +292,15 @@ class Forwarder:
 class _Datagrams(asyncio.DatagramProtocol):
     """A UDP port: each peer has a stream of its own, until it is silent for two minutes."""
 
-    def __init__(self, forwarder: Forwarder, wish: Forward) -> None:
+    def __init__(self, forwarder: Forwarder, known: Sequence[Forward]) -> None:
         self._forwarder = forwarder
-        self._wish = wish
+        self._known = known
         self._transport: asyncio.DatagramTransport | None = None
         self._peers: dict[tuple[str, int], asyncio.Queue[bytes]] = {}
+
+    @property
+    def _wish(self) -> Forward:
+        return self._known[0]
 
     def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
         self._transport = transport

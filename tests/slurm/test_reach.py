@@ -93,11 +93,10 @@ def test_logs_of_consoles_and_supervisors(cluster: Cluster) -> None:
 
 def test_logs_that_are_followed_end_with_the_vm(cluster: Cluster) -> None:
     following = cluster.tb.start(["pvc", "logs", "-j", str(cluster.job_id), "vm1", "--follow"])
-    assert following.stdout.readline()
+    assert any("GUEST-READY" in line for line in iter(following.stdout.readline, ""))
     pvc(cluster, "stop", "vm1", "--grace", "0s")
-    out, err = following.communicate(timeout=60)
+    _, err = following.communicate(timeout=60)
     assert following.returncode == 0, err
-    assert "GUEST-READY" in out
     # What a VM said before it ended is still there
     assert "GUEST-READY" in pvc(cluster, "logs", "vm1").out
     status = pvc(cluster, "status").out
@@ -141,8 +140,11 @@ def test_forwards_for_their_owner_alone(cluster: Cluster) -> None:
     assert len(pvc(cluster, "forward", "--list").out.splitlines()) == 3
     taken = pvc(cluster, "forward", f"{first}:vm1:22", code=2).err
     assert "choose another port" in taken
-    # A VM that boots again is waited for
+    # A VM that boots again is waited for; its agent may be there before its server is
     pvc(cluster, "reset", "vm1")
+    assert read_banner(cluster, second) in ("", "SSH-2.0-busybox")
+    assert "vm1 does not answer, trying again" in shell(cluster, f"cat ~/.pvc/jobs/{cluster.job_id}/forward.log").out
+    pvc(cluster, "wait", "vm1", "--for", "port:22", "--timeout", "200s")
     assert read_banner(cluster, second) == "SSH-2.0-busybox"
     pvc(cluster, "forward", "--stop", "vm0")
     assert "nothing is forwarded" in pvc(cluster, "forward", "--list").err
