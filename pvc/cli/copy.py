@@ -21,12 +21,20 @@ if TYPE_CHECKING:
 
 @click.command("cp")
 @click.option("-u", "--user", default="root", show_default=True, help="As this user of the guest.")
+@click.option("-r", "--recursive", is_flag=True, help="As for cp(1); directories are copied whole without it, too.")
 @cluster_options
 @json_option
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="SOURCE... DESTINATION", required=True)
 @click.pass_context
 def copy(
-    ctx: click.Context, /, words: tuple[str, ...], user: str, job_id: int | None, job_name: str | None, as_json: bool
+    ctx: click.Context,
+    /,
+    words: tuple[str, ...],
+    user: str,
+    recursive: bool,  # noqa: ARG001  # taken because hands type it
+    job_id: int | None,
+    job_name: str | None,
+    as_json: bool,
 ) -> None:
     """Copy files and directories to VMs or from them by their agents, without a network. VMs are written vm0:PATH.
 
@@ -108,5 +116,6 @@ class _Meter:
         rate = f"{format_size(int(self._done / max(now - self._start, 1e-3)))}/s"
         if not self._total:
             return f"copied {format_size(self._done)}, {rate}"
-        percent = min(100, 100 * self._done // self._total)
-        return f"copied {format_size(self._done)} of {format_size(self._total)} ({percent} %), {rate}"
+        done = min(self._done, self._total)  # names and checksums travel, too
+        percent = 100 * done // self._total
+        return f"copied {format_size(done)} of {format_size(self._total)} ({percent} %), {rate}"

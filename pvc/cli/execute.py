@@ -37,10 +37,10 @@ _SETTINGS = {"allow_interspersed_args": False}
 @click.option("--list", "listing", is_flag=True, help="List detached commands, those too whose result nobody has seen.")
 @cluster_options
 @json_option
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARGUMENT]...")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[VMS] [--] COMMAND [ARGUMENT]...")
 @click.pass_context
 def execute(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> None:
-    """Run a command in VMs by their agents, without a network: at once in all of them, or in those of -w.
+    """Run a command in VMs by their agents, without a network: at once in all of them, or in those of VMS or -w.
 
     Standard input goes to all. With several VMs each line of output begins with the VM's name. The exit code is the
     command's own (128 and its number for a signal, 124 if the time ran out, 7 if a VM or its agent failed); with
@@ -50,7 +50,8 @@ def execute(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> No
     from pvc.ops.status import parse_vms
 
     control = find_control(options["job_id"], options["job_name"])
-    ranks = parse_vms(options["wanted"], control.record.placement.count)
+    wanted, words = split_words(options["wanted"], words)
+    ranks = parse_vms(wanted, control.record.placement.count)
     if options["listing"]:
         _print_detached(control, ranks, as_json=options["as_json"])
         return
@@ -64,6 +65,16 @@ def execute(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> No
     if options["detach"] and single:
         raise UsageError("--detach goes with neither --pty nor --attach")
     ctx.exit(_run(control, ranks, _make_command(words, options), options))
+
+
+def split_words(wanted: tuple[str, ...], words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The VMs and the command: without -w a first word such as vm[0-3] says where, as for the other commands."""
+    from pvc.ops.vmsets import is_set
+
+    if not wanted and words and is_set(words[0]):
+        wanted, words = words[:1], words[1:]
+        words = words[1:] if words[:1] == ("--",) else words
+    return wanted, words
 
 
 def _make_command(words: tuple[str, ...], options: dict[str, Any]) -> Command:

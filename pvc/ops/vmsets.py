@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+_PART = r"vm(?:\d+|\[[0-9,-]+\])"
+_SET = re.compile(rf"{_PART}(?:,{_PART})*", re.ASCII)
+
+
+def is_set(word: str) -> bool:
+    """Whether a word is meant as VMs and not as a command: ``vm3``, ``vm[0-3,7]``, ``vm0,vm[2-4]``."""
+    return _SET.fullmatch(word) is not None
 
 
 def fold_vms(ranks: Iterable[int]) -> str:
