@@ -14,7 +14,7 @@ from loaders import make_guest_disk
 from ovmf import provide_firmware
 
 from pvc.model.node import VmGrant
-from pvc.model.vm import Disk, ExtraDisk, Phase, VmTemplate
+from pvc.model.vm import Disk, ExtraDisk, Mount, Phase, VmTemplate
 
 pytestmark = pytest.mark.vm
 
@@ -95,6 +95,28 @@ def test_secure_boot_refuses_what_nobody_signed(tmp_path: Path) -> None:
         cluster.wait_phase(0, Phase.BOOTING)
         with cluster.connect() as connection:
             Console(connection, 0).wait(b"bad shim signature", 250)
+    finally:
+        cluster.close()
+        node.close()
+
+
+def test_the_old_machine_has_a_tpm_and_directories(tmp_path: Path) -> None:
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share/said").write_text("by the host\n")
+    mount = Mount(os.fspath(tmp_path / "share"), "/data", tag="data", type="virtiofs")
+    disks = (ExtraDisk(None, 5 << 20),)
+    template = guest_template(build_guest(), machine_type="pc", tpm="2.0", mounts=(mount,), disks=disks)
+    node, cluster = launch(tmp_path, template)
+    try:
+        cluster.wait_phase(0, Phase.BOOTING)
+        with cluster.connect() as connection:
+            console = Console(connection, 0)
+            console.wait_prompt()
+            console.send(b"cat /data/said /sys/block/vd*/size /sys/class/tpm/tpm0/tpm_version_major; echo do''ne\n")
+            said = console.wait(b"\r\ndone", 60).decode(errors="replace")
+        assert "by the host" in said
+        assert "\r\n10240\r\n" in said
+        assert "\r\n2\r\n" in said
     finally:
         cluster.close()
         node.close()
