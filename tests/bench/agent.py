@@ -18,9 +18,9 @@ from tests.bench._rows import Row, row, spread
 sys.path.insert(0, os.fspath(Path(__file__).parents[1] / "vm"))
 
 VMS = (1, 8, 64, 256, 512)
-RUNS = 5
+RUNS = 3
 ROUNDS = 100
-SIZE = 128 << 20
+SIZE = 64 << 20
 REAL = 8
 
 
