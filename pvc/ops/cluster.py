@@ -21,7 +21,7 @@ from pvc.ops import forwards, orders
 from pvc.ops.control import Control
 from pvc.ops.jobdir import JobDir
 from pvc.ops.launch import find_pvc
-from pvc.ops.logs import LogWish, read_log
+from pvc.ops.logs import LogWish, read_logs
 from pvc.ops.registry import find_cluster
 from pvc.ops.remote import ExecResult, ExecWish, run_command
 from pvc.ops.status import parse_vms, read_status
@@ -214,7 +214,7 @@ class Cluster:
         """
         parts: list[bytes] = []
         (rank,) = self._ranks(vm)
-        read_log(self._control, rank, LogWish(source, lines), parts.append)
+        read_logs(self._control, (rank,), LogWish(source, lines), lambda _: parts.append)
         return b"".join(parts).decode(errors="replace")
 
     def start(self, vms: Vms = None) -> None:

@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pvc.errors import HostError, PvcError
+from pvc.channel.frames import printable
+from pvc.errors import GuestError, HostError, PvcError, UsageError
 from pvc.ops.control import Control, close_quietly, in_parallel, send_request
 from pvc.ops.jobdir import JobDir
+from pvc.ops.remote import ExecWish, run_command
 from pvc.ops.status import find_endpoint
 from pvc.parse import strip_controls
 
@@ -19,7 +21,11 @@ SOURCES = {
     "supervisor": "what the VM's supervisor did and saw",
     "hooks": "what the hooks of the VM's template said",
     "launcher": "what the launcher and all supervisors wrote to standard error",
+    "cloud-init": "what cloud-init and the programs that it ran wrote in the guest, by the agent",
 }
+# Files of guests, which their agents read.
+_IN_GUEST = {"cloud-init": "/var/log/cloud-init-output.log"}
+_GUEST_S = 60.0
 _CONNECT_S = 20.0
 _SILENCE_S = 60.0
 _CHUNK = 1 << 16
@@ -40,6 +46,9 @@ def read_logs(control: Control, ranks: Sequence[int], wish: LogWish, write: Call
 
     :raise PvcError: a VM has no such log; the others' were read.
     """
+    if wish.source in _IN_GUEST:
+        _read_in_guests(control, ranks, wish, write)
+        return
     errors: list[PvcError] = []
     lock = threading.Lock()
 
@@ -62,6 +71,28 @@ def read_logs(control: Control, ranks: Sequence[int], wish: LogWish, write: Call
             read(rank)
     if errors:
         raise errors[0]
+
+
+def _read_in_guests(control: Control, ranks: Sequence[int], wish: LogWish, write: Callable[[int], Write]) -> None:
+    """A file of the guests.
+
+    :raise UsageError: it cannot be followed.
+    :raise GuestError: a guest has no such file, or no agent.
+    """
+    path = _IN_GUEST[wish.source]
+    if wish.follow:
+        raise UsageError(
+            f"--follow is not for {wish.source}", hint=f"pvc exec -w vm{ranks[0]} -- tail -n +1 -f {path} does that"
+        )
+    argv = ("cat", path) if wish.lines is None else ("tail", "-n", str(wish.lines), path)
+    failed: list[str] = []
+    for result, rank in zip(run_command(control, ranks, ExecWish(argv), _GUEST_S), ranks, strict=True):
+        if result.code:
+            failed.append(f"{result.vm}: {printable(result.stderr.decode(errors='replace').strip())}")
+        else:
+            write(rank)(result.stdout)
+    if failed:
+        raise GuestError(f"no log of {wish.source}: {'; '.join(failed[:5])}")
 
 
 def read_log(control: Control, rank: int, wish: LogWish, write: Write) -> None:

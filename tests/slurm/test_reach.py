@@ -76,6 +76,9 @@ def test_logs_of_consoles_and_supervisors(cluster: Cluster) -> None:
     assert re.search(r"^\S+ vm1 reachable$", steps, re.MULTILINE)
     assert "vm0" not in steps
     assert "there is no vm7" in pvc(cluster, "logs", "vm7", code=2).err
+    assert "No such file" in pvc(cluster, "logs", "vm1", "-s", "cloud-init", code=7).err
+    in_guest(cluster, "mkdir -p /var/log; printf 'one\\ntwo\\n' > /var/log/cloud-init-output.log")
+    assert pvc(cluster, "logs", "-s", "cloud-init", "-n", "1").out == "two\n"
 
 
 def test_logs_that_are_followed_end_with_the_vm(cluster: Cluster) -> None:
