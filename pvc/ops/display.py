@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -80,8 +81,9 @@ class Display:
     def __init__(self, stream: TextIO = sys.stderr, *, quiet: bool = False, colours: bool = True) -> None:
         self._stream = stream
         self._quiet = quiet
-        self._live = stream.isatty() and not quiet
-        self._colours = colours
+        dumb = os.environ.get("TERM") == "dumb"
+        self._live = stream.isatty() and not quiet and not dumb
+        self._colours = colours and not os.environ.get("NO_COLOR")  # https://no-color.org
         self._drawn = 0
         self._last = 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import pytest
 
@@ -11,7 +12,7 @@ from pvc.model.cluster import NodeShare, Placement
 from pvc.model.event import Event, EventKind
 from pvc.model.request import Size
 from pvc.model.vm import Phase
-from pvc.ops.display import render
+from pvc.ops.display import Display, render
 from pvc.ops.progress import Progress
 from pvc.ops.supervisors import parse_lost_tasks
 from tests.unit.ops.worlds import listening, make_progress, vm_event
@@ -174,3 +175,26 @@ def test_ten_thousand_vms_are_no_matter() -> None:
             news += progress.apply(Event(EventKind.VM, f"n{rank // 10}", 1.0, rank=rank, phase=phase))
     assert news == ["10000 VMs: network after 1.0 s", "10000 VMs: booting after 1.0 s"]
     assert progress.counts[Phase.BOOTING] == 10_000
+
+
+class Screen(io.StringIO):
+    """A terminal that keeps what it is sent."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "live", "coloured"),
+    [("NO_COLOR", "1", True, False), ("TERM", "dumb", False, False), ("A", "1", True, True)],
+)
+def test_colours_and_redrawing_are_for_terminals_that_want_them(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, live: bool, coloured: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(name, value)
+    screen = Screen()
+    Display(screen).update(make_progress(), force=True)
+    assert ("\033[K" in screen.getvalue()) is live
+    assert ("\033[2m" in screen.getvalue()) is coloured
