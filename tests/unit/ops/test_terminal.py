@@ -108,7 +108,8 @@ def test_a_shell(one: Fleet) -> None:
     terminal.resize(12, 34)
     terminal.type(b"until [ \"$(stty size)\" = '12 34' ]; do sleep 0.05; done; echo now''resized\r")
     terminal.wait(b"nowresized")
-    terminal.type(b"echo be''gun; sleep 1000\r")
+    # It says so itself: then the shell has given it the terminal.
+    terminal.type(b"sh -c \"echo be''gun; exec sleep 1000\"\r")
     terminal.wait(b"begun")
     terminal.type(b"\x03")
     terminal.wait(b"ready> ")

@@ -79,7 +79,7 @@ def test_input_terminals_and_signals(program: Path, tmp_path: Path) -> None:
         shell.send(Kind.DATA, b"stty size\n")
         await shell.until(lambda: b"10 20\r\n" in shell.out)
         # Ctrl-C reaches what runs in the foreground, and the shell goes on.
-        shell.send(Kind.DATA, b"echo now; sleep 1000\n")
+        shell.send(Kind.DATA, b"sh -c 'echo now; exec sleep 1000'\n")
         await shell.until(lambda: shell.out.count(b"now") == 2)
         shell.send(Kind.DATA, b"\x03")
         shell.send(Kind.DATA, b"exit 7\n")
