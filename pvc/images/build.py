@@ -306,8 +306,8 @@ def _watch(argv: list[str], work: Path, step: Step) -> None:
 
     :raise CommandError: it failed; the error has its last words.
     """
-    # Its children too have to go with us: it is killed before it could end them.
-    alone = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--"] if os.geteuid() == 0 else []
+    # Its children and what it mounts have to go with us, too: it is killed before it could end them.
+    alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--"] if os.geteuid() == 0 else []
     process = run.spawn(run.bound([*alone, *argv]), env=_environment(work), stdout=run.DEVNULL, stderr=run.PIPE)
     assert process.stderr is not None
     last: list[str] = []
