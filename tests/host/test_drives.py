@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +29,17 @@ def fuse(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "behind").mkdir()
     mount = tmp_path / "fuse"
     mount.mkdir()
-    subprocess.run(["bindfs", tmp_path / "behind", mount], check=True)
-    yield mount
-    subprocess.run(["umount", mount], check=True)
+    # In the foreground and bound to us: it unmounts when it is ended, and ends when a test is killed.
+    argv = ["setpriv", "--pdeathsig", "TERM", "--", "bindfs", "-f", tmp_path / "behind", mount]
+    with subprocess.Popen(argv) as bindfs:
+        deadline = time.monotonic() + 30
+        while not os.path.ismount(mount):
+            assert bindfs.poll() is None, "bindfs has ended"
+            assert time.monotonic() < deadline, "bindfs has mounted nothing"
+            time.sleep(0.02)
+        yield mount
+        bindfs.terminate()
+    assert not os.path.ismount(mount)
 
 
 def reach_of(path: Path) -> Reach:
