@@ -31,7 +31,7 @@ def fuse(tmp_path: Path) -> Iterator[Path]:
     mount.mkdir()
     # In the foreground and bound to us: it unmounts when it is ended, and ends when a test is killed.
     argv = ["setpriv", "--pdeathsig", "TERM", "--", "bindfs", "-f", tmp_path / "behind", mount]
-    with subprocess.Popen(argv) as bindfs:
+    with subprocess.Popen(argv, start_new_session=True) as bindfs:
         deadline = time.monotonic() + 30
         while not os.path.ismount(mount):
             assert bindfs.poll() is None, "bindfs has ended"
