@@ -45,6 +45,7 @@ def status(
     """
     from pvc.cli.vm import find_control
     from pvc.errors import UsageError
+    from pvc.ops.load import add_loads
     from pvc.ops.status import parse_vms, read_status
 
     control = find_control(job_id, job_name)
@@ -53,7 +54,7 @@ def status(
         raise UsageError("--watch is for people; with --json, ask again as often as you like")
     if watch:
         ctx.exit(_watch(control, ranks, _parse_time("--interval", interval)))
-    found = read_status(control, ranks)
+    found = add_loads(control, read_status(control, ranks))
     if as_json:
         output.print_json({"cluster": control.record, "vms": found})
     else:
@@ -153,6 +154,7 @@ def _watch(control: Control, ranks: Sequence[int], interval_s: float) -> int:
     """Returns the exit code."""
     from pvc.cli import live
     from pvc.ops import statusview
+    from pvc.ops.load import add_loads
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         _watch_lines(control, ranks, interval_s)
@@ -162,7 +164,7 @@ def _watch(control: Control, ranks: Sequence[int], interval_s: float) -> int:
 
     def refresh() -> None:
         nonlocal scene
-        found = _read_live(control, ranks)
+        found = add_loads(control, _read_live(control, ranks))
         scene = statusview.Scene(control.record, found, time.time(), ends.read())
 
     def draw(width: int, height: int, top: int) -> tuple[list[str], int]:

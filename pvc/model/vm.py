@@ -232,6 +232,16 @@ class AgentStatus:
 
 
 @dataclass(frozen=True)
+class GuestLoad:
+    """How busy a guest is, as it says itself: its load average of one minute, memory in MiB, seconds since its boot."""
+
+    load1: float
+    memory_used_mib: int
+    memory_total_mib: int
+    uptime_s: int
+
+
+@dataclass(frozen=True)
 class VmStatus:
     """What a supervisor knows of one VM; times are seconds since the epoch, None: not yet."""
 
@@ -257,6 +267,7 @@ class VmStatus:
     since: float | None = None  # when the phase began
     hint: str | None = None  # what its owner may do about ``detail``
     agent: AgentStatus = AgentStatus()
+    load: GuestLoad | None = None  # not the supervisor's: who shows it asks the agents
 
 
 @dataclass(frozen=True)

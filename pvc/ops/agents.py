@@ -175,11 +175,15 @@ class Stream:
 
 
 class Agents:
-    """The agents of one cluster. ``expected``: about how many streams will be open at once."""
+    """The agents of one cluster.
 
-    def __init__(self, control: Control, loop: Loop, expected: int = 1) -> None:
+    ``expected``: about how many streams will be open at once; ``connect_s``: how long a supervisor may be silent.
+    """
+
+    def __init__(self, control: Control, loop: Loop, expected: int = 1, *, connect_s: float = _CONNECT_S) -> None:
         self._control = control
         self._loop = loop
+        self._connect_s = connect_s
         self._window = max(4096, min(WINDOW, CLIENT_BUDGET // 2 // max(1, expected)))
         self._links: dict[str, Link] = {}
 
@@ -192,7 +196,7 @@ class Agents:
             try:
                 if endpoint is None:
                     raise GuestError(f"there is no supervisor on {node}")
-                self._links[node] = Link(self._control, endpoint, self._loop, self._window)
+                self._links[node] = Link(self._control, endpoint, self._loop, self._window, self._connect_s)
             except PvcError as err:
                 return err
             return None
@@ -213,7 +217,8 @@ class Agents:
         link = self._links.get(node)
         if link is None or link.lost:
             self._links.pop(node, None)
-            link = Link(self._control, find_endpoint(self._control.record, rank), self._loop, self._window)
+            endpoint = find_endpoint(self._control.record, rank)
+            link = Link(self._control, endpoint, self._loop, self._window, self._connect_s)
             self._links[node] = link
             link.start()
         link.open(rank, words, stream)
@@ -228,7 +233,7 @@ class Agents:
 class Link:
     """The connection to one node's supervisor."""
 
-    def __init__(self, control: Control, endpoint: NodeEndpoint, loop: Loop, window: int) -> None:
+    def __init__(self, control: Control, endpoint: NodeEndpoint, loop: Loop, window: int, connect_s: float) -> None:
         """:raise PvcError: nobody answers, or the supervisor refuses."""
         self.lost = False
         self._node = endpoint.node
@@ -238,7 +243,7 @@ class Link:
         self._streams: dict[int, Stream] = {}
         self._last = 0
         self._out: deque[memoryview] = deque()
-        self._connection = control.connect(endpoint, _CONNECT_S)
+        self._connection = control.connect(endpoint, connect_s)
         try:
             _, self._early = send_request(self._connection, {"op": "agent"}, endpoint.node)
         except BaseException:

@@ -21,6 +21,7 @@ from pvc.ops import forwards, orders
 from pvc.ops.control import Control
 from pvc.ops.jobdir import JobDir
 from pvc.ops.launch import find_pvc
+from pvc.ops.load import add_loads
 from pvc.ops.logs import LogWish, read_logs
 from pvc.ops.registry import find_cluster
 from pvc.ops.remote import ExecResult, ExecWish, run_command
@@ -141,7 +142,7 @@ class Cluster:
 
     def status(self, vms: Vms = None) -> tuple[VmStatus, ...]:
         """How VMs are; ``vms``: a name, a set such as "vm[0-3]", or several; None: all."""
-        return read_status(self._control, self._ranks(vms))
+        return add_loads(self._control, read_status(self._control, self._ranks(vms)))
 
     def wait(self, vms: Vms = None, *, until: str | Sequence[str] = "ssh", timeout_s: float = 600.0) -> None:
         """Until VMs are ready as pvc-wait(1) means it: "ssh", "agent", "cloud-init", "port:80", "cmd:test -e /ready".

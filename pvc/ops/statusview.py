@@ -103,19 +103,25 @@ def _agent(vm: VmStatus, _: float) -> str | None:
     return "silent" if vm.agent.problem else strip_controls(vm.agent.release) or "yes"
 
 
+def _used(vm: VmStatus, _: float) -> str | None:
+    return None if vm.load is None else f"{vm.load.memory_used_mib}M"
+
+
 COLUMNS = (
     Column("VM", 0, lambda vm, _: vm.name),
     Column("NODE", 2, lambda vm, _: vm.node),
     Column("PHASE", 1, lambda vm, _: vm.phase.value),
     Column("SINCE", 3, _since),
-    Column("UP", 9, _up),
-    Column("BOOT", 10, _boot),
-    Column("CPUS", 7, lambda vm, _: vm.cpus),
-    Column("MEMORY", 6, lambda vm, _: f"{vm.memory_mib}M" if vm.memory_mib else None),
-    Column("ACCEL", 11, lambda vm, _: vm.accel or None),
+    Column("UP", 11, _up),
+    Column("BOOT", 12, _boot),
+    Column("CPUS", 9, lambda vm, _: vm.cpus),
+    Column("LOAD", 6, lambda vm, _: None if vm.load is None else f"{vm.load.load1:.2f}"),
+    Column("MEMORY", 7, lambda vm, _: f"{vm.memory_mib}M" if vm.memory_mib else None),
+    Column("USED", 8, _used),
+    Column("ACCEL", 13, lambda vm, _: vm.accel or None),
     Column("ADDRESS", 4, lambda vm, _: ",".join(vm.addresses) or None),
-    Column("SSH", 8, _ssh),
-    Column("AGENT", 12, _agent),
+    Column("SSH", 10, _ssh),
+    Column("AGENT", 14, _agent),
 )
 DETAIL = Column("DETAIL", 5, lambda vm, _: vm.detail or None)
 

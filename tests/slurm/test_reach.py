@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -106,9 +107,31 @@ def test_waiting_for_what_was_asked(cluster: Cluster) -> None:
     assert "nothing to wait for" in pvc(cluster, "wait", "--for", "tea", code=2).err
 
 
+def test_status_tells_how_busy_guests_are(cluster: Cluster) -> None:
+    pvc(cluster, "pause", "vm1")
+    loads: list[dict[str, float] | None] = []
+
+    def ask() -> bool:  # a guest on a busy machine may need longer than status waits
+        loads[:] = [vm["load"] for vm in json.loads(pvc(cluster, "status", "--json").out)["vms"]]
+        return loads[0] is not None
+
+    try:
+        wait_until(ask, 60, "no load of vm0")
+    finally:
+        pvc(cluster, "resume", "vm1")
+    busy, paused = loads
+    assert busy is not None
+    assert 0 < busy["memory_used_mib"] < busy["memory_total_mib"]
+    assert busy["load1"] >= 0
+    assert paused is None
+
+
 def test_status_again_and_again_on_a_terminal(cluster: Cluster) -> None:
     terminal = Terminal(cluster.tb.argv(["pvc", "status", "-j", str(cluster.job_id), "--watch", "--interval", "0.3s"]))
+    terminal.resize(160, 30)
     terminal.expect(r"2 VMs on 2 nodes: 2 reachable")
+    # What the agents say of their guests; who is paused says nothing
+    terminal.expect(r"vm1 +n2 +reachable .* \d+\.\d\d +\d+M +\d+M")
     pvc(cluster, "pause", "vm0")
     terminal.expect(r"1 reachable, 1 paused")
     terminal.expect(r"! vm0: paused on request; pvc resume vm0")

@@ -51,7 +51,7 @@ def test_all_of_512_can_be_scrolled_to() -> None:
 
 def test_narrow_terminals_keep_what_matters_most() -> None:
     scene = scene_of(make_status(0, Phase.FAILED, detail="its disk is gone, and nobody knows where"))
-    assert render(scene, 200, 24)[0][1].split()[-6:] == ["MEMORY", "ACCEL", "ADDRESS", "SSH", "AGENT", "DETAIL"]
+    assert render(scene, 200, 24)[0][1].split()[-6:] == ["USED", "ACCEL", "ADDRESS", "SSH", "AGENT", "DETAIL"]
     assert render(scene, 44, 24)[0][1].split() == ["VM", "NODE", "PHASE", "SINCE", "ADDRESS"]
     assert render(scene, 12, 24)[0][1].split() == ["VM", "PHASE"]
 
