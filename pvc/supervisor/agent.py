@@ -46,6 +46,8 @@ _MAX_OUT = 16 << 20
 _PING_S = 5.0
 _SILENT_S = 15.0
 _DEAD_S = 60.0
+# How long a closed port may be a part of a reset.
+_REASON_S = 0.5
 _AGAIN_S = 1.0
 
 
@@ -96,6 +98,7 @@ class Agent:
         self._heard = time.monotonic()
         self._greeting: asyncio.TimerHandle | None = None
         self._gone = False
+        self._reason: asyncio.TimerHandle | None = None  # a closed port, until it is known why
 
     async def run(self) -> None:
         """Serve until QEMU closes its end; never raises for what a guest does."""
@@ -176,14 +179,22 @@ class Agent:
         self._write(pack(kind, stream, payload))
 
     def on_port(self, *, is_open: bool) -> None:
-        """The guest has opened or closed its end (QMP's VSERPORT_CHANGE)."""
-        if not is_open and self.connected:
-            self._begin_anew(f"the agent of {self._name} has ended")
+        """The guest has opened or closed its end (QMP's VSERPORT_CHANGE).
+
+        A machine's reset closes the port first and is told of right after it.
+        """
+        if not is_open and self.connected and self._reason is None:
+            why = f"the agent of {self._name} has ended"
+            self._reason = asyncio.get_running_loop().call_later(_REASON_S, self._begin_anew, why)
 
     def on_reset(self) -> None:
         """The guest boots again, and its agent with it."""
+        why = f"{self._name} boots again"
         if self.connected:
-            self._begin_anew(f"{self._name} boots again")
+            self._begin_anew(why)
+        elif self.problem:
+            self.problem = why
+            self._on_change()
 
     async def _receive(self) -> bytes:
         with suppress(ConnectionResetError):
@@ -286,6 +297,9 @@ class Agent:
     def _end_session(self, why: str) -> None:
         """Nobody is there any more: all streams are closed with the reason."""
         was, self.connected = self.connected, False
+        if self._reason is not None:
+            self._reason.cancel()
+            self._reason = None
         self.since = None
         self.problem = why
         streams, self._streams = self._streams, {}

@@ -83,7 +83,7 @@ def test_a_guest_that_boots_again(cluster: Reached) -> None:
     before = cluster.wait_agents()[1].agent.since
     assert cluster.cluster.ask(op="order", order="reset", vms=[1])["ok"]
     waiter.join(200)
-    assert found in ([["vm1 boots again"]], [["the agent of vm1 has ended"]])
+    assert found == [["vm1 boots again"]]
     deadline = time.monotonic() + 200
     while cluster.wait_agents()[1].agent.since == before:
         assert time.monotonic() < deadline

@@ -250,6 +250,13 @@ def test_sessions_begin_anew(program: Path, tmp_path: Path) -> None:
         running = command(agent, "sh", "-c", "echo $$; exec sleep 1000")
         await running.until(lambda: running.out)
         agent.on_port(is_open=False)
+        agent.on_reset()
+        assert (await running.wait())["error"] == "vm0 boots again"
+        await gone(int(running.out))
+        await connected(agent)
+        running = command(agent, "sh", "-c", "echo $$; exec sleep 1000")
+        await running.until(lambda: running.out)
+        agent.on_port(is_open=False)
         assert "has ended" in (await running.wait())["error"]
         with pytest.raises(GuestError, match="no agent in vm0: the agent of vm0 has ended"):
             command(agent, "true")
