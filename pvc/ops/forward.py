@@ -32,6 +32,8 @@ _GIVE_UP_S = 600.0  # without any answer
 _PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 _IDLE_S = 120.0  # of a UDP peer
 _LOOK_S = 2.0
+# So many times in a row nobody listens at a supervisor's port: it has ended, and none comes again.
+_REFUSALS = 4
 _MAX_UDP_PEERS = 256
 
 Tell = Callable[[str], None]
@@ -249,17 +251,31 @@ class Forwarder:
         return await asyncio.shield(task)
 
     async def _watch(self) -> None:
-        """Returns never; looks for the cluster's end, at once when a connection ends."""
+        """Returns never; looks for the cluster's end, at once when a connection ends.
+
+        :raise JobError: it has ended.
+        :raise HostError: so have the supervisors of all VMs that are forwarded to, or none answers.
+        """
         record = JobDir.of(self._control.record.job_id).record_path
         last = time.monotonic()
+        ranks = {find_endpoint(self._control.record, wish.rank).node: wish.rank for wish in self._wishes}
+        refused: dict[str, int] = {}
         while True:
             if not record.exists():
                 raise JobError(f"cluster {self._control.record.job_id} has ended")
             waiting: set[asyncio.Future[None]] = set()
-            for wish in self._wishes:
-                with suppress(HostError):
-                    waiting.add((await self._channel(wish.rank)).ended)
+            for node, rank in ranks.items():
+                try:
+                    waiting.add((await self._channel(rank)).ended)
                     last = time.monotonic()
+                    refused.pop(node, None)
+                except HostError as err:
+                    refused[node] = refused.get(node, 0) + 1 if isinstance(err.__cause__, ConnectionRefusedError) else 0
+            if refused and not waiting and min(refused.values()) >= _REFUSALS:
+                raise HostError(
+                    f"the supervisor on {', '.join(sorted(refused))} has ended, and its VMs with it",
+                    hint="pvc logs --source launcher tells what it said last",
+                )
             if time.monotonic() - last > _GIVE_UP_S:
                 raise HostError(f"no supervisor of cluster {self._control.record.job_id} has answered for ten minutes")
             if waiting:

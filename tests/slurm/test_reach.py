@@ -18,7 +18,7 @@ from pvc.ops.keys import KeyMaker
 from tests.slurm.clusters import Cluster
 from tests.slurm.images import import_agent
 from tests.slurm.terminal import Terminal
-from tests.slurm.testbed import TOP, Done, Testbed, wait_until
+from tests.slurm.testbed import TOP, Done, Testbed, find_pids, wait_until
 
 LONG = 300.0
 HOME_OF_PYTHON = TOP / ".venv" / "bin" / "python"
@@ -251,3 +251,28 @@ def test_another_user_is_refused_everywhere(cluster: Cluster, tmp_path: Path) ->
         assert "does not answer" in done.err
     finally:
         shutil.rmtree(stolen.path)
+
+
+def test_a_supervisor_that_is_killed(cluster: Cluster) -> None:
+    """The last one. Who used its VM is told, and nothing waits for what never comes."""
+    pvc(cluster, "wait", "--for", "agent", "--timeout", "200s")
+    job = ["-j", str(cluster.job_id)]
+    forward = cluster.tb.start(["pvc", "forward", *job, "0:vm1:22"])
+    assert "-> vm1:22" in forward.stdout.readline()
+    command = cluster.tb.start(["pvc", "exec", *job, "-w", "vm[0-1]", "--", "sh", "-c", "echo here; exec sleep 1000"])
+    assert sorted(command.stdout.readline() for _ in range(2)) == ["vm0: here\n", "vm1: here\n"]
+    for pid in find_pids(cluster.tb, "n2", "pvc supervise"):
+        cluster.tb.root(["kill", "-9", str(pid)], "n2")
+    _, err = forward.communicate(timeout=LONG)
+    assert (forward.returncode, "the supervisor on n2 has ended, and its VMs with it" in err) == (6, True), err
+    assert "hint: pvc logs --source launcher" in err
+    # What runs in the other VM goes on
+    assert command.poll() is None
+    assert "sleep 1000" in pvc(cluster, "exec", "-w", "vm0", "--", "ps").out
+    pvc(cluster, "exec", "-w", "vm0", "--", "killall", "sleep")
+    _, err = command.communicate(timeout=LONG)
+    # 7: a VM failed; of several VMs the largest counts, and a signal's is larger
+    assert command.returncode == 143
+    assert "the supervisor on n2 has ended the connection" in err or "the supervisor on n2 broke" in err
+    assert "out of reach" in pvc(cluster, "wait", "vm1", "--for", "agent", "--timeout", "1s", code=7).err
+    assert find_pids(cluster.tb, "login", "pvc (forward|exec)") == []
