@@ -198,7 +198,9 @@ size_t chan_polls(struct chans *chans, struct chan *chan, struct pollfd *at)
 		     (chan->stream == 0 && chan->behind == PROCESS);
 	size_t count = 0;
 
-	if (chan->connecting || (chan->queued > 0 && chan->in >= 0))
+	if (chan->resolving)
+		at[count++] = (struct pollfd){.fd = chan->in, .events = POLLIN};
+	else if (chan->connecting || (chan->queued > 0 && chan->in >= 0))
 		at[count++] = (struct pollfd){.fd = chan->in, .events = POLLOUT};
 	if (!wants || chan->connecting || port_room(chans->port) < PORT_RESERVE + FRAME_MAX + FRAME_HEADER)
 		return count;

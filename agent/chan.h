@@ -21,6 +21,7 @@ struct chan {
 	int in;          /* where DATA goes, -1: nowhere */
 	int out[2];      /* where it comes from, -1: over */
 	bool connecting;
+	bool resolving;  /* a process looks for the name first; `in` leads to it */
 	bool ready;      /* poll(2) said so */
 	bool in_over;    /* END came; `in` is closed once the queue is empty */
 	bool told_end;

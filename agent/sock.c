@@ -1,9 +1,11 @@
 #include "sock.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +13,17 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#define RESOLVE_S 60
+#define FDS_MOST 1200 /* more than a full table of streams has */
+
+/* What a process that was asked to connect to a name says; with a socket beside it if there is no error. */
+struct found {
+	int name_error; /* of getaddrinfo(3) */
+	int error;      /* of connect(2) */
+};
+
 struct place {
+	const char *name; /* no address: somebody has to look for it */
 	int type;
 	socklen_t length;
 	union {
@@ -34,7 +46,7 @@ static bool find_unix(struct place *place, const struct words *words)
 	return true;
 }
 
-/* Addresses only: a resolver would hold up all other streams. */
+/* An address, or the name of a host if the caller can do with one: a resolver would hold up all other streams. */
 static bool find_place(struct place *place, const struct words *words, struct answer *answer)
 {
 	const char *host = words_find(words, "host");
@@ -62,6 +74,10 @@ static bool find_place(struct place *place, const struct words *words, struct an
 	wanted.ai_socktype = place->type;
 	wanted.ai_flags = AI_NUMERICSERV | AI_NUMERICHOST;
 	error = getaddrinfo(host, text, &wanted, &found);
+	if (error == EAI_NONAME && strlen(host) < 256) {
+		place->name = host;
+		return true;
+	}
 	if (error != 0 || found->ai_addrlen > sizeof place->address) {
 		words_add(answer, "error", "%.255s is no address", host);
 		if (error == 0)
@@ -79,12 +95,24 @@ static void refuse(struct chans *chans, uint32_t stream, const struct answer *an
 	port_send(chans->port, CLOSE, 0, stream, answer->text, answer->length);
 }
 
+static struct chan *new_chan(struct chans *chans, uint32_t stream, enum behind behind, int fd, struct answer *answer)
+{
+	struct chan *chan = chan_new(chans, behind, stream);
+
+	if (chan == NULL) {
+		close(fd);
+		words_add(answer, "error", "the agent has %d streams already", CHAN_MOST);
+		return NULL;
+	}
+	chan->in = chan->out[0] = fd;
+	return chan;
+}
+
 static struct chan *new_socket(struct chans *chans, uint32_t stream, enum behind behind, const struct place *place,
 			       struct answer *answer)
 {
 	int one = 1;
 	int fd = socket(place->address.any.sa_family, place->type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	struct chan *chan;
 
 	if (fd < 0) {
 		words_add_error(answer, "no socket", errno);
@@ -93,14 +121,7 @@ static struct chan *new_socket(struct chans *chans, uint32_t stream, enum behind
 	if (place->type == SOCK_STREAM && place->address.any.sa_family != AF_UNIX)
 		setsockopt(fd, behind == LISTENER ? SOL_SOCKET : IPPROTO_TCP,
 			   behind == LISTENER ? SO_REUSEADDR : TCP_NODELAY, &one, sizeof one);
-	chan = chan_new(chans, behind, stream);
-	if (chan == NULL) {
-		close(fd);
-		words_add(answer, "error", "the agent has %d streams already", CHAN_MOST);
-		return NULL;
-	}
-	chan->in = chan->out[0] = fd;
-	return chan;
+	return new_chan(chans, stream, behind, fd, answer);
 }
 
 static void connected(struct chans *chans, struct chan *chan)
@@ -115,16 +136,147 @@ static void connected(struct chans *chans, struct chan *chan)
 		chan_end(chan);
 }
 
+static void send_found(int to, struct found found, int fd)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof fd)];
+	} control = {.header = {.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+	struct iovec data = {.iov_base = &found, .iov_len = sizeof found};
+	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
+
+	if (fd >= 0) {
+		memcpy(CMSG_DATA(&control.header), &fd, sizeof fd);
+		message.msg_control = &control;
+		message.msg_controllen = sizeof control.space;
+	}
+	sendmsg(to, &message, MSG_NOSIGNAL);
+}
+
+/* A process of its own: look for the name, and connect to the first of its addresses that takes us. */
+static _Noreturn void run_resolver(const struct place *place, long port, int to)
+{
+	struct addrinfo wanted = {.ai_socktype = place->type, .ai_flags = AI_NUMERICSERV};
+	struct found found = {.error = 0};
+	struct addrinfo *list = NULL;
+	int fd = -1, one = 1;
+	sigset_t none;
+	char text[24];
+
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	alarm(RESOLVE_S);
+	/* Others' pipes and sockets would stay open with this process. */
+	for (int each = 3; each < FDS_MOST; each++)
+		if (each != to)
+			close(each);
+	snprintf(text, sizeof text, "%ld", port);
+	found.name_error = getaddrinfo(place->name, text, &wanted, &list);
+	for (const struct addrinfo *at = list; found.name_error == 0 && at != NULL && fd < 0; at = at->ai_next) {
+		fd = socket(at->ai_family, at->ai_socktype | SOCK_CLOEXEC, 0);
+		if (fd < 0 || connect(fd, at->ai_addr, at->ai_addrlen) < 0) {
+			found.error = errno;
+			if (fd >= 0)
+				close(fd);
+			fd = -1;
+		}
+	}
+	if (fd >= 0) {
+		found.error = 0;
+		if (place->type == SOCK_STREAM)
+			setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+	}
+	send_found(to, found, fd);
+	_exit(0);
+}
+
+static struct chan *start_resolver(struct chans *chans, uint32_t stream, const struct place *place, long port,
+				   struct answer *answer)
+{
+	struct chan *chan;
+	int ends[2];
+	pid_t pid;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) < 0) {
+		words_add_error(answer, "no socket", errno);
+		return NULL;
+	}
+	pid = fork();
+	if (pid == 0)
+		run_resolver(place, port, ends[1]);
+	close(ends[1]);
+	if (pid < 0) {
+		words_add_error(answer, "no process", errno);
+		close(ends[0]);
+		return NULL;
+	}
+	chan = new_chan(chans, stream, place->type == SOCK_DGRAM ? DATAGRAMS : SOCKET, ends[0], answer);
+	if (chan != NULL)
+		chan->connecting = chan->resolving = true;
+	return chan;
+}
+
+/* The resolver has spoken or ended. Returns the connected socket, or -1 and says why. */
+static int take_found(const struct chan *chan, struct answer *answer)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct found found = {.error = ETIMEDOUT};
+	struct iovec data = {.iov_base = &found, .iov_len = sizeof found};
+	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
+				 .msg_controllen = sizeof control.space};
+	ssize_t count = recvmsg(chan->in, &message, MSG_CMSG_CLOEXEC);
+	int fd = -1;
+
+	if (count == (ssize_t)sizeof found && CMSG_FIRSTHDR(&message) != NULL) {
+		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
+		return fd;
+	}
+	if (count == (ssize_t)sizeof found && found.name_error == EAI_NONAME)
+		words_add(answer, "error", "cannot connect: the name is not known in the guest");
+	else if (count == (ssize_t)sizeof found && found.name_error != 0)
+		words_add(answer, "error", "cannot connect: the guest cannot look for the name: %s",
+			  gai_strerror(found.name_error));
+	else
+		words_add_error(answer, "cannot connect", count == (ssize_t)sizeof found ? found.error : ETIMEDOUT);
+	return -1;
+}
+
+static void resolved(struct chans *chans, struct chan *chan)
+{
+	struct answer answer = {.length = 0};
+	int fd = take_found(chan, &answer);
+
+	if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
+		if (fd >= 0)
+			close(fd);
+		chan_close(chans, chan, &answer);
+		return;
+	}
+	close(chan->in);
+	chan->in = chan->out[0] = fd;
+	chan->resolving = false;
+	connected(chans, chan);
+}
+
 void sock_connect(struct chans *chans, uint32_t stream, const struct words *words)
 {
 	struct answer answer = {.length = 0};
 	struct chan *chan = NULL;
 	struct place place;
 
-	if (find_place(&place, words, &answer))
+	if (!find_place(&place, words, &answer))
+		chan = NULL;
+	else if (place.name != NULL)
+		chan = start_resolver(chans, stream, &place, words_number(words, "port", -1, 65535), &answer);
+	else
 		chan = new_socket(chans, stream, place.type == SOCK_DGRAM ? DATAGRAMS : SOCKET, &place, &answer);
 	if (chan == NULL) {
 		refuse(chans, stream, &answer);
+	} else if (chan->resolving) {
+		return;
 	} else if (connect(chan->in, &place.address.any, place.length) == 0) {
 		connected(chans, chan);
 	} else if (errno == EINPROGRESS) {
@@ -143,7 +295,11 @@ void sock_listen(struct chans *chans, uint32_t stream, const struct words *words
 
 	if (words_is(words, "net", "udp"))
 		words_add(&answer, "error", "a datagram socket does not listen");
-	else if (find_place(&place, words, &answer))
+	else if (!find_place(&place, words, &answer))
+		chan = NULL;
+	else if (place.name != NULL)
+		words_add(&answer, "error", "%.255s is no address", place.name);
+	else
 		chan = new_socket(chans, stream, LISTENER, &place, &answer);
 	if (chan == NULL) {
 		refuse(chans, stream, &answer);
@@ -202,8 +358,12 @@ void sock_pump(struct chans *chans, struct chan *chan)
 			accept_one(chans, chan);
 		return;
 	}
-	if (poll(&(struct pollfd){.fd = chan->in, .events = POLLOUT}, 1, 0) <= 0)
+	if (poll(&(struct pollfd){.fd = chan->in, .events = chan->resolving ? POLLIN : POLLOUT}, 1, 0) <= 0)
 		return;
+	if (chan->resolving) {
+		resolved(chans, chan);
+		return;
+	}
 	getsockopt(chan->in, SOL_SOCKET, SO_ERROR, &error, &length);
 	if (error == 0) {
 		connected(chans, chan);

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: pvc forward vm0:6443 8080:vm2:80")
-@click.argument("forwards", metavar="[PORT:]VM:PORT...", nargs=-1)
+@click.argument("forwards", metavar="[PORT:]VM:[HOST:]PORT...", nargs=-1)
 @click.option("--udp", is_flag=True, help="Datagrams instead of connections.")
 @click.option("-R", "--reverse", is_flag=True, help="The other way: the VM's port leads to this machine's.")
 @click.option("-b", "--background", is_flag=True, help="Return once it works; it ends with the cluster, or by --stop.")

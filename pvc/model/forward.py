@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_PARTS = re.compile(r"(?:(?P<local>\d{1,5}):)?(?P<vm>vm\d{1,6}):(?P<far>\d{1,5}|/[^:\0]+)", re.ASCII)
+_HOST = r"\[[0-9a-fA-F:.]{2,45}\]|(?!\d+:)[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9])?"
+_PARTS = re.compile(
+    rf"(?:(?P<local>\d{{1,5}}):)?(?P<vm>vm\d{{1,6}}):(?:(?P<host>{_HOST}):)?(?P<far>\d{{1,5}}|/[^:\0]+)", re.ASCII
+)
 
 
 @dataclass(frozen=True)
 class Forward:
     """``local``: a port of the login node's loopback, 0: any; ``far``: a port of the VM, or a Unix socket's path there.
 
-    ``reverse``: the VM's port leads to the login node's.
+    ``reverse``: the VM's port leads to the login node's. ``host``: the port is that of this host, as the VM knows and
+    reaches it; "": the VM's own loopback.
     """
 
     rank: int
@@ -20,6 +24,14 @@ class Forward:
     far: str
     udp: bool = False
     reverse: bool = False
+    host: str = ""
+
+    @property
+    def there(self) -> str:
+        """Where it leads in the VM, without the VM."""
+        if not self.host:
+            return self.far
+        return f"[{self.host}]:{self.far}" if ":" in self.host else f"{self.host}:{self.far}"
 
     @property
     def vm(self) -> str:
@@ -30,11 +42,11 @@ class Forward:
         kind = "/udp" if self.udp else ""
         if self.reverse:
             return f"{self.vm}:{self.far}{kind} -> 127.0.0.1:{self.local}"
-        return f"127.0.0.1:{self.local}{kind} -> {self.vm}:{self.far}"
+        return f"127.0.0.1:{self.local}{kind} -> {self.vm}:{self.there}"
 
 
 def parse_forward(text: str, *, udp: bool = False, reverse: bool = False) -> Forward:
-    """``[LOCAL:]VM:PORT`` or ``[LOCAL:]VM:/PATH``; without LOCAL it is the same port, and any for a path.
+    """``[LOCAL:]VM:[HOST:]PORT`` or ``[LOCAL:]VM:/PATH``; without LOCAL it is the same port, and any for a path.
 
     :raise ValueError: it is neither.
     """
@@ -47,6 +59,9 @@ def parse_forward(text: str, *, udp: bool = False, reverse: bool = False) -> For
     for port in (local, *(() if is_path else (far,))):
         if int(port) > 65535 or (port == far and int(port) == 0 and not reverse):
             raise ValueError(f"{text!r}: there is no port {port}")
+    host = (match["host"] or "").strip("[]")
+    if host and (is_path or reverse):
+        raise ValueError(f"{text!r}: a host has ports, and they lead there, not back")
     if is_path and udp:
         raise ValueError(f"{text!r}: a Unix socket is not reached by UDP")
     if reverse and int(local) == 0:
@@ -54,4 +69,4 @@ def parse_forward(text: str, *, udp: bool = False, reverse: bool = False) -> For
     if reverse and udp:
         raise ValueError(f"{text!r}: the agent does not listen for UDP")
     far = far if is_path else str(int(far))
-    return Forward(int(match["vm"][2:]), int(local), far, udp, reverse)
+    return Forward(int(match["vm"][2:]), int(local), far, udp, reverse, host)

@@ -104,7 +104,7 @@ class Forwarder:
         except OSError as err:
             raise UsageError(
                 f"cannot listen at {LOOPBACK}:{wish.local}",
-                hint=f"choose another port: 0:{wish.vm}:{wish.far} takes any",
+                hint=f"choose another port: 0:{wish.vm}:{wish.there} takes any",
             ) from err
         known[0] = replace(wish, local=port)
         await self._check(wish)
@@ -151,7 +151,7 @@ class Forwarder:
         :raise GuestError: nothing listens there, or the VM does not answer for a minute.
         """
         kind = "unix" if wish.far.startswith("/") else "udp" if wish.udp else "tcp"
-        where = [("path", wish.far)] if kind == "unix" else [("host", LOOPBACK), ("port", wish.far)]
+        where = [("path", wish.far)] if kind == "unix" else [("host", wish.host or LOOPBACK), ("port", wish.far)]
         return await self._insist(wish, _WAIT_S, lambda: self._open(wish, [("op", "connect"), ("net", kind), *where]))
 
     async def _open(self, wish: Forward, words: list[tuple[str, str]]) -> Stream:

@@ -121,7 +121,7 @@ def stop(jobdir: JobDir, wanted: Sequence[str]) -> list[Running]:
 def _matches(running: Running, word: str) -> bool:
     texts = {str(running.pid)}
     for each in running.forwards:
-        texts |= {each.vm, str(each.local), f"{each.vm}:{each.far}", f"{each.local}:{each.vm}:{each.far}"}
+        texts |= {each.vm, str(each.local), f"{each.vm}:{each.there}", f"{each.local}:{each.vm}:{each.there}"}
     return word in texts
 
 

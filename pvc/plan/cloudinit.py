@@ -31,6 +31,13 @@ _AGENT = (
     '[ -b "$d" ] || continue; m=$(mktemp -d); if mount -t iso9660 -o ro "$d" "$m" && [ -f "$m/pvc-agent.sh" ]; '
     'then sh "$m/pvc-agent.sh"; r=$?; umount "$m"; rmdir "$m"; exit $r; fi; umount "$m"; rmdir "$m"; done 2>/dev/null'
 )
+# Ours come before the user's bootcmd, which would replace them otherwise. cloud-init (22.4 and 25.1:
+# mergers.dict_extract_mergers) takes merge_how away when it reads the document, or merge_type where there is no
+# other, and looks for one again when it lays the vendor's under the user's.
+_MERGE = {
+    "merge_how": "dict(replace)+list()+str()",
+    "merge_type": "dict(no_replace,recurse_list)+list(prepend)+str()",
+}
 # Images of earlier versions know the first only.
 _MOUNT_FILES = {"9p": "mounts", "virtiofs": "mounts-virtiofs"}
 
@@ -95,8 +102,7 @@ def _vendor_data(spec: SeedSpec) -> dict[str, Any]:
     }
     commands = _boot_commands(spec)
     if commands:
-        # A user's bootcmd would replace ours. runcmd is later, and of the first boot only.
-        found["runcmd" if "bootcmd" in (spec.user_data or "") else "bootcmd"] = commands
+        found |= {"bootcmd": commands} | _MERGE
     return found
 
 

@@ -23,6 +23,20 @@ def test_forwards(text: str, wanted: Forward) -> None:
     assert parse_forward(text) == wanted
 
 
+def test_hosts_behind_a_vm() -> None:
+    found = parse_forward("8080:vm1:db.internal:5432")
+    assert found == Forward(1, 8080, "5432", host="db.internal")
+    assert str(found) == "127.0.0.1:8080 -> vm1:db.internal:5432"
+    assert parse_forward("vm0:10.0.0.5:80") == Forward(0, 80, "80", host="10.0.0.5")
+    six = parse_forward("1:vm0:[fd00::1]:80")
+    assert (six.host, str(six)) == ("fd00::1", "127.0.0.1:1 -> vm0:[fd00::1]:80")
+    for text in ("vm0:12:13", "vm0:db:/run/socket", "vm0:-db:1", "vm0:fd00::1:80"):
+        with pytest.raises(ValueError, match="is not|has ports"):
+            parse_forward(text)
+    with pytest.raises(ValueError, match="not back"):
+        parse_forward("80:vm0:db:80", reverse=True)
+
+
 def test_the_other_way_and_datagrams() -> None:
     assert parse_forward("5000:vm1:0", reverse=True) == Forward(1, 5000, "0", reverse=True)
     assert str(parse_forward("5000:vm1:80", reverse=True)) == "vm1:80 -> 127.0.0.1:5000"

@@ -99,5 +99,6 @@ def test_the_agent_is_started_early_whatever_the_user_wants() -> None:
     assert "pvc-agent.sh" in text
     own = dataclasses.replace(spec, user_data="#cloud-config\nbootcmd: [[echo, mine]]\n")
     found = parse(own, "vendor-data")
-    assert "bootcmd" not in found
-    assert found["runcmd"] == parse(spec, "vendor-data")["bootcmd"]
+    assert found["bootcmd"] == parse(spec, "vendor-data")["bootcmd"]
+    assert "list(prepend)" in found["merge_type"]
+    assert "runcmd" not in found

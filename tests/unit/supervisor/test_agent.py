@@ -166,6 +166,30 @@ async def gone(pid: int) -> None:
             await asyncio.sleep(0.05)
 
 
+def test_connections_to_names(program: Path, tmp_path: Path) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read())
+        await writer.drain()
+        writer.close()
+
+    async def talk(agent: Agent) -> None:
+        tcp = await asyncio.start_server(echo, "127.0.0.1", 0)
+        port = tcp.sockets[0].getsockname()[1]
+        # A name needs somebody who looks for it; meanwhile others go on.
+        named = call(agent, ("op", "connect"), ("net", "tcp"), ("host", socket.gethostname()), ("port", "1"))
+        unknown = call(agent, ("op", "connect"), ("net", "tcp"), ("host", "nothing.invalid"), ("port", str(port)))
+        assert await call(agent, ("op", "metrics")).wait()
+        assert (await named.wait())["error"].startswith("cannot connect: ")
+        assert (await unknown.wait())["error"].startswith("cannot connect: the ")
+        here = call(agent, ("op", "connect"), ("net", "tcp"), ("host", "LocalHost"), ("port", str(port)))
+        await send(here, b"by name")
+        assert await here.wait() == {}
+        assert (here.notes, here.out) == ([{"connected": "1"}], b"by name")
+        tcp.close()
+
+    speak(program, tmp_path, talk)
+
+
 def test_connections(program: Path, tmp_path: Path) -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
