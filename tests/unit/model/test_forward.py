@@ -31,7 +31,7 @@ def test_hosts_behind_a_vm() -> None:
     six = parse_forward("1:vm0:[fd00::1]:80")
     assert (six.host, str(six)) == ("fd00::1", "127.0.0.1:1 -> vm0:[fd00::1]:80")
     for text in ("vm0:12:13", "vm0:db:/run/socket", "vm0:-db:1", "vm0:fd00::1:80"):
-        with pytest.raises(ValueError, match="is not|has ports"):
+        with pytest.raises(ValueError, match=r"is not|has ports"):
             parse_forward(text)
     with pytest.raises(ValueError, match="not back"):
         parse_forward("80:vm0:db:80", reverse=True)
