@@ -118,7 +118,8 @@ def _find_lack(control: Control, vm: VmStatus, conditions: Sequence[Condition], 
     if vm.phase in ENDED:
         if not vm.memory_mib:  # its supervisor is silent
             since = watch.silent_since.setdefault(vm.rank, time.monotonic())
-            return Lack(f"is out of reach{detail}", time.monotonic() - since > _PATIENCE_S)
+            gone = time.monotonic() - since > _PATIENCE_S
+            return Lack(f"{'has failed' if gone else 'is out of reach'}{detail}", gone)
         verb = "has failed" if vm.phase is Phase.FAILED else "is stopped"
         return Lack(f"{verb}{detail}", "starts again" not in vm.detail)
     watch.silent_since.pop(vm.rank, None)
