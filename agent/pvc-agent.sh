@@ -4,6 +4,11 @@
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 from=$(dirname "$0")
 
+# An image of pvc's has started it from the seed already; another start would tear what it carries.
+for pid in $(pidof pvc-agent 2>/dev/null); do
+    [ "$(readlink "/proc/$pid/exe")" = /run/pvc-agent/pvc-agent ] && cmp -s "/proc/$pid/exe" "$from/pvc-agent" && exit 0
+done
+
 modprobe virtio_console 2>/dev/null
 for place in /usr/local/sbin /var/lib/pvc-agent /run/pvc-agent; do
     # A program that runs cannot be written to, but replaced.

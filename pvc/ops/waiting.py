@@ -155,7 +155,12 @@ def _check(control: Control, vm: VmStatus, condition: Condition) -> Lack | None:
 
 
 # `cloud-init status` ends with 0 when it is done or off, 1 after a failure, 2 (23.4 and later) with warnings.
-_CLOUD_INIT = "command -v cloud-init >/dev/null || { echo none; exit 3; }; cloud-init status"
+# It is Python, seconds of an emulated guest's processor: while cloud-init itself runs, it is left alone.
+_CLOUD_INIT = (
+    "command -v cloud-init >/dev/null || { echo none; exit 3; }; "
+    "[ -e /run/cloud-init/result.json ] || ! pgrep -x cloud-init >/dev/null || { echo running; exit; }; "
+    "cloud-init status"
+)
 
 
 def _check_command(control: Control, vm: VmStatus, condition: Condition) -> Lack | None:

@@ -9,7 +9,7 @@ import pytest
 
 from pvc.testbed import lifecycle
 from pvc.testbed.place import find_place
-from tests.slurm.images import import_small
+from tests.slurm.images import import_debian, import_small
 from tests.slurm.testbed import Snapshot, Testbed, own_name, remove_stale, start_testbed
 
 
@@ -39,6 +39,12 @@ def testbed() -> Iterator[Testbed]:
 def small(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The template of a guest that boots in seconds."""
     return import_small(testbed, tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def debian(testbed: Testbed) -> str:
+    """The template of a guest with a real ssh server."""
+    return import_debian(testbed)
 
 
 @pytest.fixture

@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from pvc.images import build
+from pvc.images.recipe import find_recipe, load_recipe
 from pvc.images.repository import Repositories
 from pvc.images.transfer import Incoming
 from pvc.model.site import Repository
+from tests.guests import DEFAULT_CACHE, alpine_with_agent
 from tests.slurm.testbed import Testbed
-from tests.vm.guests import Guest, agent_guest, build_guest
+from tests.vm.guests import Guest, agent_guest, build_agent, build_guest
 
 SMALL = "small"
 
@@ -24,10 +27,26 @@ def import_agent(testbed: Testbed, scratch: Path) -> str:
     return _import(testbed, scratch, agent_guest(), "agent")
 
 
+def import_debian(testbed: Testbed) -> str:
+    """The Debian that pvc itself builds, from its cache."""
+    recipe = load_recipe(find_recipe("debian"))
+    with build.built(recipe, print, cache=DEFAULT_CACHE.parent / "images") as made:
+        return _import_file(testbed, Incoming(made.disk, "debian", None, made.kernel, made.initrd, made.append))
+
+
+def import_alpine(testbed: Testbed, scratch: Path) -> str:
+    """The foreign Alpine with nothing of pvc's in it but the agent."""
+    guest = alpine_with_agent(build_agent(), scratch)
+    return _import_file(testbed, Incoming(guest.disk, "alpine-agent", None, guest.kernel, guest.initrd, guest.append))
+
+
 def _import(testbed: Testbed, scratch: Path, guest: Guest, name: str) -> str:
     disk = scratch / f"{name}.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
+    return _import_file(testbed, Incoming(disk, name, None, guest.kernel, guest.initrd, guest.append))
+
+
+def _import_file(testbed: Testbed, incoming: Incoming) -> str:
     site = Repositories([Repository("site", str(testbed.place.state_dir / "images"))])
-    incoming = Incoming(source=disk, name=name, kernel=guest.kernel, initrd=guest.initrd, append=guest.append)
     site.import_file(incoming, lambda *_: None)
-    return name
+    return incoming.name

@@ -8,12 +8,6 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from pvc.images import build
-from pvc.images.recipe import find_recipe, load_recipe
-from pvc.images.repository import Repositories
-from pvc.images.transfer import Incoming
-from pvc.model.site import Repository
-from tests.guests import DEFAULT_CACHE
 from tests.slurm.clusters import Cluster
 from tests.slurm.testbed import Snapshot, Testbed
 
@@ -81,17 +75,6 @@ def test_numbers_that_have_run_out(site: Testbed, small: str, before: dict[str, 
         assert "STARTED" in site.run(argv, user="teacher", timeout=120).out
     site.wait_no_jobs()
     site.assert_clean(before)
-
-
-@pytest.fixture
-def debian(tb: Testbed) -> str:
-    """A guest with a real ssh server, in the testbed's repository."""
-    recipe = load_recipe(find_recipe("debian"))
-    repositories = Repositories([Repository("site", str(tb.place.state_dir / "images"))])
-    with build.built(recipe, print, cache=DEFAULT_CACHE.parent / "images") as made:
-        incoming = Incoming(made.disk, "debian", None, made.kernel, made.initrd, made.append)
-        repositories.import_file(incoming, lambda *_: None)
-    return "debian"
 
 
 def test_a_port_that_is_its_owners(site: Testbed, debian: str, before: dict[str, Snapshot]) -> None:
