@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pvc.channel.frames import printable
-from pvc.errors import GuestError, HostError, PvcError, UsageError
+from pvc.errors import GuestError, HostError, PvcError
 from pvc.ops.control import Control, close_quietly, in_parallel, send_request
 from pvc.ops.jobdir import JobDir
 from pvc.ops.remote import ExecWish, run_command
@@ -76,14 +76,12 @@ def read_logs(control: Control, ranks: Sequence[int], wish: LogWish, write: Call
 def _read_in_guests(control: Control, ranks: Sequence[int], wish: LogWish, write: Callable[[int], Write]) -> None:
     """A file of the guests.
 
-    :raise UsageError: it cannot be followed.
     :raise GuestError: a guest has no such file, or no agent.
     """
     path = _IN_GUEST[wish.source]
     if wish.follow:
-        raise UsageError(
-            f"--follow is not for {wish.source}", hint=f"pvc exec -w vm{ranks[0]} -- tail -n +1 -f {path} does that"
-        )
+        _follow_in_guests(control, ranks, path, wish, write)
+        return
     argv = ("cat", path) if wish.lines is None else ("tail", "-n", str(wish.lines), path)
     failed: list[str] = []
     for result, rank in zip(run_command(control, ranks, ExecWish(argv), _GUEST_S), ranks, strict=True):
@@ -93,6 +91,30 @@ def _read_in_guests(control: Control, ranks: Sequence[int], wish: LogWish, write
             write(rank)(result.stdout)
     if failed:
         raise GuestError(f"no log of {wish.source}: {'; '.join(failed[:5])}")
+
+
+def _follow_in_guests(
+    control: Control, ranks: Sequence[int], path: str, wish: LogWish, write: Callable[[int], Write]
+) -> None:
+    """Also a file that is not there yet, for as long as the guests run.
+
+    :raise GuestError: a guest has no agent, or has ended.
+    """
+    # Its import is for this alone.
+    from pvc.ops.execute import Command, Runner
+
+    outs = {rank: write(rank) for rank in ranks}
+
+    def take(rank: int, data: bytes, second: bool) -> None:
+        if not second:  # tail(1) says there that it waits
+            outs[rank](data)
+
+    command = Command(("tail", "-n", "+1" if wish.lines is None else str(wish.lines), "-F", path), stdin=False)
+    outcomes = Runner(control, command, take, None).run(ranks, None, ())
+    failed = [f"{each.name}: {each.error}" for each in outcomes if each.error is not None]
+    if failed:
+        hints = [each.hint for each in outcomes if each.hint is not None]
+        raise GuestError(f"no more of {wish.source}: {'; '.join(failed[:5])}", hint=hints[0] if hints else None)
 
 
 def read_log(control: Control, rank: int, wish: LogWish, write: Write) -> None:

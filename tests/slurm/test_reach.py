@@ -80,6 +80,17 @@ def test_logs_of_consoles_and_supervisors(cluster: Cluster) -> None:
     assert "No such file" in pvc(cluster, "logs", "vm1", "-s", "cloud-init", code=7).err
     in_guest(cluster, "mkdir -p /var/log; printf 'one\\ntwo\\n' > /var/log/cloud-init-output.log")
     assert pvc(cluster, "logs", "-s", "cloud-init", "-n", "1").out == "two\n"
+    following = cluster.tb.start(
+        ["pvc", "logs", "-j", str(cluster.job_id), "vm[0-1]", "-s", "cloud-init", "-n", "1", "--follow"]
+    )
+    assert following.stdout.readline() == "vm0: two\n"
+    # One that is not there yet is waited for
+    line = "mkdir -p /var/log; until pidof tail; do sleep 0.2; done; echo three >> /var/log/cloud-init-output.log"
+    pvc(cluster, "exec", "-w", "vm1", "--", "sh", "-c", line)
+    assert following.stdout.readline() == "vm1: three\n"
+    pvc(cluster, "exec", "--", "killall", "tail")
+    assert following.communicate(timeout=LONG)[0] == ""
+    assert following.returncode == 0
 
 
 def test_logs_that_are_followed_end_with_the_vm(cluster: Cluster) -> None:
@@ -143,15 +154,18 @@ def test_status_again_and_again_on_a_terminal(cluster: Cluster) -> None:
 
 
 def test_forwards_for_their_owner_alone(cluster: Cluster) -> None:
-    ready = pvc(cluster, "forward", "--background", "0:vm0:22", "0:vm1:22").out
-    first, second = (int(port) for port in re.findall(r"127\.0\.0\.1:(\d+) -> vm\d:22", ready))
+    _, other = json.loads(pvc(cluster, "status", "--json").out)["vms"]
+    place = f"vm0:{other['addresses'][0]}:22"
+    ready = pvc(cluster, "forward", "--background", "0:vm0:22", "0:vm1:22", f"0:{place}").out
+    assert place in ready
+    first, second, beyond = (int(port) for port in re.findall(r"127\.0\.0\.1:(\d+) -> vm\d:[\d.:]*22$", ready, re.M))
     # The guest's server takes one connection at a time, and rests between them
-    for port in (first, second):
+    for port in (first, second, beyond):
         wait_until(partial(read_banner, cluster, port), 60, "no banner")
     assert read_banner(cluster, first, user="teacher") == ""
     log = shell(cluster, f"cat ~/.pvc/jobs/{cluster.job_id}/forward.log").out
     assert re.search(r"refused a connection of uid \d+", log)
-    assert len(pvc(cluster, "forward", "--list").out.splitlines()) == 3
+    assert len(pvc(cluster, "forward", "--list").out.splitlines()) == 4
     taken = pvc(cluster, "forward", f"{first}:vm1:22", code=2).err
     assert "choose another port" in taken
     # A VM that boots again is waited for; its agent may be there before its server is
