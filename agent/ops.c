@@ -198,11 +198,14 @@ int ops_identity(const struct words *words)
 		struct timeval now = {.tv_sec = (time_t)seconds};
 
 		now.tv_usec = (suseconds_t)((seconds - (double)now.tv_sec) * 1e6);
+		errno = EINVAL;
 		if (seconds < 1 || settimeofday(&now, NULL) < 0) {
 			spawn_say("cannot set the clock: %s", strerror(errno));
 			good = false;
 		}
 	}
+	for (text = NULL; (text = words_next(words, "address", text)) != NULL;)
+		good = ops_set_address(text) && good;
 	if ((text = words_find(words, "host-key")) != NULL) {
 		good = write_file("/etc/ssh/ssh_host_ed25519_key", text, 0600) && good;
 		/* Where pvc's own images keep the cluster's key. */

@@ -22,7 +22,7 @@ from pvc.plan.domaindevices import (
     find_problems,
 )
 from pvc.plan.helpers import shared_mounts
-from pvc.plan.qemu import TCG_TB_SIZE_MIB, boot_words, count_devices, plan_tpm
+from pvc.plan.qemu import TCG_TB_SIZE_MIB, boot_words, channel_alias, count_devices, plan_tpm
 from pvc.plan.qemudrives import DriveFd, VmPaths, plan_persistent, plan_shares
 from pvc.plan.qemuwords import boots_over_network, has_isa
 
@@ -190,6 +190,7 @@ def _add_channels(devices: Xml.Element, spec: DomainSpec) -> None:
         channel = Xml.SubElement(devices, "channel", type="unix")
         Xml.SubElement(channel, "source", mode="connect", path=path)
         Xml.SubElement(channel, "target", type="virtio", name=name)
+        Xml.SubElement(channel, "alias", name=channel_alias(name))
         Xml.SubElement(channel, "address", type="virtio-serial", controller="0", bus="0", port=str(i))
 
 

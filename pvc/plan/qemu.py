@@ -177,6 +177,11 @@ def _boot(spec: QemuSpec) -> list[str]:
     return ["-kernel", boot.kernel, *initrd, "-append", boot.append]
 
 
+def channel_alias(name: str) -> str:
+    """What QEMU calls a port in its events where libvirt has started it (formatdomain, "alias")."""
+    return "ua-" + name.replace(".", "-")
+
+
 def _channels(spec: QemuSpec) -> list[str]:
     """Ports of virtio-serial, which the guest has as /dev/virtio-ports/NAME."""
     if not spec.fds.channels:

@@ -141,6 +141,11 @@ class Agent:
         self._write(pack(Kind.OPEN, self._last, payload))
         return self._last
 
+    def ask(self, *words: tuple[str, str]) -> None:
+        """Ask for something whose answer nobody awaits; if nobody is there, nothing happens."""
+        with suppress(GuestError):
+            self.open(words, _NOBODY)
+
     def check(self) -> None:
         """:raise GuestError: the agent does not answer; says why, as far as anybody knows."""
         if self._paused():

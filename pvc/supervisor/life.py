@@ -14,6 +14,7 @@ from pvc.errors import GuestError, PvcError
 from pvc.model.cluster import ClusterSpec
 from pvc.model.vm import Phase
 from pvc.plan.lastwords import read_last_words
+from pvc.plan.qemu import channel_alias
 from pvc.plan.qemudrives import VmPaths
 from pvc.supervisor.agent import CHANNEL, Agent
 from pvc.supervisor.companions import Companions
@@ -31,6 +32,10 @@ from pvc.supervisor.state import RUNS, State
 LOG = logging.getLogger(__name__)
 
 ON_REQUEST = "stopped on request"
+# The template's custom-args may have added others.
+_PORT_IDS = (CHANNEL, channel_alias(CHANNEL))
+# A guest that hears its power button is off by then, or on its way.
+_BUTTON_S = 3.0
 RESET = "was reset"
 _REBOOTED = "its guest rebooted"
 _LAST_WORDS_S = 1.0
@@ -142,7 +147,18 @@ class Life:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(None if math.isinf(limit_s) else limit_s):
                         await self._hooks.run("before-stop")
+            if self._grace_s > 0:
+                self._spawn(self._ask_agent_off(machine))
             await machine.stop(self._grace_s)
+
+    async def _ask_agent_off(self, machine: Machine) -> None:
+        """Where nobody hears the power button, the guest's init may hear its agent."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(_BUTTON_S, self._grace_s / 2)):
+                await machine.wait()
+                return
+        if self.agent is not None:
+            self.agent.ask(("op", "power"), ("how", "off"))
 
     async def _start(self, launch: Launch, exits: AsyncExitStack) -> Machine | None:
         """None: an end was wanted meanwhile."""
@@ -254,7 +270,7 @@ class Life:
             self.pauses.on_stop()
         elif name == "RESUME":
             self.pauses.on_resume()
-        elif name == "VSERPORT_CHANGE" and self.agent is not None:
+        elif name == "VSERPORT_CHANGE" and self.agent is not None and data.get("id") in _PORT_IDS:
             self.agent.on_port(is_open=bool(data.get("open")))
         elif name == "BLOCK_IO_ERROR":
             self.pauses.on_disk_error(machine, data)

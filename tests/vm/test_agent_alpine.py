@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ from guests import Guest, build_agent
 from harness import wait_until
 from reached import Reached, reached
 
-from pvc.model.vm import Disk
-from pvc.ops.agents import Agents, Collected
+from pvc.model.vm import Disk, Mount, Phase
+from pvc.ops.agents import Agents, Collected, ask
 from pvc.ops.copy import copy_in, copy_out, parse_copy
 from pvc.ops.loop import Loop
 from tests.guests import alpine_with_agent
@@ -30,7 +31,12 @@ def alpine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reached]:
     image = alpine_with_agent(build_agent(), base)
     disk = Disk(os.fspath(image.disk), "raw", image.disk.stat().st_size)
     guest = Guest(image.kernel, image.initrd, image.append)
-    with reached(base / "cluster", 1, guest, disk=disk) as found:
+    shares = {"9p": base / "plain", "virtiofs": base / "fast"}
+    for share in shares.values():
+        share.mkdir()
+        (share / "from-host").write_text("hello\n")
+    mounts = tuple(Mount(os.fspath(share), f"/{kind}", tag=kind, type=kind) for kind, share in shares.items())
+    with reached(base / "cluster", 1, guest, disk=disk, mounts=mounts) as found:
         yield found
 
 
@@ -52,6 +58,26 @@ def test_commands_and_files(alpine: Reached, tmp_path: Path) -> None:
     (result,) = copy_out(alpine.control, sources, target.path, "root", quiet)
     assert result.error is None
     assert (tmp_path / "back/data").read_bytes() == (tmp_path / "there/data").read_bytes()
+
+
+def test_directories_of_the_host(alpine: Reached) -> None:
+    loop = Loop((), lambda _: None)
+    agents = Agents(alpine.control, loop)
+    try:
+        for kind, mode in (("9p", "ro"), ("virtiofs", "rw")):
+            words = [("op", "mount"), ("tag", kind), ("target", f"/mnt/of/{kind}"), ("type", kind), ("mode", mode)]
+            done = ask(agents, loop, 0, words, ANSWER_S)
+            assert (done.result, bytes(done.err)) == ({"exit": "0"}, b"")
+            assert alpine.run("cat", f"/mnt/of/{kind}/from-host").out() == "hello\n"
+        assert alpine.run("touch", "/mnt/of/9p/x", "/mnt/of/virtiofs/x").codes == [1]
+        assert alpine.run("ls", "/mnt/of/9p", "/mnt/of/virtiofs").out().count("\nx\n") == 1
+        words = [("op", "mount"), ("tag", "none"), ("target", "/mnt/none"), ("type", "9p")]
+        failed = ask(agents, loop, 0, words, ANSWER_S)
+        assert (failed.result or {})["exit"] == "1"
+        assert failed.err.startswith(b"pvc-agent: cannot mount none at /mnt/none: ")
+    finally:
+        agents.close()
+        loop.close()
 
 
 def test_connections_and_file_systems_that_stand_still(alpine: Reached) -> None:
@@ -104,6 +130,28 @@ def test_the_seed_replaces_it_and_openrc_starts_it_again(alpine: Reached) -> Non
     assert alpine.cluster.ask(op="order", order="reset", vms=[0])["ok"]
     wait_since(alpine, before)
     assert alpine.run("sh", "-c", "readlink /proc/$PPID/exe").out() == "/usr/local/sbin/pvc-agent\n"
+
+
+def test_it_powers_a_guest_off_that_does_not_hear_its_button(alpine: Reached) -> None:
+    """Nobody in this image listens for ACPI; the last test, for it ends the VM."""
+    since = alpine.wait_agents()[0].agent.since
+    loop = Loop((), lambda _: None)
+    agents = Agents(alpine.control, loop)
+    try:
+        refused = ask(agents, loop, 0, [("op", "power"), ("how", "fast")], ANSWER_S)
+        assert (refused.result or {})["exit"] == "2"
+        assert refused.err == b"pvc-agent: power is off, reboot or halt\n"
+        agents.open(0, [("op", "power"), ("how", "reboot")], Collected())
+        wait_since(alpine, since)
+    finally:
+        agents.close()
+        loop.close()
+    with alpine.cluster.connect() as connection:
+        connection.settimeout(300)
+        connection.sendall(json.dumps({"op": "order", "order": "stop", "vms": [0], "grace_s": 200}).encode() + b"\n")
+        (stopped,) = json.loads(connection.makefile("rb").readline())["vms"]
+    assert stopped["error"] is None
+    assert alpine.cluster.wait_phase(0, Phase.STOPPED).detail == "stopped on request, its guest powered down"
 
 
 def wait_since(cluster: Reached, before: float | None) -> None:

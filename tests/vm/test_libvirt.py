@@ -24,6 +24,7 @@ from harness import (
     make_spec,
     wait_until,
 )
+from reached import reached
 
 from pvc.model.node import VmGrant
 from pvc.model.vm import Phase
@@ -114,6 +115,16 @@ def test_virsh_and_hook_and_a_daemon_that_dies(cluster: Launched, tmp_path: Path
     assert not any(is_alive(pid) for pid in pids)
     assert os.listdir(tmp_path / "run") == []
     assert not (tmp_path / ".config").exists()
+
+
+def test_commands(tmp_path: Path) -> None:
+    """As through QEMU's own port; and its end is told by an event."""
+    with reached(tmp_path / "cluster", 1, hypervisor="libvirt") as cluster:
+        ran = cluster.run("sh", "-c", "hostname; echo err >&2; exit 3")
+        assert (ran.codes, ran.out(), ran.err()) == ([3], "vm0\n", "err\n")
+        assert len(cluster.run("head", "-c", "2000000", "/dev/zero").out()) == 2_000_000
+        ran = cluster.run("sh", "-c", "kill -9 $PPID; sleep 1000")
+        assert ran.outcomes[0].error == "the agent of vm0 has ended"
 
 
 def test_the_other_driver_needs_no_libvirt() -> None:
