@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <slurm/slurm.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -114,4 +116,13 @@ void pvc_common_say(void (*say)(const char *format, ...) __attribute__((format(p
 		pvc_common_clean(line);
 		say("%s%s", prefix, line);
 	}
+}
+
+uint32_t pvc_common_job_id(const char *name)
+{
+	const char *text = getenv(name);
+	char *end = NULL;
+	unsigned long id = text == NULL ? 0 : strtoul(text, &end, 10);
+
+	return text == NULL || end == text || *end != '\0' || id >= NO_VAL ? 0 : (uint32_t)id;
 }

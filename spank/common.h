@@ -32,6 +32,9 @@ ptrdiff_t pvc_common_read_end(int fd, char *text, size_t size);
 /* Not empty, shorter than size, no control character: safe as one line of the protocol. */
 bool pvc_common_is_line(const char *text, size_t size);
 
+/* The job id that a variable of the environment holds in decimal digits, or 0. */
+uint32_t pvc_common_job_id(const char *name);
+
 /* The last line of a command's words that says what is wrong: neither empty nor a hint. Cuts the text after it. */
 const char *pvc_common_last_line(char *text);
 

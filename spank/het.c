@@ -5,17 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "common.h"
 #include "job.h"
-
-/* The id in decimal digits that fit, or 0. */
-static uint32_t find_het_job(void)
-{
-	const char *text = getenv(PVC_JOB_HET_ID);
-	char *end = NULL;
-	unsigned long id = text == NULL ? 0 : strtoul(text, &end, 10);
-
-	return text == NULL || end == text || *end != '\0' || id >= NO_VAL ? 0 : (uint32_t)id;
-}
 
 static const slurm_job_info_t *find_component(const job_info_msg_t *jobs, uint32_t het_job, uint32_t offset)
 {
@@ -66,7 +57,7 @@ void pvc_het_find_components(void)
 	size_t size = 0;
 	FILE *out = NULL;
 	job_info_msg_t *jobs = NULL;
-	uint32_t het_job = find_het_job();
+	uint32_t het_job = pvc_common_job_id(PVC_JOB_HET_ID);
 
 	/* Whatever stands there is not Slurm's. */
 	(void)unsetenv(PVC_JOB_HET_COMPONENTS);

@@ -22,6 +22,7 @@ static const char *const keys[] = {
 	"SLURM_CONF",
 	PVC_JOB_HET_ID,
 	PVC_JOB_HET_COMPONENTS,
+	PVC_JOB_GRES,
 	PVC_JOB_REQUEST,
 };
 

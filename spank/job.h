@@ -8,6 +8,9 @@
 #define PVC_JOB_HET_ID "SLURM_HET_JOB_ID"
 #define PVC_JOB_HET_COMPONENTS "PVC_HET_COMPONENTS"
 
+/* What gres.c found out of the job's generic resources. */
+#define PVC_JOB_GRES "PVC_GRES"
+
 /* Sent in place of a request that could break the protocol: pvc-node records a refusal for the launcher. */
 #define PVC_JOB_BAD_REQUEST "invalid"
 

@@ -11,6 +11,7 @@
 #include "common.h"
 #include "config.h"
 #include "drain.h"
+#include "gres.h"
 #include "helper.h"
 #include "het.h"
 #include "job.h"
@@ -129,6 +130,7 @@ int pvc_slurmd_prolog(int ac, char *av[])
 		return -1;
 	}
 	pvc_het_find_components();
+	pvc_gres_find();
 	return ask_node(&config, setup);
 }
 

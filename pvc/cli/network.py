@@ -89,7 +89,8 @@ def _settings(item: Network) -> list[tuple[str, object]]:
             ("vlans", ", ".join(_vlans(item)) or "-"),
         ]
     if isinstance(item, PciNetwork):
-        return [*head, ("devices", ", ".join(item.host_devices)), ("host-driver", item.host_driver)]
+        given = [("gres", item.gres)] if item.gres else []
+        return [*head, ("devices", ", ".join(item.host_devices)), ("host-driver", item.host_driver), *given]
     layer3 = item.layer.value == "L3"
     return [
         *head,

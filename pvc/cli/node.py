@@ -92,20 +92,29 @@ def reclaim(context: Context, node: str | None) -> None:
 @click.option("--cpus-per-node", required=True, help="As in SLURM_JOB_CPUS_PER_NODE.")
 @click.option("--node", required=True, help="The node of NODELIST whose share is printed.")
 @click.option("--job", type=int, default=1, show_default=True, help="A job id; names of devices depend on it.")
+@click.option("--gres", default=None, help="What Slurm gives of what the node has: gpu:1(IDX:2);gpu:4.")
 @click.option("--json", "as_json", is_flag=True, help="The whole plan, not a summary.")
 @click.pass_obj
 def plan(
-    context: Context, request_text: str, nodelist: str, cpus_per_node: str, node: str, job: int, as_json: bool
+    context: Context,
+    request_text: str,
+    nodelist: str,
+    cpus_per_node: str,
+    node: str,
+    job: int,
+    gres: str | None,
+    as_json: bool,
 ) -> None:
     """Print what a set-up would do on NODE, and do nothing."""
     from pvc.node.setup import plan_dry
     from pvc.parse import parse_cpus_per_node
+    from pvc.slurm.gres import parse_job_gres
     from pvc.slurm.nodes import expand_nodes
 
     try:
-        facts = JobFacts(
-            job, os.getuid(), os.getgid(), node, expand_nodes(nodelist), parse_cpus_per_node(cpus_per_node)
-        )
+        nodes, cpus = expand_nodes(nodelist), parse_cpus_per_node(cpus_per_node)
+        given = parse_job_gres(gres) if gres is not None else None
+        facts = JobFacts(job, os.getuid(), os.getgid(), node, nodes, cpus, gres=given)
     except ValueError as err:
         raise UsageError(str(err)) from err
     planned = plan_dry(context, facts, request_text)

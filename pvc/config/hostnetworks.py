@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pvc.config import setting
 from pvc.config.setting import Scope, Setting, Table
-from pvc.model.network import BridgedNetwork, PciNetwork, Tagging, Vlan
+from pvc.config.yamlmarks import Document
+from pvc.model.network import BridgedNetwork, Network, PciNetwork, Tagging, Vlan
 
 # A device name has 15 characters: two dots, six for a job's number and three for a VM's, in base 36 (plan.names).
 MAX_TAP_PREFIX = 4
@@ -78,7 +80,7 @@ GENERIC_PCI = Table(
                 minimum=1,
             ),
             "Devices that VMs may have, one each; a node need not have all of them. Those that share an IOMMU group go "
-            "to one VM.",
+            "to one VM. With *gres*: all devices of that name, of whichever type, in the order of gres.conf(5).",
             required=True,
         ),
         Setting(
@@ -86,6 +88,15 @@ GENERIC_PCI = Table(
             setting.word("text", r"[A-Za-z0-9_-]{1,64}", "the name of a kernel's driver"),
             "The driver that the devices have while no VM has them; one that is at another driver is left alone.",
             required=True,
+        ),
+        Setting(
+            "gres",
+            setting.word("text", r"[A-Za-z][A-Za-z0-9_]{0,63}(?::[A-Za-z0-9_.-]{1,63})?", "a GRES as gpu or gpu:a100"),
+            "The generic resource of Slurm's, with or without its type, that the devices are. VMs then get those that "
+            "Slurm gave to their job, as many each, and no others: their templates ask for them by *gres*. Slurm's "
+            "index *i* (``IDX`` of **scontrol show job -d**) is the *i*-th of the listed devices that the node has, "
+            "from 0, and the node must have as many of them as Slurm counts.",
+            default_text="any free device",
         ),
     ),
 )
@@ -97,7 +108,24 @@ def build_pci(name: str, values: dict[str, Any], scope: Scope) -> PciNetwork:
     for index, address in enumerate(addresses):
         if address in addresses[:index]:
             scope.at("host-device-addrs").at(index).add(f"{address} is there already")
-    return PciNetwork(name, addresses, values["host-driver"])
+    return PciNetwork(name, addresses, values["host-driver"], values["gres"])
+
+
+def check_devices(networks: Mapping[str, Network], document: Document) -> None:
+    """A device that Slurm gives out is nobody else's to give; what contradicts that is noted."""
+    first: dict[str, PciNetwork] = {}
+    for name, network in networks.items():
+        if not isinstance(network, PciNetwork):
+            continue
+        for index, address in enumerate(network.host_devices):
+            other = first.setdefault(address, network)
+            if _gres_name(other) != _gres_name(network):
+                text = f"{address} is in network {other.name!r}, too, with another gres or none"
+                document.add((name, "settings", "host-device-addrs", index), text)
+
+
+def _gres_name(network: PciNetwork) -> str:
+    return (network.gres or "").partition(":")[0]
 
 
 def build_bridged(name: str, values: dict[str, Any], scope: Scope) -> BridgedNetwork:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pvc import parse
 from pvc.config import setting
-from pvc.config.hostnetworks import BRIDGED, GENERIC_PCI, build_bridged, build_pci
+from pvc.config.hostnetworks import BRIDGED, GENERIC_PCI, build_bridged, build_pci, check_devices
 from pvc.config.ranges import check_ranges
 from pvc.config.schema import show
 from pvc.config.setting import Kind, Scope, Setting, Table
@@ -339,6 +339,7 @@ def read_networks(document: Document) -> dict[str, Network]:
     _check_tunnels(own, scopes)
     check_ranges(own, scopes)
     _check_prefixes(document, found)
+    check_devices(found, document)
     return found
 
 

@@ -141,7 +141,8 @@ ENTRY = Table(
         Setting(
             "gres",
             setting.list_of(setting.word("text", _GRES, "a generic resource such as gpu:1"), single=True),
-            "Generic resources of each node with such VMs, as for Slurm's ``--gres``.",
+            "Generic resources of each node with such VMs, as for Slurm's ``--gres``. VMs get devices of them by a "
+            "network with the same *gres* (**pvc-networks.yaml**\\ (5)).",
             default=[],
         ),
         Setting(

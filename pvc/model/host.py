@@ -15,11 +15,32 @@ class Component:
 
 
 @dataclass(frozen=True)
+class GresPart:
+    """Generic resources of one name and type ("" without) that Slurm gave to a job on a node.
+
+    ``indices`` are bits among all of that name on the node, whatever their type; None: Slurm only counts them.
+    """
+
+    name: str
+    kind: str
+    indices: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class JobGres:
+    """What Slurm gave to a job of a node, and how many of each name the node has."""
+
+    given: tuple[GresPart, ...]
+    totals: dict[str, int]
+
+
+@dataclass(frozen=True)
 class JobFacts:
     """What Slurm says of a job in its prolog; nodes and cores are expanded, in Slurm's order.
 
     Of a heterogeneous job they are those of all its components, one component after the other; ``job_id`` is the
     component's that ``node`` is of, ``het_job_id`` the first one's. Without ``components`` Slurm did not say more.
+    ``gres`` is this node's; None: nobody asked, or Slurm did not say.
     """
 
     job_id: int
@@ -30,6 +51,7 @@ class JobFacts:
     cpus: tuple[int, ...]
     het_job_id: int = 0
     components: tuple[Component, ...] = ()
+    gres: JobGres | None = None
 
     @property
     def cluster_id(self) -> int:
@@ -110,7 +132,7 @@ class Grants:
 
     ``ports`` are this node's forwarded ports in the order of ``plan.forwards``, empty without reverse NAT. ``meters``
     are two for each local interface whose rate the shared switch limits. ``devices`` are addresses of PCI devices by
-    network, one for each local VM in rank order.
+    network, as many for each local VM, in rank order.
     """
 
     vnis: dict[str, int]

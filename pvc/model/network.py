@@ -125,11 +125,15 @@ class BridgedNetwork:
 
 @dataclass(frozen=True)
 class PciNetwork:
-    """PCI devices of the nodes, one for each VM: network adapters and whatever else; keys as in networks.yaml."""
+    """PCI devices of the nodes for VMs: network adapters and whatever else; keys as in networks.yaml.
+
+    With ``gres`` ("gpu", "gpu:a100") VMs get what Slurm gave to the job: ``host_devices`` are in Slurm's order.
+    """
 
     name: str
     host_devices: tuple[str, ...]
     host_driver: str
+    gres: str | None = None
 
 
 Network = EthernetNetwork | BridgedNetwork | PciNetwork

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pvc.errors import HostError
 from pvc.model.host import Component, JobFacts
 from pvc.parse import parse_cpus_per_node, parse_name
+from pvc.slurm.gres import parse_job_gres
 from pvc.slurm.nodes import expand_nodes
 
 # What the shim hands over; anything else is dropped at its door.
@@ -23,6 +24,7 @@ KEYS = (
     "SLURM_CONF",
     "SLURM_HET_JOB_ID",
     "PVC_HET_COMPONENTS",
+    "PVC_GRES",
     "SPANK_PVC_REQUEST",
 )
 
@@ -63,7 +65,11 @@ def parse_job(values: Mapping[str, str]) -> JobFacts:
         raise HostError("Slurm's prolog environment cannot be read") from err
     if len(nodes) != len(cpus) or facts.node not in nodes:
         raise HostError(f"Slurm's prolog environment contradicts itself: {values['SLURM_NODELIST']!r}")
-    return _add_components(facts, values)
+    try:
+        gres = parse_job_gres(values["PVC_GRES"]) if "PVC_GRES" in values else None
+    except ValueError as err:
+        raise HostError("what Slurm says of a job's generic resources cannot be read") from err
+    return _add_components(replace(facts, gres=gres), values)
 
 
 def _add_components(facts: JobFacts, values: Mapping[str, str]) -> JobFacts:

@@ -15,6 +15,7 @@ from pvc.plan import addresses, names, openflow
 from pvc.plan.forwards import plan_forwards
 from pvc.plan.inputs import Inputs
 from pvc.plan.node import find_share, plan_attachments, plan_passthroughs
+from pvc.plan.pci import divide_devices
 from pvc.plan.switch import is_switched
 from pvc.state.ledger import Ledger, Ready
 
@@ -74,12 +75,9 @@ def report(ledger: Ledger, ready: Ready) -> NetworkReport:
         shares.append(NetworkShare(attached.name, f"bridge {attached.host_bridge}", None, attached.mtu, members, None))
     for passthrough in plan_passthroughs(inputs.request, inputs.site):
         name = passthrough.network.name
-        owners = zip(
-            passthrough.ranks_of(find_share(inputs.placement(), grant.node)),
-            inputs.grants.devices.get(name, ()),
-            strict=False,
-        )
-        devices = tuple(Member(rank, "", (address,), {}, None) for rank, address in owners)
+        ranks = passthrough.ranks_of(find_share(inputs.placement(), grant.node))
+        owners = divide_devices(ranks, inputs.grants.devices.get(name, ()))
+        devices = tuple(Member(rank, "", addresses, {}, None) for rank, addresses in owners)
         shares.append(NetworkShare(name, "vfio", None, 0, devices, None))
     return NetworkReport(grant.node, grant.node_address, tuple(shares))
 

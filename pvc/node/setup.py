@@ -151,7 +151,7 @@ def _take_devices(context: Context, ledger: Ledger, record: Record, needs: _Need
             if job_id != record.job_id and (other := Ledger(context.state_dir, job_id).read_record()) is not None
             for address in other.devices
         }
-        found = take_devices(taken, passthroughs, needs.share, needs.facts.devices)
+        found = take_devices(taken, passthroughs, needs.share, needs.facts.devices, needs.job.gres)
         devices = tuple(address for each in found.values() for address in each)
         ledger.write_record(replace(ledger.read_record() or record, devices=devices))
     return found
@@ -166,7 +166,7 @@ def plan_dry(context: Context, job: JobFacts, request_text: str) -> node_plan.No
     vnis = {each.network.name: each.network.min_vni + each.index for each in needs.memberships}
     ports = take_ports(set(), plan_wants(needs.memberships, needs.share))
     passthroughs = node_plan.plan_passthroughs(needs.request, needs.site)
-    devices = take_devices(set(), passthroughs, needs.share, needs.facts.devices)
+    devices = take_devices(set(), passthroughs, needs.share, needs.facts.devices, job.gres)
     meters = take_meters(set(), needs.count_meters())
     return needs.plan(Grants(vnis, 0, ports, meters, devices))
 

@@ -10,7 +10,7 @@ from pvc.config.mounts import join_mounts
 from pvc.errors import Problem, PvcError, UsageError
 from pvc.model.cluster import VmGroup
 from pvc.model.drive import Mmp
-from pvc.model.network import EthernetNetwork
+from pvc.model.network import EthernetNetwork, PciNetwork
 from pvc.model.request import MAX_CPUS, DefinitionItem, Request, SetRequest, Size, parse_definition
 from pvc.model.site import KeyOrigin, SiteConfig, Template
 from pvc.model.vm import Accel, Mount, VmTemplate
@@ -55,9 +55,7 @@ def resolve_request(
     """
     items = parse_items(definition)
     templates = {name: find_template(name, config) for name in dict.fromkeys(item.template for item in items)}
-    request = make_request(items, templates, cpus, sizes)
-    _check_networks(request, config)
-    return request
+    return _check_networks(make_request(items, templates, cpus, sizes), config)
 
 
 def resolve(
@@ -80,8 +78,7 @@ def resolve(
     repositories = Repositories(list(config.repositories))
     templates = {name: _override(find_template(name, config), overrides) for name in names}
     _check_drives(items, templates)
-    request = make_request(items, templates, cpus, sizes)
-    _check_networks(request, config)
+    request = _check_networks(make_request(items, templates, cpus, sizes), config)
     return LaunchOrder(
         definition=definition,
         request=request,
@@ -162,17 +159,22 @@ def _named_images(origin: KeyOrigin) -> list[tuple[str, str]]:
     return []
 
 
-def _check_networks(request: Request, config: SiteConfig) -> None:
-    """What nodes would refuse whatever they are: addresses that do not suffice, or overlap.
+def _check_networks(request: Request, config: SiteConfig) -> Request:
+    """The request with what its networks need of Slurm.
+
+    What nodes would refuse whatever they are is refused here: addresses that do not suffice, or overlap.
 
     :raise UsageError: there is such a thing.
     """
     from pvc.plan.addresses import check_rank
-    from pvc.plan.node import Site, plan_memberships
+    from pvc.plan.node import Site, plan_memberships, plan_passthroughs
 
     networks = {name: each for name, each in config.networks.items() if isinstance(each, EthernetNetwork)}
-    for membership in plan_memberships(request, Site(networks, config.resource_sets, "", "")):
+    devices = {name: each for name, each in config.networks.items() if isinstance(each, PciNetwork)}
+    site = Site(networks, config.resource_sets, "", "", devices=devices)
+    for membership in plan_memberships(request, site):
         check_rank(membership.network, max(ranks.stop for ranks in membership.members) - 1)
+    return replace(request, gres=any(each.network.gres for each in plan_passthroughs(request, site)))
 
 
 def make_groups(items: tuple[DefinitionItem, ...]) -> tuple[VmGroup, ...]:

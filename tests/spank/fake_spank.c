@@ -145,6 +145,8 @@ int slurm_load_job(job_info_msg_t **resp, uint32_t job_id, uint16_t show_flags)
 		loaded[i].nodes = component->nodes;
 		while (component->cpus[loaded[i].num_nodes] != 0)
 			loaded[i].num_nodes++;
+		loaded[i].gres_detail_cnt = component->gres_count;
+		loaded[i].gres_detail_str = component->gres_count == 0 ? NULL : component->gres;
 		loaded[i].job_resrcs = (job_resources_t *)component;
 	}
 	*resp = &answer;
@@ -159,6 +161,56 @@ int slurm_job_cpus_allocated_on_node_id(job_resources_t *job_resrcs_ptr, int nod
 void slurm_free_job_info_msg(job_info_msg_t *job_buffer_ptr)
 {
 	job_buffer_ptr->record_count = 0;
+}
+
+static node_info_t node;
+static node_info_msg_t node_answer;
+
+int slurm_load_node_single(node_info_msg_t **resp, char *node_name, uint16_t show_flags)
+{
+	(void)show_flags;
+	(void)snprintf(fake.asked_node, sizeof(fake.asked_node), "%s", node_name);
+	if (fake.controller_is_away || fake.node_gres == NULL)
+		return SLURM_ERROR;
+	node.gres = fake.node_gres;
+	node_answer.node_array = &node;
+	node_answer.record_count = 1;
+	*resp = &node_answer;
+	return SLURM_SUCCESS;
+}
+
+void slurm_free_node_info_msg(node_info_msg_t *node_buffer_ptr)
+{
+	node_buffer_ptr->record_count = 0;
+}
+
+/* A list of plain names is enough here. */
+struct hostlist {
+	char names[128];
+};
+
+static struct hostlist list;
+
+hostlist_t slurm_hostlist_create(const char *hostlist)
+{
+	(void)snprintf(list.names, sizeof(list.names), "%s", hostlist);
+	return &list;
+}
+
+int slurm_hostlist_find(hostlist_t hl, const char *hostname)
+{
+	int at = 0;
+	char *rest = NULL;
+
+	for (char *name = strtok_r(hl->names, ",", &rest); name != NULL; name = strtok_r(NULL, ",", &rest), at++)
+		if (strcmp(name, hostname) == 0)
+			return at;
+	return -1;
+}
+
+void slurm_hostlist_destroy(hostlist_t hl)
+{
+	hl->names[0] = '\0';
 }
 
 static void vlog_line(const char *prefix, const char *format, va_list values) __attribute__((format(printf, 2, 0)));

@@ -21,6 +21,8 @@ struct fake_component {
 	uint32_t offset;
 	char *nodes;
 	int cpus[8];
+	char *gres[4]; /* of its nodes */
+	uint32_t gres_count;
 };
 
 struct fake {
@@ -32,6 +34,8 @@ struct fake {
 	char drained[256];                            /* slurm_update_node: NODE REASON */
 	struct fake_component components[FAKE_COMPONENTS]; /* slurm_load_job: a job_id of 0 is none */
 	uint32_t asked;                               /* slurm_load_job: of which job */
+	char *node_gres;                              /* slurm_load_node_single: NULL is no such node */
+	char asked_node[64];                          /* slurm_load_node_single: of which node */
 	bool controller_is_away;                      /* slurm_load_job fails */
 	char log[16384];                              /* every message, each with its newline */
 };

@@ -82,6 +82,22 @@ static void prolog_of_a_component_tells_of_all(void)
 	stop_daemon(pid);
 }
 
+static void prolog_tells_what_slurm_gave_of_generic_resources(void)
+{
+	static char nodes[] = "n0,n1";
+	static char given[] = "gpu:2(IDX:0,3)";
+	static char total[] = "gpu:4";
+	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "0 12 is ready\n");
+
+	fake.components[0] = (struct fake_component){.job_id = 12, .nodes = nodes, .gres = {NULL, given}, .gres_count = 2};
+	fake.node_gres = total;
+	CHECK(setenv("PVC_GRES", "gpu:4(IDX:0-3);gpu:4", 1) == 0);
+	request("1;gres;gpu:2");
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK_HAS(read_text(scratch("heard")), "\nPVC_GRES=gpu:2(IDX:0,3);gpu:4\nSPANK_PVC_REQUEST=1;gres;gpu:2\n");
+	stop_daemon(pid);
+}
+
 static void hostile_request_cannot_add_facts(void)
 {
 	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "0 refused\n");
@@ -288,6 +304,7 @@ const struct test slurmd_tests[] = {
 	TEST(prolog_without_request_does_nothing),
 	TEST(prolog_asks_the_daemon),
 	TEST(prolog_of_a_component_tells_of_all),
+	TEST(prolog_tells_what_slurm_gave_of_generic_resources),
 	TEST(hostile_request_cannot_add_facts),
 	TEST(fault_of_the_node_fails_the_prolog),
 	TEST(failure_without_text_has_a_reason),

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from pvc.config.load import load_config
 from pvc.config.setting import Expansion
+from pvc.errors import ConfigError
+from pvc.model.site import SiteConfig
 
 FILES = {
     "batch.yaml": "settings:\n  etcd-servers: [e1]\n",
@@ -13,6 +18,7 @@ FILES = {
     "templates.yaml": "debian:\n  image: debian\n",
     "repos.yaml": "repos:\n  - {name: site, path: /images}\n",
 }
+SITE_SET = "site:\n  networks: [site]\n  default: yes\n"
 EXPANSION = Expansion("anne", "/home/anne", {"TEAM": "red"})
 
 
@@ -31,3 +37,14 @@ def ethernet(**settings: object) -> str:
     lines = ["nat:", "  type: ethernet", "  settings:", "    dev-prefix: nat"]
     lines += [f"    {key.replace('_', '-')}: {value}" for key, value in settings.items()]
     return "\n".join(lines) + "\n"
+
+
+def load_site(site: Path, user: Path | None = None) -> SiteConfig:
+    return load_config(site, user, expansion=EXPANSION)
+
+
+def problems_of(site: Path, user: Path | None = None) -> list[str]:
+    """Problems as "file:line: key: text", files without their directory."""
+    with pytest.raises(ConfigError) as caught:
+        load_site(site, user)
+    return [f"{Path(each.file).name}:{each.line}: {each.key}: {each.text}" for each in caught.value.problems]

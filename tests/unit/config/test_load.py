@@ -20,26 +20,14 @@ from pvc.model.network import (
     Layer,
     Outbound,
     Outbound6,
-    PciNetwork,
     Protocol,
     ReverseNat,
     Tagging,
     Vlan,
 )
-from pvc.model.site import Repository, SiteConfig
+from pvc.model.site import Repository
 from pvc.model.vm import Accel
-from tests.unit.config.sites import EXPANSION, ethernet, write_site
-
-
-def load_site(site: Path, user: Path | None = None) -> SiteConfig:
-    return load_config(site, user, expansion=EXPANSION)
-
-
-def problems_of(site: Path, user: Path | None = None) -> list[str]:
-    """Problems as "file:line: key: text", files without their directory."""
-    with pytest.raises(ConfigError) as caught:
-        load_site(site, user)
-    return [f"{Path(each.file).name}:{each.line}: {each.key}: {each.text}" for each in caught.value.problems]
+from tests.unit.config.sites import SITE_SET, ethernet, load_site, problems_of, write_site
 
 
 def test_the_nodes_copies_of_images(tmp_path: Path) -> None:
@@ -409,9 +397,6 @@ def bridged(**settings: object) -> str:
     return "\n".join(lines) + "\n"
 
 
-SITE_SET = "site:\n  networks: [site]\n  default: yes\n"
-
-
 def test_bridged_networks(tmp_path: Path) -> None:
     text = bridged(mtu=9000, vlans="[{vid: 20, type: native}, {vid: 21}]")
     network = load_site(write_site(tmp_path, networks=text, resources=SITE_SET)).networks["site"]
@@ -465,35 +450,3 @@ def test_ranges_of_networks_that_do_not_fit_each_other(tmp_path: Path) -> None:
         "d.settings.ext-network: 10.2.0.0/16 overlaps int-network 10.2.128.0/24 of 'c'",
         "d.settings.ext-network: 10.2.0.0/16 overlaps that of 'b' (10.2.0.0/24) without being the same",
     ]
-
-
-def pci(**settings: object) -> str:
-    """networks.yaml with the network ``site`` of PCI devices; settings begin at line 4."""
-    given = {"host_device_addrs": "['0000:3b:00.0', 5E:00.1]", "host_driver": "nouveau", **settings}
-    lines = ["site:", "  type: genericpci", "  settings:"]
-    lines += [f"    {key.replace('_', '-')}: {value}" for key, value in given.items() if value is not None]
-    return "\n".join(lines) + "\n"
-
-
-def test_networks_of_pci_devices(tmp_path: Path) -> None:
-    network = load_site(write_site(tmp_path, networks=pci(), resources=SITE_SET)).networks["site"]
-    assert network == PciNetwork("site", ("0000:3b:00.0", "0000:5e:00.1"), "nouveau")
-
-
-@pytest.mark.parametrize(
-    ("settings", "problem"),
-    [
-        ({"host_device_addrs": "[]"}, "4: site.settings.host-device-addrs: "),
-        ({"host_device_addrs": "[3b:00]"}, "4: site.settings.host-device-addrs[0]: '3b:00' is not a PCI address"),
-        (
-            {"host_device_addrs": "['3b:00.0', '0000:3B:00.0']"},
-            "4: site.settings.host-device-addrs[1]: 0000:3b:00.0 is there already",
-        ),
-        ({"host_driver": "../x"}, "5: site.settings.host-driver: '../x' is not the name of a kernel's driver"),
-        ({"host_driver": None}, "3: site.settings.host-driver: is missing: the name of a kernel's driver"),
-        ({"mtu": 1500}, "6: site.settings.mtu: "),
-    ],
-)
-def test_problems_of_networks_of_pci_devices(tmp_path: Path, settings: dict[str, object], problem: str) -> None:
-    (found,) = problems_of(write_site(tmp_path, networks=pci(**settings), resources=SITE_SET))
-    assert found.startswith(f"networks.yaml:{problem}"), found

@@ -23,6 +23,7 @@ requests = st.builds(
     Request,
     st.lists(st.builds(SetRequest, names, st.integers(1, 1000)), min_size=1, max_size=10).map(tuple),
     st.one_of(st.none(), st.integers(1, MAX_CPUS)),
+    gres=st.booleans(),
 )
 
 

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvc.errors import HostError
+from pvc.model.host import GresPart, JobGres
 from pvc.node import requests
 from pvc.node.facts import KEYS, parse_job, parse_job_id
 
@@ -93,6 +94,15 @@ def test_facts_of_a_component_are_those_of_all() -> None:
     assert facts.nodes == ("n9", "n1", "n2", "n3", "a", "b")
     assert facts.cpus == (4, 2, 2, 1, 8, 8)
     assert (facts.job_id, facts.cluster_id, facts.parts) == (12, 11, (1, 3, 2))
+
+
+def test_what_slurm_gave_is_told_or_not() -> None:
+    assert parse_job(GOOD).gres is None
+    gres = JobGres((GresPart("gpu", "", (1,)),), {"gpu": 2})
+    assert parse_job({**GOOD, "PVC_GRES": "gpu:1(IDX:1);gpu:2"}).gres == gres
+    assert parse_job({**HET, "PVC_GRES": "gpu:1(IDX:1);gpu:2"}).gres == gres
+    with pytest.raises(HostError, match="generic resources cannot be read"):
+        parse_job({**GOOD, "PVC_GRES": "gpu:1(IDX:1)"})
 
 
 @pytest.mark.parametrize("text", [None, "", "0"])

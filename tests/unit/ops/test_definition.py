@@ -11,7 +11,7 @@ import pytest
 from pvc.errors import PvcError, UsageError
 from pvc.model.cluster import VmGroup
 from pvc.model.drive import Mmp, PersistentDrive
-from pvc.model.network import EthernetNetwork
+from pvc.model.network import EthernetNetwork, PciNetwork, ResourceSet
 from pvc.model.request import decode_request, parse_definition
 from pvc.ops.definition import (
     Overrides,
@@ -101,6 +101,19 @@ def test_two_vms_on_one_drive_are_told_before_there_is_a_job(tmp_path: Path) -> 
     for definition in ("plain:2", "plain,third"):
         with pytest.raises(UsageError, match="2 VMs of this cluster would write to the persistent drive /data/a"):
             resolve(definition, config, Overrides())
+
+
+def test_slurm_is_asked_only_where_a_network_is_of_its_resources(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    config.networks["gpu"] = PciNetwork("gpu", ("0000:3b:00.0",), "nouveau", "gpu")
+    config.networks["nic"] = PciNetwork("nic", ("0000:5e:00.0",), "mlx5_core")
+    for name in ("gpu", "nic"):
+        config.resource_sets[name] = ResourceSet(name, ("nat", name))
+        config.templates[name] = replace(config.templates["plain"], name=name, resource_set=name)
+    assert resolve_request("plain,nic,gpu:2", config, 4).encode() == "1;cpus=4;gres;nat:1,nic:1,gpu:2"
+    assert resolve_request("nic:2", config).encode() == "1;nic:2"
+    overrides = Overrides(resource_set="gpu")
+    assert resolve("plain", config, overrides).request.encode() == "1;gres;gpu:1"
 
 
 def test_networks_that_no_node_could_give_are_refused_at_once(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvc.errors import ConfigError, UsageError
+from pvc.errors import ConfigError, JobError, UsageError
 from pvc.model.cluster import NodeShare
-from pvc.model.host import Grants, PciDevice
+from pvc.model.host import Grants, GresPart, JobGres, PciDevice
 from pvc.model.network import PciNetwork, ResourceSet
 from pvc.plan import actions
 from pvc.plan.node import NodePlan, plan_node
-from pvc.plan.pci import Passthrough, take_devices
+from pvc.plan.pci import Passthrough, divide_devices, take_devices
 from pvc.plan.placement import place
 from tests.unit.plan.golden import check_golden
 from tests.unit.plan.worlds import SITE, facts_of, job_of, request_of
@@ -112,3 +112,135 @@ def test_no_device_and_no_group_is_handed_out_twice(counts: list[int]) -> None:
             continue
         assert not taken & set(found)
         taken |= set(found)
+
+
+GIVEN = replace(GPU, gres="gpu")
+
+
+def give(*indices: int, kind: str = "", total: int = 4) -> JobGres:
+    return JobGres((GresPart("nic", "", (0,)), GresPart("gpu", kind, indices)), {"gpu": total, "nic": 1})
+
+
+def take_given(
+    count: int,
+    gres: JobGres | None,
+    devices: dict[str, PciDevice] | None = None,
+    *,
+    network: PciNetwork = GIVEN,
+    taken: frozenset[str] = frozenset(),
+) -> tuple[str, ...]:
+    found = (DEVICES if devices is None else devices), gres
+    return take_devices(taken, [Passthrough(network, (range(count),))], NodeShare("n1", 0, count), *found)["gpu"]
+
+
+def test_exactly_what_slurm_gave_is_taken() -> None:
+    assert take_given(1, give(2)) == (ADDRESSES[2],)
+    assert take_given(2, give(3, 1)) == (ADDRESSES[1], ADDRESSES[3])
+    # Two for each VM are as good as one; no VM gets more than another.
+    assert take_given(1, give(1, 3)) == (ADDRESSES[1], ADDRESSES[3])
+    assert list(divide_devices([4, 5], ADDRESSES)) == [(4, ADDRESSES[:2]), (5, ADDRESSES[2:])]
+    assert list(divide_devices([4, 5], ())) == []
+
+
+def test_devices_that_a_node_lacks_are_not_counted() -> None:
+    network = replace(GIVEN, host_devices=("0000:01:00.0", *ADDRESSES))
+    assert take_given(1, give(0), network=network) == (ADDRESSES[0],)
+
+
+def test_a_type_has_the_indices_that_slurm_gave_of_it() -> None:
+    both = JobGres((GresPart("gpu", "a100", (1,)), GresPart("gpu", "h100", (2, 3))), {"gpu": 4})
+    assert take_given(1, both, network=replace(GIVEN, gres="gpu:a100")) == (ADDRESSES[1],)
+    assert take_given(2, both, network=replace(GIVEN, gres="gpu:h100")) == (ADDRESSES[2], ADDRESSES[3])
+    assert take_given(3, both) == ADDRESSES[1:]
+
+
+def test_slurm_gave_other_numbers_than_the_vms_need() -> None:
+    for count, gres, number in ((2, give(1), 1), (2, give(0, 1, 2), 3), (1, give(), 0), (1, give(0, kind="x"), 0)):
+        network = replace(GIVEN, gres="gpu:a100") if gres.given[1].kind else GIVEN
+        text = f"network gpu: {count} VMs on this node get as many devices each, and Slurm gave the job {number} "
+        with pytest.raises(UsageError, match=text + f"{network.gres} here") as caught:
+            take_given(count, gres, network=network)
+        wish = f"{network.gres}:{count}"
+        assert caught.value.hint == f"gres: {wish} in the template, or --gres={wish}, asks for one each"
+
+
+def test_slurm_did_not_say_what_it_gave() -> None:
+    with pytest.raises(JobError, match="network gpu: Slurm's controller did not tell which gpu the job has"):
+        take_given(1, None)
+
+
+@pytest.mark.parametrize(
+    ("gres", "why"),
+    [
+        (give(0, total=3), "Slurm has 3 gpu on this node, and 4 of these devices are there"),
+        (give(0, total=5), "Slurm has 5 gpu on this node, and 4 of these devices are there"),
+        (give(4), "Slurm gave gpu number 4, and counts 4 on this node"),
+        (JobGres((GresPart("gpu", "", None),), {"gpu": 4}), "Slurm only counts gpu: gres.conf needs a File="),
+    ],
+)
+def test_what_the_site_and_slurm_say_contradicts(gres: JobGres, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"gpu.settings.host-device-addrs: {why}"):
+        take_given(1, gres)
+
+
+def test_a_dead_device_never_moves_the_others() -> None:
+    rest = {address: device for address, device in DEVICES.items() if address != ADDRESSES[0]}
+    with pytest.raises(ConfigError, match=f"Slurm has 4 gpu on .*3 of these devices are there, without {ADDRESSES[0]}"):
+        take_given(1, give(2), rest)
+
+
+def test_a_group_with_a_device_that_slurm_gave_to_others_is_not_given() -> None:
+    for driver in ("nouveau", "vfio-pci", None):
+        pair = {ADDRESSES[0]: PciDevice("nouveau", 10, ((ADDRESSES[1], driver),))}
+        with pytest.raises(ConfigError, match=f"{ADDRESSES[0]} (shares|can be had)|shares IOMMU group 10"):
+            take_given(1, give(0), {**DEVICES, **pair})
+    pair = {
+        ADDRESSES[0]: PciDevice("nouveau", 10, ((ADDRESSES[1], "nouveau"),)),
+        ADDRESSES[1]: PciDevice("nouveau", 10, ((ADDRESSES[0], "nouveau"),)),
+    }
+    assert take_given(1, give(0, 1), {**DEVICES, **pair}) == ADDRESSES[:2]
+    with pytest.raises(ConfigError, match=f"{ADDRESSES[1]} shares IOMMU group 10 with another VM's"):
+        take_given(2, give(0, 1), {**DEVICES, **pair})
+
+
+def test_a_device_that_another_cluster_still_has_is_not_given() -> None:
+    with pytest.raises(UsageError, match=f"another cluster still has {ADDRESSES[1]}, which Slurm gave to this job"):
+        take_given(1, give(1), taken=frozenset({ADDRESSES[1]}))
+    with pytest.raises(ConfigError, match=f"{ADDRESSES[1]} is the VMs' already, by another network"):
+        take_devices(
+            frozenset(),
+            [Passthrough(GIVEN, (range(1),)), Passthrough(replace(GIVEN, name="same"), (range(1),))],
+            NodeShare("n1", 0, 1),
+            DEVICES,
+            give(1),
+        )
+
+
+def test_a_device_that_slurm_gave_and_that_cannot_be_had_is_told() -> None:
+    with pytest.raises(ConfigError, match=f"2 devices are wanted on this node, and 1 can be had: {ADDRESSES[1]} is at"):
+        take_given(2, give(0, 1), {**DEVICES, ADDRESSES[1]: PciDevice("nvidia", 11)})
+
+
+@given(st.lists(st.integers(0, 3), unique=True, min_size=1), st.integers(1, 4))
+def test_never_a_device_that_slurm_did_not_give(indices: list[int], count: int) -> None:
+    try:
+        found = take_given(count, give(*indices))
+    except UsageError:
+        assert len(indices) % count
+        return
+    assert sorted(found) == sorted(ADDRESSES[index] for index in indices)
+    owners = list(divide_devices(range(count), found))
+    assert [rank for rank, _ in owners] == list(range(count))
+    assert tuple(address for _, addresses in owners for address in addresses) == found
+
+
+def test_golden_two_devices_for_a_vm_from_slurm() -> None:
+    site = replace(WORLD, devices={"gpu": GIVEN})
+    job, request = replace(job_of(1, 2), gres=give(1, 3)), request_of(("gpu", 1), cpus=2)
+    facts = replace(facts_of(job), devices=DEVICES)
+    share = NodeShare("n1", 0, 1)
+    granted = take_devices(frozenset(), [Passthrough(GIVEN, (range(1),))], share, DEVICES, job.gres)
+    grants = Grants({"nat": 5001}, 0, (60000,), devices=granted)
+    plan = plan_node(job, request, place(job.nodes, job.cpus, request), site, facts, grants)
+    check_golden("node-pci-gres", plan)
+    assert plan.grant.vms[0].devices == (ADDRESSES[1], ADDRESSES[3])
