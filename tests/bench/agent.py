@@ -7,10 +7,12 @@ is paid here, too), behind the supervisor's real classes and TLS, on one connect
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.bench._rows import Row, row, spread
@@ -52,7 +54,11 @@ def _measure_guest() -> Iterator[Row]:
     from reached import reached
 
     with tempfile.TemporaryDirectory(prefix="pvc-bench-") as base:
-        with reached(Path(base) / "one", 1, memory_mib=1024) as one:
+        raw = Path(base) / "raw"
+        port = ("-chardev", f"socket,id=raw,path={raw},server=on,wait=off")
+        device = ("-device", "virtserialport,bus=channels.0,chardev=raw,name=raw,id=raw")
+        with reached(Path(base) / "one", 1, memory_mib=1024, custom_args=(*port, *device)) as one:
+            yield from _measure_limit(one, raw)
             yield from _measure_round_trips(one)
             yield from _measure_copies(one, Path(base))
         with reached(Path(base) / "many", REAL) as many:
@@ -88,8 +94,45 @@ def _measure_round_trips(one: object) -> Iterator[Row]:
     yield row("exec true, connection and all", vms=1, times=[_time(lambda: one.run("true")) for _ in range(RUNS)])
 
 
+def _rates(times: list[float]) -> Row:
+    return spread("mib_per_s", [(SIZE >> 20) / each for each in times], digits=1)
+
+
+def _measure_limit(one: object, raw: Path) -> Iterator[Row]:
+    """What a virtio-serial port of the same kind carries without any agent: zeros from and to the guest's kernel."""
+    from reached import Reached
+
+    assert isinstance(one, Reached)
+    blocks = f"bs=64k count={SIZE >> 16}"
+    find = "p=$(grep -lx raw /sys/class/virtio-ports/*/name); p=${p%/name}; p=/dev/${p##*/}"
+
+    def receive() -> None:
+        left = SIZE
+        while left > 0:
+            left -= len(connection.recv(1 << 18))
+
+    with socket.socket(socket.AF_UNIX) as connection, ThreadPoolExecutor(1) as beside:
+        connection.connect(os.fspath(raw))
+        for phase, command, work in (
+            ("limit, guest to host", f"dd if=/dev/zero of=$p {blocks}", receive),
+            (
+                "limit, host to guest",
+                f"dd if=$p of=/dev/null iflag=fullblock {blocks}",
+                lambda: connection.sendall(bytes(SIZE)),
+            ),
+        ):
+            times = []
+            for _ in range(RUNS):
+                begin = time.perf_counter()
+                ran = beside.submit(one.run, "sh", "-c", f"{find}; {command}")
+                work()
+                assert ran.result().codes == [0]
+                times.append(time.perf_counter() - begin)
+            yield row(phase, vms=1, times=times, **_rates(times))
+
+
 def _measure_copies(one: object, base: Path) -> Iterator[Row]:
-    """The channel's limit is bytes that no file system and no checksum delays: /dev/zero, and into /dev/null."""
+    """Bytes of a command, which no file system and no checksum delays, and files."""
     from reached import Reached
 
     from pvc.ops.copy import copy_in, copy_out, parse_copy
@@ -101,22 +144,19 @@ def _measure_copies(one: object, base: Path) -> Iterator[Row]:
             stream.write(os.urandom(1 << 20))
     mib = SIZE >> 20
 
-    def rates(times: list[float]) -> Row:
-        return spread("mib_per_s", [mib / each for each in times], digits=1)
-
     times = [_time(lambda: one.run("dd", "if=/dev/zero", "bs=256k", f"count={4 * mib}")) for _ in range(RUNS)]
-    yield row("limit, guest to host", vms=1, times=times, **rates(times))
+    yield row("exec, guest to host", vms=1, times=times, **_rates(times))
     times = []
     for _ in range(RUNS):
         with source.open("rb") as stream:
             times.append(
                 _time(lambda stream=stream: one.run("dd", "of=/dev/null", "bs=256k", stdin_fd=stream.fileno()))
             )  # type: ignore[misc]
-    yield row("limit, host to guest", vms=1, times=times, **rates(times))
+    yield row("exec, host to guest", vms=1, times=times, **_rates(times))
     sources, target = parse_copy([os.fspath(source), "vm0:/tmp/data"], 1)
     times = [_time(lambda: copy_in(one.control, sources, target, "root", lambda _: None)) for _ in range(RUNS)]
-    yield row("cp, host to guest", vms=1, times=times, **rates(times))
+    yield row("cp, host to guest", vms=1, times=times, **_rates(times))
     back, place = parse_copy(["vm0:/tmp/data", os.fspath(base / "back")], 1)
     times = [_time(lambda: copy_out(one.control, back, place.path, "root", lambda _: None)) for _ in range(RUNS)]
     assert (base / "back").read_bytes() == source.read_bytes()
-    yield row("cp, guest to host", vms=1, times=times, **rates(times))
+    yield row("cp, guest to host", vms=1, times=times, **_rates(times))
