@@ -319,7 +319,7 @@ def build(
 ) -> None:
     """Make an image from Debian packages, or from another image by what its guest does, and import it.
 
-    RECIPE is one of pvc's own (debian, cluster, docker, mpi, slurm) or a YAML file of the same form (./mine.yaml). It
+    RECIPE is one of pvc's own (debian, debian-uefi, cluster, docker, mpi, slurm) or a YAML file of the same form (./mine.yaml). It
     may extend another. Packages come from the mirrors that this machine's apt uses. It needs mmdebstrap, e2fsprogs
     and qemu-utils, no loop device, and as a normal user fakeroot and subordinate user ids (see subuid(5)).
 
