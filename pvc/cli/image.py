@@ -319,9 +319,10 @@ def build(
 ) -> None:
     """Make an image from Debian packages, or from another image by what its guest does, and import it.
 
-    RECIPE is one of pvc's own (debian, debian-uefi, cluster, docker, mpi, slurm) or a YAML file of the same form (./mine.yaml). It
-    may extend another. Packages come from the mirrors that this machine's apt uses. It needs mmdebstrap, e2fsprogs
-    and qemu-utils, no loop device, and as a normal user fakeroot and subordinate user ids (see subuid(5)).
+    RECIPE is one of pvc's own (debian, debian-uefi, cluster, docker, mpi, slurm) or a YAML file of the same form
+    (./mine.yaml). It may extend another. Packages come from the mirrors that this machine's apt uses. It needs
+    mmdebstrap, e2fsprogs and qemu-utils, no loop device, and as a normal user fakeroot and subordinate user ids (see
+    subuid(5)).
 
     A recipe with "from: IMAGE" boots a guest of IMAGE, has it install packages, write files and run commands, and keeps
     what that changed as a layer on IMAGE.
