@@ -101,7 +101,8 @@ def _run(control: Control, ranks: Sequence[int], command: Command, options: dict
     from dataclasses import replace
 
     from pvc.cli.outputs import Gathered, Passed, Prefixed
-    from pvc.ops.execute import Runner, raw_terminal, total_code
+    from pvc.ops.console import raw_terminal
+    from pvc.ops.execute import Runner, total_code
 
     as_json, many = options["as_json"], len(ranks) > 1
     printer: Gathered | Passed | Prefixed = Prefixed(len(f"vm{ranks[-1]}")) if many else Passed()

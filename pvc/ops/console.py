@@ -9,7 +9,7 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pvc.errors import HostError
 from pvc.model.cluster import NodeEndpoint
@@ -28,7 +28,7 @@ def attach(control: Control, endpoint: NodeEndpoint, rank: int) -> None:
     try:
         _, first = send_request(connection, {"op": "console", "vm": rank}, endpoint.node)
         connection.setblocking(False)
-        with _raw_terminal():
+        with raw_terminal():
             _write(first)
             _copy(connection)
     finally:
@@ -36,7 +36,7 @@ def attach(control: Control, endpoint: NodeEndpoint, rank: int) -> None:
 
 
 @contextmanager
-def _raw_terminal() -> Iterator[None]:
+def raw_terminal() -> Iterator[None]:
     """Every key goes to the VM, Ctrl-C too; a pipe or file stays what it is."""
     fd = sys.stdin.fileno()
     if not os.isatty(fd):
@@ -47,7 +47,9 @@ def _raw_terminal() -> Iterator[None]:
         tty.setraw(fd)
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        # A terminal whose window was closed is set to nothing any more.
+        with suppress(termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 def _copy(connection: ssl.SSLSocket) -> None:

@@ -9,9 +9,7 @@ import struct
 import sys
 import termios
 import time
-import tty
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -283,23 +281,6 @@ def _replace(outcome: Outcome, **changes: Any) -> Outcome:
 def total_code(outcomes: Sequence[Outcome]) -> int:
     """For one VM its command's own; for many the largest, so 0 means that all succeeded."""
     return max((outcome.code for outcome in outcomes), default=0)
-
-
-@contextmanager
-def raw_terminal() -> Iterator[None]:
-    """What is typed goes to the guest as it is, Ctrl-C too."""
-    fd = sys.stdin.fileno()
-    if not os.isatty(fd):
-        yield
-        return
-    before = termios.tcgetattr(fd)
-    try:
-        tty.setraw(fd)
-        yield
-    finally:
-        # A terminal whose window was closed is set to nothing any more.
-        with suppress(termios.error):
-            termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 def list_detached(control: Control, ranks: Sequence[int], timeout_s: float) -> list[dict[str, Any]]:

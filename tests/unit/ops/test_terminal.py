@@ -30,7 +30,8 @@ from pathlib import Path
 from pvc import codec
 from pvc.model.cluster import ClusterRecord
 from pvc.ops.control import Control
-from pvc.ops.execute import Command, Runner, raw_terminal, total_code
+from pvc.ops.console import raw_terminal
+from pvc.ops.execute import Command, Runner, total_code
 from pvc.ops.jobdir import JobDir
 from pvc.cli.outputs import Passed
 record, jobdir, pty, *argv = sys.argv[1:]
