@@ -296,7 +296,8 @@ def _list_images(config: SiteConfig) -> list[str]:
 def _suggest(name: str, known: list[str]) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    names = sorted(set(known))  # an image and its template have one name
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return "did you mean " + " or ".join(repr(item) for item in near) + "?"
-    return "known: " + ", ".join(sorted(known)[:12]) if known else "none is declared; see templates.yaml"
+    return "known: " + ", ".join(names[:12]) if known else "none is declared; see templates.yaml"

@@ -19,6 +19,8 @@ def find_script(words: Sequence[str]) -> list[str]:
     :raise UsageError: there is no such program, or it may not be executed.
     """
     name = words[0]
+    if name.startswith("-"):
+        raise UsageError(f"{name} comes after the definition, where a script may stand", hint="options go before it")
     found = shutil.which(name)
     if found is not None:
         return [os.path.abspath(found), *words[1:]]

@@ -36,6 +36,12 @@ def test_a_directory_is_no_script(tmp_path: Path) -> None:
         find_script([os.fspath(tmp_path)])
 
 
+def test_an_option_behind_the_definition_is_no_script() -> None:
+    with pytest.raises(UsageError, match="--image comes after") as caught:
+        find_script(["--image", "debian"])
+    assert caught.value.hint == "options go before it"
+
+
 def test_environment_of_the_script(tmp_path: Path) -> None:
     environment = child_environment({"PVC_LAUNCH": "x", "HOME": "/h"}, 7, tmp_path)
     assert environment == {"HOME": "/h", "SLURM_JOB_ID": "7", "PVC_JOB_DIR": os.fspath(tmp_path)}
