@@ -11,21 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from pvc.channel.frames import (
-    CLIENT_BUDGET,
-    MAX_PAYLOAD,
-    WINDOW,
-    Decoder,
-    Frame,
-    Kind,
-    ProtocolError,
-    pack,
-    pack_credit,
-    pack_words,
-    parse_credit,
-    parse_words,
-    printable,
-)
+from pvc.channel.frames import CLIENT_BUDGET, WINDOW, ProtocolError, printable
+from pvc.channel.mux import Accepted, Arrived, Closed, Ended, Event, Moved, Mux, Noted
 from pvc.errors import GuestError, PvcError
 from pvc.model.cluster import NodeEndpoint
 from pvc.ops.control import Control, close_quietly, in_parallel, send_request
@@ -41,22 +28,13 @@ Words = Sequence[tuple[str, str]]
 
 
 class Stream:
-    """One stream to a guest. What comes is handed to the ``on_…`` methods; CREDIT is given back as they return.
-
-    ``pending``: bytes that were given to ``send`` and that the guest has not taken yet.
-    """
+    """One stream to a guest. What comes is handed to the ``on_…`` methods; CREDIT is given back as they return."""
 
     def __init__(self) -> None:
         self.rank = -1
         self.result: dict[str, str] | None = None
-        self.pending = 0
         self._link: Link | None = None
         self._number = 0
-        self._credit = 0
-        self._queue: deque[memoryview] = deque()
-        self._ends = False
-        self._closed = False
-        self._datagrams = False
 
     @property
     def name(self) -> str:
@@ -66,7 +44,12 @@ class Stream:
     @property
     def closed(self) -> bool:
         """Whether it is over."""
-        return self._closed
+        return self.result is not None
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were given to ``send`` and for which the guest has no room yet."""
+        return self._link.mux.pending(self._number) if self._link is not None else 0
 
     def on_note(self, words: dict[str, str]) -> None:
         """``pid``, ``connected`` and so on."""
@@ -77,8 +60,8 @@ class Stream:
     def on_end(self) -> None:
         """No more bytes will come."""
 
-    def on_sendable(self) -> None:
-        """All that was given to ``send`` is on its way."""
+    def on_moved(self) -> None:
+        """Some of what was given to ``send`` is on its way: look at ``pending``."""
 
     def on_accept(self, words: dict[str, str]) -> Stream | None:
         """The guest has a connection to what this stream listens for; None: it is refused."""
@@ -90,88 +73,37 @@ class Stream:
 
     def send(self, data: bytes) -> None:
         """Send bytes as fast as the guest takes them; look at ``pending`` before there is too much."""
-        if not self._closed and data:
-            self._queue.append(memoryview(data))
-            self.pending += len(data)
-            self._push()
+        if self._link is not None and not self.closed:
+            self._link.mux.send(self._number, data)
+            self._link.flush()
 
     def end(self) -> None:
         """No more bytes will be sent, once those are that wait."""
-        self._ends = True
-        self._push()
+        if self._link is not None and not self.closed:
+            self._link.mux.end(self._number)
+            self._link.flush()
 
     def note(self, words: Words) -> None:
         """Tell the agent something: ``signal``, ``rows`` and ``cols``."""
-        if not self._closed and self._link is not None:
-            self._link.write(Kind.NOTE, self._number, pack_words(words))
+        if self._link is not None and not self.closed:
+            self._link.mux.note(self._number, words)
+            self._link.flush()
 
     def close(self) -> None:
         """Let go of it; what it began in the guest and is not detached ends."""
-        if not self._closed and self._link is not None:
-            self._link.write(Kind.CLOSE, self._number)
+        if not self.closed and self._link is not None:
             self._link.forget(self._number)
-        self._over({})
+        self.finish({})
 
-    def attach(self, link: Link, number: int, rank: int, window: int, *, datagrams: bool = False) -> None:
+    def attach(self, link: Link, number: int, rank: int) -> None:
         """For ``Link``: it is open."""
         self._link, self._number, self.rank = link, number, rank
-        self._datagrams = datagrams
-        link.write(Kind.CREDIT, number, pack_credit(window))
 
-    def take(self, frame: Frame) -> None:
-        """For ``Link``: a frame has come."""
-        match frame.kind:
-            case Kind.DATA:
-                self.on_data(frame.payload, bool(frame.flags))
-                if not self._closed and self._link is not None and frame.payload:
-                    self._link.write(Kind.CREDIT, self._number, pack_credit(len(frame.payload)))
-            case Kind.CREDIT:
-                self._credit += parse_credit(frame.payload)
-                self._push()
-            case Kind.NOTE:
-                self.on_note(dict(parse_words(frame.payload)))
-            case Kind.END:
-                self.on_end()
-            case Kind.CLOSE:
-                self._over(dict(parse_words(frame.payload)))
-            case _:
-                raise ProtocolError("a frame that belongs to no stream")
-
-    def lose(self, why: str) -> None:
-        """For ``Link``: the connection is gone."""
-        self._over({"error": why, "from": "connection"})
-
-    def _push(self) -> None:
-        link = self._link
-        if link is None or self._closed:
-            return
-        before = self.pending
-        while self._queue:
-            part = self._queue[0]
-            size = min(len(part), self._credit, MAX_PAYLOAD)
-            if size == 0 or (self._datagrams and size < len(part)):
-                return
-            link.write(Kind.DATA, self._number, bytes(part[:size]))
-            self._credit -= size
-            self.pending -= size
-            if size == len(part):
-                self._queue.popleft()
-            else:
-                self._queue[0] = part[size:]
-        if self._ends:
-            self._ends = False
-            link.write(Kind.END, self._number)
-        elif before:
-            self.on_sendable()
-
-    def _over(self, words: dict[str, str]) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self.result = words
-        self._queue.clear()
-        self.pending = 0
-        self.on_close(words)
+    def finish(self, words: dict[str, str]) -> None:
+        """For ``Link``: it is over."""
+        if self.result is None:
+            self.result = words
+            self.on_close(words)
 
 
 class Agents:
@@ -186,6 +118,12 @@ class Agents:
         self._connect_s = connect_s
         self._window = max(4096, min(WINDOW, CLIENT_BUDGET // 2 // max(1, expected)))
         self._links: dict[str, Link] = {}
+
+    def __enter__(self) -> Agents:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def connect(self, ranks: Iterable[int]) -> dict[str, PvcError]:
         """Connect to the nodes of these VMs, all at once; returns what failed, by node."""
@@ -236,13 +174,13 @@ class Link:
     def __init__(self, control: Control, endpoint: NodeEndpoint, loop: Loop, window: int, connect_s: float) -> None:
         """:raise PvcError: nobody answers, or the supervisor refuses."""
         self.lost = False
+        self.mux = Mux()
         self._node = endpoint.node
         self._loop = loop
         self._window = window
-        self._decoder = Decoder(in_step=True)
         self._streams: dict[int, Stream] = {}
-        self._last = 0
         self._out: deque[memoryview] = deque()
+        self._waits: bool | None = None  # for room to send; None: not watched yet
         self._connection = control.connect(endpoint, connect_s)
         try:
             _, self._early = send_request(self._connection, {"op": "agent"}, endpoint.node)
@@ -254,36 +192,32 @@ class Link:
 
     def start(self) -> None:
         """Serve it in the loop."""
-        self._loop.watch(self._fd, self._on_ready, read=True, write=bool(self._out))
-        if self._early:
-            self._take(self._early)
+        self._watch()
+        self._take(self._early)
 
     def open(self, rank: int, words: Words, stream: Stream) -> None:
         """:raise ValueError: the request is too long."""
-        payload = pack_words([("vm", str(rank)), *words])
-        self._last += 1
-        self._streams[self._last] = stream
-        self.write(Kind.OPEN, self._last, payload)
-        stream.attach(self, self._last, rank, self._window, datagrams=("net", "udp") in words)
-
-    def write(self, kind: Kind, stream: int, payload: bytes = b"") -> None:
-        """Send a frame."""
-        if not self.lost:
-            self._out.append(memoryview(pack(kind, stream, payload)))
-            self._flush()
+        number = self.mux.open([("vm", str(rank)), *words], self._window)
+        self._streams[number] = stream
+        stream.attach(self, number, rank)
+        self.flush()
 
     def forget(self, number: int) -> None:
-        """A stream that was closed here."""
+        """Close a stream from here."""
         self._streams.pop(number, None)
+        self.mux.close(number)
+        self.flush()
 
     def close(self) -> None:
         """Leave."""
         self._lose("the connection was closed")
 
     def _on_ready(self) -> None:
-        self._flush()
+        self.flush()
         try:
             for turn in range(_READS):
+                if self.lost:
+                    return
                 data = self._connection.recv(_CHUNK)
                 if not data:
                     self._lose(f"the supervisor on {self._node} has ended the connection")
@@ -298,43 +232,65 @@ class Link:
             self._lose(f"the connection to the supervisor on {self._node} broke: {err}")
 
     def _take(self, data: bytes) -> None:
-        while frames := self._decoder.feed(data):
+        while events := self.mux.receive(data):
             data = b""
-            for frame in frames:
-                self._take_frame(frame)
+            for event in events:
+                self._tell(event)
+        self.flush()
 
-    def _take_frame(self, frame: Frame) -> None:
-        stream = self._streams.get(frame.stream)
-        if frame.kind is Kind.OPEN:
-            self._accept(frame)
-        elif stream is not None:
-            if frame.kind is Kind.CLOSE:
-                self.forget(frame.stream)
-            stream.take(frame)
-
-    def _accept(self, frame: Frame) -> None:
-        words = dict(parse_words(frame.payload))
-        parent = self._streams.get(int(words.get("parent", "0")))
-        child = parent.on_accept(words) if parent is not None else None
-        if child is None or parent is None:
-            self.write(Kind.CLOSE, frame.stream)
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, Accepted):
+            self._accept(event)
             return
-        self._streams[frame.stream] = child
-        child.attach(self, frame.stream, parent.rank, self._window)
+        stream = self._streams.get(event.stream)
+        if stream is None:  # closed by what came before it
+            return
+        match event:
+            case Arrived():
+                stream.on_data(event.data, event.second)
+                self.mux.taken(event.stream, len(event.data))
+            case Moved():
+                stream.on_moved()
+            case Noted():
+                stream.on_note(event.words)
+            case Ended():
+                stream.on_end()
+            case Closed():
+                del self._streams[event.stream]
+                stream.finish(event.words)
 
-    def _flush(self) -> None:
+    def _accept(self, event: Accepted) -> None:
+        parent = self._streams.get(event.parent)
+        child = parent.on_accept(event.words) if parent is not None else None
+        if child is None or parent is None:
+            self.mux.close(event.stream)
+            return
+        self._streams[event.stream] = child
+        child.attach(self, event.stream, parent.rank)
+
+    def flush(self) -> None:
+        """Send what is to be sent, as far as it goes now."""
+        if self.lost or self._waits is None:
+            return
+        self._out.extend(map(memoryview, self.mux.take_output()))
         try:
-            while self._out and not self.lost:
+            while self._out:
                 sent = self._connection.send(self._out[0])
-                self._out[0] = self._out[0][sent:]
-                if not self._out[0]:
+                if sent == len(self._out[0]):
                     self._out.popleft()
+                else:
+                    self._out[0] = self._out[0][sent:]
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
         except OSError as err:
             self._lose(f"the connection to the supervisor on {self._node} broke: {err}")
-        if not self.lost:
-            self._loop.watch(self._fd, self._on_ready, read=True, write=bool(self._out))
+            return
+        if self._waits != bool(self._out):
+            self._watch()
+
+    def _watch(self) -> None:
+        self._waits = bool(self._out)
+        self._loop.watch(self._fd, self._on_ready, read=True, write=self._waits)
 
     def _lose(self, why: str) -> None:
         if self.lost:
@@ -343,9 +299,8 @@ class Link:
         self._out.clear()
         self._loop.remove(self._fd)
         close_quietly(self._connection)
-        streams, self._streams = self._streams, {}
-        for stream in streams.values():
-            stream.lose(why)
+        for event in self.mux.lose({"error": why, "from": "connection"}):
+            self._tell(event)
 
 
 class Collected(Stream):

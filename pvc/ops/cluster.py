@@ -19,12 +19,13 @@ from pvc.model.forward import Forward, parse_forward
 from pvc.model.vm import Order, OrderResult, VmStatus
 from pvc.ops import forwards, orders
 from pvc.ops.control import Control
+from pvc.ops.execute import Command
 from pvc.ops.jobdir import JobDir
 from pvc.ops.launch import find_pvc
 from pvc.ops.load import add_loads
 from pvc.ops.logs import LogWish, read_logs
 from pvc.ops.registry import find_cluster
-from pvc.ops.remote import ExecResult, ExecWish, run_command
+from pvc.ops.remote import ExecResult, run_command
 from pvc.ops.status import parse_vms, read_status
 from pvc.ops.stop import stop_cluster
 from pvc.ops.submission import ClusterWishes, holder_argv
@@ -171,8 +172,14 @@ class Cluster:
         if isinstance(argv, str) or not argv:
             raise UsageError("a command is a list of words", hint='for a shell\'s line: ["sh", "-c", LINE]')
         data = stdin.encode() if isinstance(stdin, str) else stdin
-        wish = ExecWish(tuple(argv), user, cwd, tuple((env or {}).items()), data)
-        results = run_command(self._control, self._ranks(vms), wish, timeout_s)
+        command = Command(
+            tuple(argv),
+            user=user,
+            cwd=cwd,
+            env=tuple(f"{name}={value}" for name, value in (env or {}).items()),
+            stdin=data is not None,
+        )
+        results = run_command(self._control, self._ranks(vms), command, timeout_s, data)
         failed = [each for each in results if each.code]
         if check and failed:
             first = failed[0]

@@ -82,7 +82,7 @@ class _Upload(Stream):
         if second:
             self.said += data[: max(0, _MAX_SAID - len(self.said))]
 
-    def on_sendable(self) -> None:
+    def on_moved(self) -> None:
         self._upload.feed()
 
     def on_close(self, words: dict[str, str]) -> None:

@@ -63,7 +63,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended in one VM; ``id`` is its number there, for ``attach``."""
+    """How a command ended in one VM; ``id`` is its number there, for ``attach``.
+
+    ``late``: the time ran out. ``unreachable``: the error is that of its node's supervisor.
+    """
 
     rank: int
     name: str
@@ -74,6 +77,8 @@ class Outcome:
     hint: str | None = None
     id: int | None = None
     detached: bool = False
+    late: bool = False
+    unreachable: bool = False
 
     @property
     def code(self) -> int:
@@ -84,7 +89,7 @@ class Outcome:
             return 128 + self.signal
         if self.detached:
             return 0
-        return TIMED_OUT if self.error == _TOO_LATE else GuestError.exit_code
+        return TIMED_OUT if self.late else GuestError.exit_code
 
 
 _TOO_LATE = "the time ran out"
@@ -125,7 +130,7 @@ class _Running(Stream):
     def on_data(self, data: bytes, second: bool) -> None:
         self._runner.on_output(self.rank, data, second)
 
-    def on_sendable(self) -> None:
+    def on_moved(self) -> None:
         self._runner.feed()
 
     def on_close(self, words: dict[str, str]) -> None:
@@ -135,17 +140,25 @@ class _Running(Stream):
 
 
 class Runner:
-    """Runs one command in VMs; made for one use."""
+    """Runs one command in VMs; made for one use. Its input is read from ``stdin_fd``, or is ``data``."""
 
-    def __init__(self, control: Control, command: Command, on_output: OnOutput, stdin_fd: int | None) -> None:
+    def __init__(
+        self,
+        control: Control,
+        command: Command,
+        on_output: OnOutput,
+        stdin_fd: int | None,
+        data: bytes | None = None,
+    ) -> None:
         self.command = command
         self.on_output = on_output
         self.left = 0
         self._control = control
         self._stdin = stdin_fd
+        self._data = data
         self._reading = False
         self._ended = False
-        self._streams: list[_Running] = []
+        self._streams: dict[int, _Running] = {}
         self._refused: dict[int, PvcError] = {}
         self._interrupts = 0
         self._escape = b"\r"
@@ -159,6 +172,7 @@ class Runner:
         loop = self._loop = Loop(signals, self._on_signal)
         agents = Agents(self._control, loop, len(ranks))
         started = time.monotonic()
+        words = self.command.words()
         try:
             broken = agents.connect(ranks)
             for rank in ranks:
@@ -166,11 +180,12 @@ class Runner:
                 if node in broken:
                     self._refused[rank] = broken[node]
                     continue
-                stream = _Running(self)
-                stream.rank = rank
-                self._streams.append(stream)
+                stream = self._streams[rank] = _Running(self)
                 self.left += 1
-                agents.open(rank, self.command.words(), stream)
+                agents.open(rank, words, stream)
+                if self._data is not None:
+                    stream.send(self._data)
+                    stream.end()
             self.feed()
             left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
             if not loop.run_until(self._is_over, timeout_s=left_s):
@@ -186,7 +201,7 @@ class Runner:
         return self.left <= 0
 
     def _give_up(self, loop: Loop) -> None:
-        for stream in self._streams:
+        for stream in self._streams.values():
             if not stream.closed:
                 stream.late = True
                 stream.close()
@@ -198,14 +213,15 @@ class Runner:
         base = Outcome(rank, f"vm{rank}", node)
         if rank in self._refused:
             err = self._refused[rank]
-            return _replace(base, error=str(err), hint=err.find_hint())
-        stream = next(each for each in self._streams if each.rank == rank)
+            return _replace(base, error=str(err), hint=err.find_hint(), unreachable=True)
+        stream = self._streams[rank]
         result = stream.result or {}
         base = _replace(base, id=stream.id, detached=stream.detached)
         if stream.late:
-            return _replace(base, error=_TOO_LATE)
+            return _replace(base, error=_TOO_LATE, late=True)
         if "error" in result:
-            return _replace(base, error=printable(result["error"]), hint=result.get("hint"))
+            lost = result.get("from") == "connection"
+            return _replace(base, error=printable(result["error"]), hint=result.get("hint"), unreachable=lost)
         code, number = result.get("exit", ""), result.get("signal", "")
         if code.isdecimal():
             return _replace(base, exit=int(code) & 0xFF)
@@ -217,7 +233,7 @@ class Runner:
         """Read input while all guests take it."""
         if self._loop is None or self._stdin is None or self._ended:
             return
-        wanted = self.left > 0 and all(stream.pending < _PENDING for stream in self._streams)
+        wanted = self.left > 0 and all(stream.pending < _PENDING for stream in self._streams.values())
         if wanted != self._reading:
             self._reading = wanted
             try:
@@ -228,7 +244,7 @@ class Runner:
                 self._read_file()
 
     def _read_file(self) -> None:
-        while not self._ended and all(stream.pending < _PENDING for stream in self._streams) and self.left > 0:
+        while not self._ended and all(stream.pending < _PENDING for stream in self._streams.values()) and self.left > 0:
             self._on_stdin()
 
     def _on_stdin(self) -> None:
@@ -242,7 +258,7 @@ class Runner:
         if self.command.pty and self._is_farewell(data):
             self._interrupts = 2
             return
-        for stream in self._streams:
+        for stream in self._streams.values():
             if data:
                 stream.send(data)
             else:
@@ -263,12 +279,12 @@ class Runner:
     def _on_signal(self, number: signal.Signals) -> None:
         if number is signal.SIGWINCH:
             if self.command.pty:
-                for stream in self._streams:
+                for stream in self._streams.values():
                     stream.note(size_words())
             return
         self._interrupts += 1 if number is signal.SIGINT else 2
         if self._interrupts == 1:
-            for stream in self._streams:
+            for stream in self._streams.values():
                 stream.note([("signal", str(int(signal.SIGINT)))])
 
 
@@ -290,10 +306,8 @@ def list_detached(control: Control, ranks: Sequence[int], timeout_s: float) -> l
     """
     from pvc.ops.agents import ask
 
-    loop = Loop((), lambda _: None)
-    agents = Agents(control, loop, len(ranks))
     found: list[dict[str, Any]] = []
-    try:
+    with Loop((), lambda _: None) as loop, Agents(control, loop, len(ranks)) as agents:
         for rank in ranks:
             for note in ask(agents, loop, rank, [("op", "list")], timeout_s).notes:
                 argv = [printable(part.removeprefix("arg=")) for part in note.get("command", "").split("\t")[1:]]
@@ -301,7 +315,4 @@ def list_detached(control: Control, ranks: Sequence[int], timeout_s: float) -> l
                 how = next(((key, note[key]) for key in ("exit", "signal") if key in note), None)
                 result = None if how is None else f"{how[0]} {printable(how[1])}"
                 found.append({"vm": f"vm{rank}", **shown, "result": result, "command": " ".join(argv)})
-    finally:
-        agents.close()
-        loop.close()
     return found

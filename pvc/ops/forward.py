@@ -113,7 +113,7 @@ class Forwarder:
     async def _check(self, wish: Forward) -> None:
         """:raise PvcError: nobody answers in the VM now."""
         channel = await self._channel(wish.rank)
-        stream = await channel.open(wish.rank, [("op", "metrics")], _WINDOW)
+        stream = channel.open(wish.rank, [("op", "metrics")], _WINDOW)
         raise_closed(await stream.closed)
 
     # TCP
@@ -129,7 +129,7 @@ class Forwarder:
             try:
                 await splice(reader, writer, stream)
             finally:
-                await stream.close()
+                stream.close()
         except PvcError as err:
             self._tell(f"{wish}: {err}")
         except OSError:
@@ -156,11 +156,11 @@ class Forwarder:
 
     async def _open(self, wish: Forward, words: list[tuple[str, str]]) -> Stream:
         channel = await self._channel(wish.rank)
-        stream = await channel.open(wish.rank, words, _WINDOW)
+        stream = channel.open(wish.rank, words, _WINDOW)
         try:
             await stream.note()
         except BaseException:
-            await stream.close()
+            stream.close()
             raise
         return stream
 
@@ -194,7 +194,7 @@ class Forwarder:
         net = "unix" if wish.far.startswith("/") else "tcp"
         where = [("path", wish.far)] if net == "unix" else [("port", wish.far)]
         channel = await self._channel(wish.rank)
-        return await channel.open(wish.rank, [("op", "listen"), ("net", net), *where], _WINDOW)
+        return channel.open(wish.rank, [("op", "listen"), ("net", net), *where], _WINDOW)
 
     async def _serve_reverse(self, wish: Forward, stream: Stream) -> None:
         async def listen() -> Stream:
@@ -231,7 +231,7 @@ class Forwarder:
         except PvcError:
             pass
         finally:
-            await stream.close()
+            stream.close()
             if writer is not None:
                 writer.close()
 
@@ -351,12 +351,12 @@ class _Datagrams(asyncio.DatagramProtocol):
             if back is not None:
                 back.cancel()
             if stream is not None:
-                await stream.close()
+                stream.close()
 
     async def _carry_back(self, peer: tuple[str, int], stream: Stream) -> None:
         while (piece := await stream.read()) is not None:
             if self._transport is not None:
-                self._transport.sendto(piece[1], peer)
+                self._transport.sendto(piece, peer)
 
 
 def is_final(err: PvcError) -> bool:
@@ -371,13 +371,14 @@ async def splice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, str
     """Copy both ways; the end of one direction is passed on, and the other one goes on."""
 
     async def up() -> None:
-        while data := await reader.read(_CHUNK):
-            await stream.write(data)
-        await stream.end()
+        with suppress(GuestError):  # the other side has closed it while more was to be sent: what it said still comes
+            while data := await reader.read(_CHUNK):
+                await stream.write(data)
+            stream.end()
 
     async def down() -> None:
         while (piece := await stream.read()) is not None:
-            writer.write(piece[1])
+            writer.write(piece)
             await writer.drain()
         with suppress(OSError):
             writer.write_eof()
@@ -391,9 +392,6 @@ async def splice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, str
             both.result()
         else:  # what has come is still written
             await downward
-    except GuestError:
-        # The other side has closed the stream while more was to be sent: this side closes, too
-        return
     finally:
         both.cancel()
         await asyncio.gather(both, return_exceptions=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pvc.channel.frames import printable
 from pvc.errors import GuestError, HostError, PvcError
 from pvc.ops.control import Control, close_quietly, in_parallel, send_request
+from pvc.ops.execute import Command, Runner
 from pvc.ops.jobdir import JobDir
-from pvc.ops.remote import ExecWish, run_command
+from pvc.ops.remote import run_command
 from pvc.ops.status import find_endpoint
 from pvc.parse import strip_controls
 
@@ -84,7 +85,7 @@ def _read_in_guests(control: Control, ranks: Sequence[int], wish: LogWish, write
         return
     argv = ("cat", path) if wish.lines is None else ("tail", "-n", str(wish.lines), path)
     failed: list[str] = []
-    for result, rank in zip(run_command(control, ranks, ExecWish(argv), _GUEST_S), ranks, strict=True):
+    for result, rank in zip(run_command(control, ranks, Command(argv, stdin=False), _GUEST_S), ranks, strict=True):
         if result.code:
             failed.append(f"{result.vm}: {printable(result.stderr.decode(errors='replace').strip())}")
         else:
@@ -100,9 +101,6 @@ def _follow_in_guests(
 
     :raise GuestError: a guest has no agent, or has ended.
     """
-    # Its import is for this alone.
-    from pvc.ops.execute import Command, Runner
-
     outs = {rank: write(rank) for rank in ranks}
 
     def take(rank: int, data: bytes, second: bool) -> None:

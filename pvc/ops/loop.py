@@ -26,6 +26,12 @@ class Loop:
         self._wanted = frozenset(int(number) for number in signals)
         self.add(self._reader, self._take_signals)
 
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def add(self, fd: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever ``fd`` is readable."""
         self._selector.register(fd, selectors.EVENT_READ, callback)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import ssl
 import sys
 
+from pvc.channel.frames import printable
 from pvc.errors import GuestError, HostError
+from pvc.ops.agents import Agents, Stream
 from pvc.ops.control import Control, close_quietly, send_request
+from pvc.ops.loop import Loop
 from pvc.ops.status import find_endpoint
-from pvc.ops.streams import Channel, Stream
 
 _CONNECT_S = 20.0
 _CHUNK = 1 << 16
+# ssh is read no faster than the guest takes it.
+_PENDING = 1 << 18
 
 
 def carry(control: Control, rank: int) -> None:
@@ -23,7 +26,7 @@ def carry(control: Control, rank: int) -> None:
     :raise HostError: the VM's supervisor does not answer, or stopped to.
     :raise GuestError: neither an agent nor a port leads there.
     """
-    no_agent = asyncio.run(_carry_by_agent(control, rank))
+    no_agent = _carry_by_agent(control, rank)
     if no_agent is None:
         return
     try:
@@ -32,38 +35,60 @@ def carry(control: Control, rank: int) -> None:
         raise GuestError(f"no way leads to the ssh of vm{rank}: {err}; {no_agent}", hint=err.find_hint()) from None
 
 
-async def _carry_by_agent(control: Control, rank: int) -> GuestError | None:
-    """Why it could not be done, None: it was."""
-    channel = await Channel.connect(control, find_endpoint(control.record, rank))
-    try:
-        words = [("op", "connect"), ("net", "tcp"), ("host", "127.0.0.1"), ("port", "22")]
-        stream = await channel.open(rank, words)
-        try:
-            async with asyncio.timeout(_CONNECT_S):
-                await stream.note()
-        except GuestError as err:
-            return err
-        except TimeoutError:
+class _Carried(Stream):
+    """A connection to the ssh server; ``connected`` once it answered."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self.connected = False
+        self._loop = loop
+
+    def on_note(self, words: dict[str, str]) -> None:
+        self.connected = "connected" in words
+        self._watch()
+
+    def on_data(self, data: bytes, second: bool) -> None:
+        del second
+        _write(data)
+
+    def on_moved(self) -> None:
+        self._watch()
+
+    def _watch(self) -> None:
+        fd, wanted = sys.stdin.fileno(), self.pending < _PENDING
+        self._loop.watch(fd, self._on_stdin, read=wanted and not self.closed, write=False)
+
+    def _on_stdin(self) -> None:
+        data = os.read(sys.stdin.fileno(), _CHUNK)
+        if not data:
+            self._loop.remove(sys.stdin.fileno())
+            self.close()  # ssh has left, so nobody wants more
+            return
+        self.send(data)
+        self._watch()
+
+
+def _carry_by_agent(control: Control, rank: int) -> GuestError | None:
+    """Why it could not be done, None: it was.
+
+    :raise HostError: the connection to the supervisor was lost.
+    """
+    with Loop((), lambda _: None) as loop, Agents(control, loop, connect_s=_CONNECT_S) as agents:
+        stream = _Carried(loop)
+        agents.open(rank, [("op", "connect"), ("net", "tcp"), ("host", "127.0.0.1"), ("port", "22")], stream)
+        if not loop.run_until(lambda: stream.connected or stream.closed, timeout_s=_CONNECT_S):
             return GuestError(f"the agent of vm{rank} does not answer")
-        reader = asyncio.StreamReader()
-        pipe = asyncio.StreamReaderProtocol(reader)
-        await asyncio.get_running_loop().connect_read_pipe(lambda: pipe, sys.stdin)
-        upward = asyncio.ensure_future(_carry_up(reader, stream))
-        try:
-            while (piece := await stream.read()) is not None:
-                _write(piece[1])
-        finally:
-            upward.cancel()
-            await asyncio.gather(upward, return_exceptions=True)
-    finally:
-        await channel.close()
+        if not stream.connected:
+            words = stream.result or {}
+            return GuestError(
+                printable(words.get("error", "the stream was closed at once")),
+                hint=words.get("hint") if words.get("from") == "supervisor" else None,
+            )
+        loop.run_until(lambda: stream.closed)
+        words = stream.result or {}
+        if words.get("from") == "connection":
+            raise HostError(words["error"])
     return None
-
-
-async def _carry_up(reader: asyncio.StreamReader, stream: Stream) -> None:
-    while data := await reader.read(_CHUNK):
-        await stream.write(data)
-    await stream.close()  # ssh has left, so nobody wants more
 
 
 def _carry_by_port(control: Control, rank: int) -> None:

@@ -10,7 +10,8 @@ from enum import StrEnum
 from pvc.errors import GuestError, PvcError, UsageError
 from pvc.model.vm import ENDED, Phase, VmStatus
 from pvc.ops.control import Control, in_parallel
-from pvc.ops.remote import ExecWish, check_port, run_command
+from pvc.ops.execute import Command
+from pvc.ops.remote import check_port, run_command
 from pvc.ops.status import has_no_ssh, read_status
 
 _POLL_S = 1.0
@@ -165,7 +166,7 @@ _CLOUD_INIT = (
 
 def _check_command(control: Control, vm: VmStatus, condition: Condition) -> Lack | None:
     line = _CLOUD_INIT if condition.goal is Goal.CLOUD_INIT else condition.text
-    (result,) = run_command(control, (vm.rank,), ExecWish(("sh", "-c", line)), _TRY_S)
+    (result,) = run_command(control, (vm.rank,), Command(("sh", "-c", line), stdin=False), _TRY_S)
     if condition.goal is Goal.COMMAND:
         return None if result.code == 0 else Lack(f"{condition} ended with {result.code}")
     said = result.text.removeprefix("status: ").splitlines()[:1]

@@ -12,7 +12,7 @@ import pytest
 from agents import build_agent
 from fleet import Fleet, fleet
 
-from pvc.channel.frames import Kind, pack_credit
+from pvc.channel.frames import Kind, pack, pack_credit
 from pvc.cli.outputs import Gathered, Prefixed
 from pvc.errors import UsageError
 from pvc.ops.agents import Agents, Collected, ask
@@ -111,7 +111,8 @@ def test_a_supervisor_that_cuts_us_off_is_told(many: Fleet) -> None:
     assert loop.run_until(lambda: bool(stream.notes), timeout_s=60)
     for _ in range(200):
         assert stream._link is not None
-        stream._link.write(Kind.CREDIT, 1, pack_credit(1 << 20))
+        stream._link.mux._output.append(pack(Kind.CREDIT, 1, pack_credit(1 << 20)))
+        stream._link.flush()
     assert loop.run_until(lambda: stream.closed, timeout_s=60)
     assert stream.result is not None
     assert "n1" in stream.result["error"]
