@@ -64,7 +64,7 @@ class Ended(Event):
 
 @dataclass(frozen=True, slots=True)
 class Moved(Event):
-    """Some of what waited to be sent is on its way; ``pending`` tells how much still waits."""
+    """Some of what waited is on its way, and ``pending`` tells how much still waits; or a datagram may be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ class Mux:
                 state.credit += parse_credit(frame.payload)
                 before = state.pending
                 self._push(frame.stream, state)
-                event = Moved(frame.stream) if state.pending < before else None
+                event = Moved(frame.stream) if state.pending < before or state.datagrams else None
             case Kind.NOTE:
                 event = Noted(frame.stream, dict(parse_words(frame.payload)))
             case Kind.END:

@@ -14,7 +14,7 @@ from pvc.cli.options import cluster_options, json_option
 from pvc.cli.passthrough import SlurmCommand, slurm_words
 
 if TYPE_CHECKING:
-    from pvc.ops.control import Control
+    pass
 
 _MOUNT = "HOSTDIR:GUESTDIR[:ro][:type=9p|virtiofs]"
 
@@ -124,9 +124,10 @@ def launch(ctx: click.Context, script: bool, watch_parent: bool, words: tuple[st
 @click.argument("text")
 def announce(job: int, seconds: int, text: str) -> None:
     """Tell whoever is in the guests that the job ends soon: the launcher calls this."""
+    from pvc.cli.vm import find_control
     from pvc.ops.announce import announce as tell
 
-    click.echo(f"told {tell(_find_control(job, None), seconds, text)} VMs")
+    click.echo(f"told {tell(find_control(job, None), seconds, text)} VMs")
 
 
 @click.command()
@@ -204,12 +205,12 @@ def _start_vms(
 ) -> None:
     from pvc.cli.vm import START_WAIT_S, give_order
     from pvc.model.vm import Order
-    from pvc.ops.status import parse_vms, wait_reachable
+    from pvc.ops.cluster import Cluster
 
-    control = _find_control(job_id, job_name)
-    give_order(control, Order.START, words, quiet=quiet or wait, as_json=as_json)
+    cluster = Cluster.find(job_id, job_name)
+    give_order(cluster, Order.START, words, quiet=quiet or wait, as_json=as_json)
     if wait:
-        wait_reachable(control, parse_vms(words, control.record.placement.count), START_WAIT_S)
+        cluster.wait(words, timeout_s=START_WAIT_S)
 
 
 @click.command()
@@ -252,8 +253,7 @@ def stop(vms: tuple[str, ...], grace: str, job_id: int | None, job_name: str | N
     from pvc.cli.vm import give_order
     from pvc.errors import UsageError
     from pvc.model.vm import Order
-    from pvc.ops.registry import find_cluster
-    from pvc.ops.stop import stop_cluster
+    from pvc.ops.cluster import Cluster
     from pvc.parse import parse_duration
 
     try:
@@ -261,20 +261,11 @@ def stop(vms: tuple[str, ...], grace: str, job_id: int | None, job_name: str | N
     except ValueError as err:
         raise UsageError(f"--grace: {err}") from None
     if vms:
-        give_order(_find_control(job_id, job_name), Order.STOP, vms, grace_s=grace_s, as_json=as_json)
+        give_order(Cluster.find(job_id, job_name), Order.STOP, vms, grace_s=grace_s, as_json=as_json)
     elif as_json:
         raise UsageError("--json is for single VMs: a cluster that is stopped has nothing to show")
     else:
-        stop_cluster(find_cluster(job_id, job_name), grace_s=grace_s)
-
-
-def _find_control(job_id: int | None, job_name: str | None) -> Control:
-    from pvc.ops.control import Control
-    from pvc.ops.jobdir import JobDir
-    from pvc.ops.registry import find_cluster
-
-    record = find_cluster(job_id, job_name)
-    return Control(record, JobDir.of(record.job_id))
+        Cluster.find(job_id, job_name).stop(grace_s=grace_s)
 
 
 def _command_line(script: str | None, arguments: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ import click
 from pvc.cli import output
 from pvc.cli.options import cluster_options, json_option
 from pvc.cli.progress import format_size
-from pvc.cli.vm import find_control
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,33 +41,22 @@ def copy(
     from several, each gets a directory of its name in DESTINATION. A directory as destination gets the copy in it.
     """
     from pvc.errors import GuestError
-    from pvc.ops.copy import copy_in, copy_out, parse_copy
-    from pvc.ops.treefiles import measure, top_name
+    from pvc.ops.cluster import Cluster
+    from pvc.ops.copy import count_bytes
 
-    control = find_control(job_id, job_name)
-    sources, target = parse_copy(words, control.record.placement.count)
-    total = 0
-    if target.vms:
-        for source in sources:
-            top_name(source.path)
-            total += measure(source.path) * len(target.vms)
-    meter = _Meter(total)
-    complaints: list[str] = []
+    cluster = Cluster.find(job_id, job_name)
+    meter = _Meter(count_bytes(words, len(cluster.vms)))
     try:
-        if target.vms:
-            results, complaints = copy_in(control, sources, target, user, meter.add)
-        else:
-            results = copy_out(control, sources, target.path, user, meter.add)
+        done = cluster.copy(*words, user=user, check=False, progress=meter.add)
     finally:
         meter.end()
-    for complaint in complaints:
+    for complaint in done.complaints:
         output.print_error(complaint)
     if as_json:
-        output.print_json(results)
+        output.print_json(done.vms)
     else:
-        _tell(results)
-    failed = any(result.error is not None or result.problems for result in results)
-    ctx.exit(GuestError.exit_code if failed or complaints else 0)
+        _tell(done.vms)
+    ctx.exit(GuestError.exit_code if done.failed else 0)
 
 
 def _tell(results: Sequence[Copied]) -> None:

@@ -9,12 +9,11 @@ import click
 
 from pvc.cli import output
 from pvc.cli.options import cluster_options, json_option
-from pvc.cli.vm import find_control
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pvc.ops.control import Control
+    from pvc.ops.cluster import Cluster
     from pvc.ops.execute import Command, Outcome
 
 _LIST_S = 30.0
@@ -47,13 +46,13 @@ def execute(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> No
     several VMs the largest.
     """
     from pvc.errors import UsageError
-    from pvc.ops.status import parse_vms
+    from pvc.ops.cluster import Cluster
 
-    control = find_control(options["job_id"], options["job_name"])
+    cluster = Cluster.find(options["job_id"], options["job_name"])
     wanted, words = split_words(options["wanted"], words)
-    ranks = parse_vms(wanted, control.record.placement.count)
+    ranks = cluster.ranks(wanted)
     if options["listing"]:
-        _print_detached(control, ranks, as_json=options["as_json"])
+        _print_detached(cluster, wanted, as_json=options["as_json"])
         return
     single = options["pty"] or options["attach"] is not None
     if single and len(ranks) != 1:
@@ -64,7 +63,7 @@ def execute(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> No
         )
     if options["detach"] and single:
         raise UsageError("--detach goes with neither --pty nor --attach")
-    ctx.exit(_run(control, ranks, _make_command(words, options), options))
+    ctx.exit(_run(cluster, ranks, _make_command(words, options), options))
 
 
 def split_words(wanted: tuple[str, ...], words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -96,13 +95,13 @@ def _make_command(words: tuple[str, ...], options: dict[str, Any]) -> Command:
     )
 
 
-def _run(control: Control, ranks: Sequence[int], command: Command, options: dict[str, Any]) -> int:
+def _run(cluster: Cluster, ranks: Sequence[int], command: Command, options: dict[str, Any]) -> int:
     from contextlib import nullcontext
     from dataclasses import replace
 
     from pvc.cli.outputs import Gathered, Passed, Prefixed
     from pvc.ops.console import raw_terminal
-    from pvc.ops.execute import Runner, total_code
+    from pvc.ops.execute import total_code
 
     as_json, many = options["as_json"], len(ranks) > 1
     printer: Gathered | Passed | Prefixed = Prefixed(len(f"vm{ranks[-1]}")) if many else Passed()
@@ -110,9 +109,15 @@ def _run(control: Control, ranks: Sequence[int], command: Command, options: dict
         printer = Gathered()
     # A person at a terminal types for one VM, not for all.
     command = replace(command, stdin=command.stdin and not (many and sys.stdin.isatty()))
-    runner = Runner(control, command, printer.take, sys.stdin.fileno() if command.stdin else None)
     with raw_terminal() if command.pty else nullcontext():
-        outcomes = runner.run(ranks, options["timeout_s"])
+        outcomes = cluster.run(
+            command,
+            [f"vm{rank}" for rank in ranks],
+            on_output=printer.take,
+            stdin_fd=sys.stdin.fileno() if command.stdin else None,
+            timeout_s=options["timeout_s"],
+            interactive=True,
+        )
     printer.end()
     if as_json:
         output.print_json([_describe(outcome, printer) for outcome in outcomes])
@@ -163,10 +168,10 @@ def _tell(outcomes: Sequence[Outcome]) -> None:
         output.print_hint(hint)
 
 
-def _print_detached(control: Control, ranks: Sequence[int], *, as_json: bool) -> None:
+def _print_detached(cluster: Cluster, vms: Sequence[str], *, as_json: bool) -> None:
     from pvc.ops.execute import list_detached
 
-    found = list_detached(control, ranks, _LIST_S)
+    found = list_detached(cluster.control, cluster.ranks(vms), _LIST_S)
     if as_json:
         output.print_json(found)
         return

@@ -16,7 +16,7 @@ from pvc.errors import PvcError, UsageError
 
 if TYPE_CHECKING:
     from pvc.model.forward import Forward
-    from pvc.ops.control import Control
+    from pvc.ops.forward import Forwarder
     from pvc.ops.jobdir import JobDir
 
 
@@ -48,12 +48,11 @@ def forward(
     2375:vm0:/run/docker.sock a socket in the VM. The way needs neither the VM's network nor an open port of a node,
     but the agent in the guest. Programs of other users are refused.
     """
-    from pvc.cli.vm import find_control
     from pvc.ops import forwards as running
-    from pvc.ops.jobdir import JobDir
+    from pvc.ops.cluster import Cluster
 
-    control = find_control(job_id, job_name)
-    jobdir = JobDir.of(control.record.job_id)
+    cluster = Cluster.find(job_id, job_name)
+    jobdir = cluster.jobdir
     if show:
         _list(jobdir, as_json)
     elif stop:
@@ -62,41 +61,26 @@ def forward(
     elif not forwards:
         raise UsageError("which ports?", hint="for instance: pvc forward vm0:6443 8080:vm2:80")
     else:
-        wishes = _parse(control, forwards, udp=udp, reverse=reverse)
+        forwarder = cluster.forwarder(forwards, udp=udp, reverse=reverse, tell=output.print_note)
         if background:
             options = [
                 *(["--udp"] if udp else []),
                 *(["--reverse"] if reverse else []),
                 "-j",
-                str(control.record.job_id),
+                str(cluster.job_id),
             ]
             _, ready = running.start_background([*options, "--", *forwards], jobdir.path / "forward.log")
             _tell(ready, as_json)
         else:
-            _run(control, jobdir, wishes, ready_fd, as_json)
+            _run(forwarder, jobdir, ready_fd, as_json)
 
 
-def _parse(control: Control, texts: Sequence[str], *, udp: bool, reverse: bool) -> list[Forward]:
-    from pvc.model.forward import parse_forward
-    from pvc.ops.status import parse_vms
-
-    wishes = []
-    for text in texts:
-        try:
-            wishes.append(parse_forward(text, udp=udp, reverse=reverse))
-        except ValueError as err:
-            raise UsageError(str(err)) from None
-        parse_vms([wishes[-1].vm], control.record.placement.count)
-    return wishes
-
-
-def _run(control: Control, jobdir: JobDir, wishes: Sequence[Forward], ready_fd: int | None, as_json: bool) -> None:
+def _run(forwarder: Forwarder, jobdir: JobDir, ready_fd: int | None, as_json: bool) -> None:
     """Serve until the end; ``ready_fd``: who waits for the word that it works."""
     import asyncio
     from contextlib import ExitStack
 
     from pvc.ops import forwards as running
-    from pvc.ops.forward import Forwarder
 
     told = False
     with ExitStack() as stack:
@@ -115,7 +99,7 @@ def _run(control: Control, jobdir: JobDir, wishes: Sequence[Forward], ready_fd: 
             assert task is not None
             for number in (signal.SIGTERM, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-            await Forwarder(control, wishes, output.print_note).run(on_ready)
+            await forwarder.run(on_ready)
 
         try:
             asyncio.run(serve())

@@ -32,17 +32,17 @@ def logs(
 
     VMS are names or sets of VMs, such as vm0 or vm[2-5]; default: vm0. Of several, each line begins with the VM's name.
     """
-    from pvc.cli.vm import find_control
-    from pvc.ops.logs import Lines, LogWish, read_launcher_log, read_logs
-    from pvc.ops.status import parse_vms
+    from pvc.ops.cluster import Cluster
+    from pvc.ops.logs import Lines, LogWish, read_launcher_log
 
-    control = find_control(job_id, job_name)
+    cluster = Cluster.find(job_id, job_name)
     if source == "launcher":
         filters = Lines(_write)
-        (_write if raw else filters.put)(read_launcher_log(control, lines))
+        (_write if raw else filters.put)(read_launcher_log(cluster.control, lines))
         filters.end()
         return
-    ranks = parse_vms(vms or ("vm0",), control.record.placement.count)
+    vms = vms or ("vm0",)
+    ranks = cluster.ranks(vms)
     shown: list[Lines] = []
 
     def writer(rank: int) -> Callable[[bytes], None]:
@@ -52,7 +52,7 @@ def logs(
         return shown[-1].put
 
     try:
-        read_logs(control, ranks, LogWish(source, lines, follow), writer)
+        cluster.read_logs(vms, LogWish(source, lines, follow), writer)
     finally:
         for each in shown:
             each.end()

@@ -14,6 +14,7 @@ from pvc.cli import output
 from pvc.cli.options import cluster_options, json_option
 
 if TYPE_CHECKING:
+    from pvc.model.cluster import ClusterRecord
     from pvc.model.vm import VmStatus
     from pvc.ops.control import Control
     from pvc.ops.statusview import Scene
@@ -43,22 +44,19 @@ def status(
 
     VMS are names or sets of VMs, such as vm0 or vm[2-5]; default: all.
     """
-    from pvc.cli.vm import find_control
     from pvc.errors import UsageError
-    from pvc.ops.load import add_loads
-    from pvc.ops.status import parse_vms, read_status
+    from pvc.ops.cluster import Cluster
 
-    control = find_control(job_id, job_name)
-    ranks = parse_vms(vms, control.record.placement.count)
+    cluster = Cluster.find(job_id, job_name)
     if watch and as_json:
         raise UsageError("--watch is for people; with --json, ask again as often as you like")
     if watch:
-        ctx.exit(_watch(control, ranks, _parse_time("--interval", interval)))
-    found = add_loads(control, read_status(control, ranks))
+        ctx.exit(_watch(cluster.control, cluster.ranks(vms), _parse_time("--interval", interval)))
+    found = cluster.status(vms)
     if as_json:
-        output.print_json({"cluster": control.record, "vms": found})
+        output.print_json({"cluster": cluster.record, "vms": found})
     else:
-        _print(control, found)
+        _print(cluster.record, found)
 
 
 @click.command()
@@ -80,24 +78,20 @@ def wait(
 
     VMS are names or sets of VMs, such as vm0 or vm[2-5]; default: all.
     """
-    from pvc.cli.vm import find_control
-    from pvc.ops.status import parse_vms, wait_reachable
-    from pvc.ops.waiting import Lack, describe, parse_conditions, wait_for
+    from pvc.ops.cluster import Cluster
+    from pvc.ops.waiting import Lack, describe, parse_conditions
 
     timeout_s = _parse_time("--timeout", timeout)
-    conditions = parse_conditions(goals)
-    control = find_control(job_id, job_name)
-    ranks = parse_vms(vms, control.record.placement.count)
-    if not conditions:
-        wait_reachable(control, ranks, timeout_s)
-        return
+    parse_conditions(goals)
+    cluster = Cluster.find(job_id, job_name)
+    count = len(cluster.ranks(vms))
     line = output.Line(quiet=quiet)
 
     def tell(lacks: Mapping[int, Lack]) -> None:
-        line.show(describe(lacks, len(ranks)))
+        line.show(describe(lacks, count))
 
     try:
-        wait_for(control, ranks, conditions, timeout_s, on_progress=tell)
+        cluster.wait(vms, until=goals or "ssh", timeout_s=timeout_s, on_progress=tell)
     finally:
         line.end()
 
@@ -112,11 +106,11 @@ def _parse_time(option: str, text: str) -> float:
         raise UsageError(f"{option}: {err}") from None
 
 
-def _print(control: Control, vms: Sequence[VmStatus]) -> None:
+def _print(record: ClusterRecord, vms: Sequence[VmStatus]) -> None:
     from pvc.ops import statusview
 
-    ends = _Ends(control.record.job_id).read() if sys.stdout.isatty() else None
-    scene = statusview.Scene(control.record, vms, time.time(), ends)
+    ends = _Ends(record.job_id).read() if sys.stdout.isatty() else None
+    scene = statusview.Scene(record, vms, time.time(), ends)
     header, *rows = statusview.format_rows(statusview.build_table(scene, None))
     print("\n".join([output.paint(header, "bold", sys.stdout), *rows]))
     for vm in vms:
@@ -177,7 +171,7 @@ def _watch(control: Control, ranks: Sequence[int], interval_s: float) -> int:
         live.show(refresh, draw, max(0.2, interval_s))
     except live.EndedError as err:
         return 128 + err.number
-    _print(control, scene.vms)
+    _print(control.record, scene.vms)
     return 0
 
 

@@ -17,6 +17,7 @@ from pvc.model.vm import DUMP_FORMATS
 if TYPE_CHECKING:
     from pvc.model.cluster import NodeEndpoint
     from pvc.model.vm import Order, VmStatus
+    from pvc.ops.cluster import Cluster
     from pvc.ops.control import Control
 
 _FOREIGN = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -143,8 +144,9 @@ def _order_command(name: str, does: str) -> click.Command:
     @json_option
     def command(vms: tuple[str, ...], job_id: int | None, job_name: str | None, as_json: bool) -> None:
         from pvc.model.vm import Order
+        from pvc.ops.cluster import Cluster
 
-        give_order(find_control(job_id, job_name), Order(name), vms, as_json=as_json)
+        give_order(Cluster.find(job_id, job_name), Order(name), vms, as_json=as_json)
 
     return command
 
@@ -281,7 +283,7 @@ def display(vm: str, show: bool, picture: str | None, job_id: int | None, job_na
 
 
 def give_order(
-    control: Control,
+    cluster: Cluster,
     order: Order,
     vms: Sequence[str],
     *,
@@ -293,17 +295,15 @@ def give_order(
 
     :raise GuestError: some could not carry it out; those that could have.
     """
-    from pvc.ops import orders
-    from pvc.ops.status import parse_vms
+    from pvc.ops.orders import check_results
 
-    ranks = parse_vms(vms, control.record.placement.count)
-    results = orders.give_order(control, order, ranks, grace_s=grace_s)
+    results = cluster.order(order, vms, grace_s=grace_s, check=False)
     if as_json:
         output.print_json(results)
     elif not quiet:
         rows = [[each.name, each.node, each.phase.value if each.phase else None, each.detail] for each in results]
         output.print_table(["VM", "NODE", "PHASE", "DETAIL"], rows)
-    orders.check_results(results)
+    check_results(results)
 
 
 def only_one(ranks: Sequence[int], text: str) -> Sequence[int]:
@@ -323,12 +323,9 @@ def find_control(job_id: int | None, job_name: str | None) -> Control:
 
     :raise JobError: there is none, or several.
     """
-    from pvc.ops.control import Control
-    from pvc.ops.jobdir import JobDir
-    from pvc.ops.registry import find_cluster
+    from pvc.ops.cluster import Cluster
 
-    record = find_cluster(job_id, job_name)
-    return Control(record, JobDir.of(record.job_id))
+    return Cluster.find(job_id, job_name).control
 
 
 def _wait_for(control: Control, names: Sequence[str]) -> Sequence[VmStatus]:

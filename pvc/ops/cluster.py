@@ -1,41 +1,35 @@
-"""Clusters for programs: what ``from pvc import Cluster`` gives."""
+"""A cluster, as commands and programs use it: what ``from pvc import Cluster`` gives.
+
+Commands begin fast, so each method imports what it needs.
+"""
 
 from __future__ import annotations
 
 import os
-import select
-import signal
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from types import TracebackType
-from typing import IO
+from typing import TYPE_CHECKING
 
-from pvc import run
-from pvc.errors import GuestError, HostError, JobError, PvcError, StateError, UsageError
+from pvc.errors import GuestError, UsageError
 from pvc.model.cluster import ClusterRecord
-from pvc.model.forward import Forward, parse_forward
 from pvc.model.vm import Order, OrderResult, VmStatus
-from pvc.ops import forwards, orders
 from pvc.ops.control import Control
-from pvc.ops.execute import Command
 from pvc.ops.jobdir import JobDir
-from pvc.ops.launch import find_pvc
-from pvc.ops.load import add_loads
-from pvc.ops.logs import LogWish, read_logs
 from pvc.ops.registry import find_cluster
-from pvc.ops.remote import ExecResult, run_command
-from pvc.ops.status import parse_vms, read_status
-from pvc.ops.stop import stop_cluster
-from pvc.ops.submission import ClusterWishes, holder_argv
-from pvc.ops.waiting import parse_conditions, wait_for
-from pvc.slurm.job import cancel_job
+from pvc.ops.status import parse_vms
 
-_END_S = 60.0
-_ERRORS: dict[int, type[PvcError]] = {
-    error.exit_code: error for error in (UsageError, JobError, StateError, HostError, GuestError)
-}
+if TYPE_CHECKING:
+    from pvc.model.forward import Forward
+    from pvc.ops.copy import Copies, Progress
+    from pvc.ops.execute import Command, OnOutput, Outcome
+    from pvc.ops.forward import Forwarder
+    from pvc.ops.holder import Holder
+    from pvc.ops.logs import LogWish, Write
+    from pvc.ops.remote import ExecResult
+    from pvc.ops.waiting import Lack
+
 Vms = str | Sequence[str] | None
 
 
@@ -46,8 +40,8 @@ class Cluster:
     manager, an allocated cluster ends with the block, whatever happens in it; one that was found goes on.
     """
 
-    def __init__(self, control: Control, holder: Holder | None = None) -> None:
-        self._control = control
+    def __init__(self, record: ClusterRecord, holder: Holder | None = None) -> None:
+        self._record = record
         self._holder = holder
 
     @classmethod
@@ -73,6 +67,9 @@ class Cluster:
 
         :raise PvcError: there is no cluster; its class says who has to act.
         """
+        from pvc.ops.holder import Holder
+        from pvc.ops.submission import ClusterWishes, holder_argv
+
         wishes = ClusterWishes(
             definition=definition,
             slurm=tuple(slurm),
@@ -90,7 +87,7 @@ class Cluster:
         holder = Holder(*holder_argv(wishes))
         try:
             job_id = holder.wait_ready(timeout_s)
-            return cls(Control(JobDir.of(job_id).read_record(), JobDir.of(job_id)), holder)
+            return cls(JobDir.of(job_id).read_record(), holder)
         except BaseException:
             holder.end()
             raise
@@ -102,8 +99,7 @@ class Cluster:
         :raise JobError: there is none.
         :raise UsageError: there are several.
         """
-        record = find_cluster(job_id, name)
-        return cls(Control(record, JobDir.of(record.job_id)))
+        return cls(find_cluster(job_id, name))
 
     def __enter__(self) -> Cluster:
         return self
@@ -124,12 +120,15 @@ class Cluster:
     @property
     def record(self) -> ClusterRecord:
         """What is known of it: job, definition, placement."""
-        return self._control.record
+        return self._record
 
-    @property
+    @cached_property
     def control(self) -> Control:
-        """The way to its supervisors, for what has no method here."""
-        return self._control
+        """The way to its supervisors, for what has no method here.
+
+        :raise JobError: the cluster has ended.
+        """
+        return Control(self._record, self.jobdir)
 
     @property
     def job_id(self) -> int:
@@ -137,21 +136,52 @@ class Cluster:
         return self.record.job_id
 
     @property
+    def jobdir(self) -> JobDir:
+        """Its directory."""
+        return JobDir.of(self.job_id)
+
+    @property
     def vms(self) -> tuple[str, ...]:
         """The names of its VMs."""
         return tuple(f"vm{rank}" for rank in range(self.record.placement.count))
 
+    def ranks(self, vms: Vms = None) -> tuple[int, ...]:
+        """The numbers of VMs: of a name, a set such as "vm[0-3]", or several; None, or nothing: of all.
+
+        :raise UsageError: they are not this cluster's.
+        """
+        words = () if vms is None else (vms,) if isinstance(vms, str) else tuple(vms)
+        return parse_vms(words, self.record.placement.count)
+
     def status(self, vms: Vms = None) -> tuple[VmStatus, ...]:
         """How VMs are; ``vms``: a name, a set such as "vm[0-3]", or several; None: all."""
-        return add_loads(self._control, read_status(self._control, self._ranks(vms)))
+        from pvc.ops.load import add_loads
+        from pvc.ops.status import read_status
 
-    def wait(self, vms: Vms = None, *, until: str | Sequence[str] = "ssh", timeout_s: float = 600.0) -> None:
+        return add_loads(self.control, read_status(self.control, self.ranks(vms)))
+
+    def wait(
+        self,
+        vms: Vms = None,
+        *,
+        until: str | Sequence[str] = "ssh",
+        timeout_s: float = 600.0,
+        on_progress: Callable[[Mapping[int, Lack]], None] | None = None,
+    ) -> None:
         """Until VMs are ready as pvc-wait(1) means it: "ssh", "agent", "cloud-init", "port:80", "cmd:test -e /ready".
+
+        ``on_progress`` is told after each look what each VM (its number) still lacks; not for ssh alone.
 
         :raise GuestError: one never will, or is not in time; it says what each lacks.
         """
+        from pvc.ops.status import wait_reachable
+        from pvc.ops.waiting import Goal, parse_conditions, wait_for
+
         conditions = parse_conditions((until,) if isinstance(until, str) else until)
-        wait_for(self._control, self._ranks(vms), conditions, timeout_s)
+        if all(condition.goal is Goal.SSH for condition in conditions):  # what supervisors know by themselves
+            wait_reachable(self.control, self.ranks(vms), timeout_s)
+        else:
+            wait_for(self.control, self.ranks(vms), conditions, timeout_s, on_progress=on_progress)
 
     def exec(
         self,
@@ -169,6 +199,9 @@ class Cluster:
 
         :raise GuestError: it failed in some (unless ``check`` is False), an agent does not answer, or the time ran out.
         """
+        from pvc.ops.execute import Command
+        from pvc.ops.remote import run_command
+
         if isinstance(argv, str) or not argv:
             raise UsageError("a command is a list of words", hint='for a shell\'s line: ["sh", "-c", LINE]')
         data = stdin.encode() if isinstance(stdin, str) else stdin
@@ -179,7 +212,7 @@ class Cluster:
             env=tuple(f"{name}={value}" for name, value in (env or {}).items()),
             stdin=data is not None,
         )
-        results = run_command(self._control, self._ranks(vms), command, timeout_s, data)
+        results = run_command(self.control, self.ranks(vms), command, timeout_s, data)
         failed = [each for each in results if each.code]
         if check and failed:
             first = failed[0]
@@ -188,12 +221,47 @@ class Cluster:
             raise GuestError(": ".join([words, *said]))
         return results
 
-    def copy(self, *places: str | os.PathLike[str], timeout_s: float | None = None) -> None:
+    def run(
+        self,
+        command: Command,
+        vms: Vms = None,
+        *,
+        on_output: OnOutput,
+        stdin_fd: int | None = None,
+        timeout_s: float | None = None,
+        interactive: bool = False,
+    ) -> list[Outcome]:
+        """Run a command with its output as it comes: ``on_output(number of the VM, bytes, whether of standard error)``.
+
+        ``interactive``: signals of this process go to the command; for the main thread.
+
+        :raise KeyboardInterrupt: it was interrupted a second time, or told to end.
+        """
+        from pvc.ops.execute import SIGNALS, Runner
+
+        runner = Runner(self.control, command, on_output, stdin_fd)
+        return runner.run(self.ranks(vms), timeout_s, SIGNALS if interactive else ())
+
+    def copy(
+        self,
+        *places: str | os.PathLike[str],
+        user: str = "root",
+        check: bool = True,
+        timeout_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> Copies:
         """Copy files and trees as pvc-cp(1) does: sources, then the destination, those in VMs as "vm0:/path".
 
-        :raise PvcError: something was not copied.
+        ``progress`` is told of so many bytes more.
+
+        :raise PvcError: something was not copied (with ``check``), or the time ran out.
         """
-        _call("cp", ["--job", str(self.job_id), "--", *[os.fspath(each) for each in places]], timeout_s)
+        from pvc.ops.copy import copy
+
+        done = copy(self.control, [os.fspath(each) for each in places], user, progress, timeout_s)
+        if check:
+            done.raise_failed()
+        return done
 
     @contextmanager
     def forward(self, *texts: str, udp: bool = False, reverse: bool = False) -> Iterator[tuple[Forward, ...]]:
@@ -201,148 +269,93 @@ class Cluster:
 
         :raise PvcError: one cannot be had.
         """
+        from pvc.ops.forwards import forwarding
+
+        with forwarding(self.forwarder(texts, udp=udp, reverse=reverse), self.jobdir) as ready:
+            yield ready
+
+    def forwarder(
+        self,
+        texts: Sequence[str],
+        *,
+        udp: bool = False,
+        reverse: bool = False,
+        tell: Callable[[str], None] | None = None,
+    ) -> Forwarder:
+        """What serves forwards, for a loop of asyncio; ``tell`` is told what a user should know meanwhile.
+
+        :raise UsageError: one is not understood.
+        """
+        from pvc.model.forward import parse_forward
+        from pvc.ops.forward import Forwarder
+
+        wishes = []
         for text in texts:
             try:
-                parse_vms([parse_forward(text, udp=udp, reverse=reverse).vm], self.record.placement.count)
+                wish = parse_forward(text, udp=udp, reverse=reverse)
             except ValueError as err:
                 raise UsageError(str(err)) from None
-        options = [*(["--udp"] if udp else []), *(["--reverse"] if reverse else []), "--job", str(self.job_id)]
-        jobdir = JobDir.of(self.job_id)
-        pid, ready = forwards.start_background([*options, "--", *texts], jobdir.path / "forward.log")
-        try:
-            yield ready
-        finally:
-            with suppress(UsageError):  # it has ended by itself
-                forwards.stop(jobdir, [str(pid)])
+            self.ranks(wish.vm)
+            wishes.append(wish)
+        return Forwarder(self.control, wishes, tell or (lambda _: None))
 
     def logs(self, vm: str = "vm0", *, source: str = "console", lines: int | None = None) -> str:
         """What pvc-logs(1) prints, control characters included.
 
         :raise PvcError: the VM has no such log.
         """
+        from pvc.ops.logs import LogWish
+
         parts: list[bytes] = []
-        (rank,) = self._ranks(vm)
-        read_logs(self._control, (rank,), LogWish(source, lines), lambda _: parts.append)
+        self.read_logs(vm, LogWish(source, lines), lambda _: parts.append)
         return b"".join(parts).decode(errors="replace")
+
+    def read_logs(self, vms: Vms, wish: LogWish, write: Callable[[int], Write]) -> None:
+        """The log of each VM, by ``write(its number)``.
+
+        :raise PvcError: a VM has no such log; the others' were read.
+        """
+        from pvc.ops.logs import read_logs
+
+        read_logs(self.control, self.ranks(vms), wish, write)
 
     def start(self, vms: Vms = None) -> None:
         """Boot VMs that have ended.
 
         :raise GuestError: one did not start.
         """
-        self._order(Order.START, vms)
+        self.order(Order.START, vms)
 
     def reset(self, vms: Vms = None) -> None:
         """Press the reset button.
 
         :raise GuestError: one does not run.
         """
-        self._order(Order.RESET, vms)
+        self.order(Order.RESET, vms)
 
     def stop(self, vms: Vms = None, *, grace_s: float = 10.0) -> None:
         """Shut VMs down; all of them (None) is the end of the cluster.
 
         :raise PvcError: some could not be.
         """
+        from pvc.ops.stop import stop_cluster
+
         if vms is not None:
-            self._order(Order.STOP, vms, grace_s)
+            self.order(Order.STOP, vms, grace_s=grace_s)
             return
         stop_cluster(self.record, grace_s=grace_s)
         self.close()
 
-    def _order(self, order: Order, vms: Vms, grace_s: float = 0.0) -> tuple[OrderResult, ...]:
-        results = orders.give_order(self._control, order, self._ranks(vms), grace_s=grace_s)
-        orders.check_results(results)
-        return results
+    def order(
+        self, order: Order, vms: Vms = None, *, grace_s: float = 0.0, check: bool = True
+    ) -> tuple[OrderResult, ...]:
+        """Give an order to VMs; how each is afterwards.
 
-    def _ranks(self, vms: Vms) -> tuple[int, ...]:
-        words = () if vms is None else (vms,) if isinstance(vms, str) else tuple(vms)
-        return parse_vms(words, self.record.placement.count)
-
-
-class Holder:
-    """An alloc whose script waits for the end of its standard input, and so for the end of this process."""
-
-    def __init__(self, argv: Sequence[str], variables: Mapping[str, str]) -> None:
-        """:raise JobError: there is no salloc."""
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the alloc
-        self._job_id: int | None = None
-        try:
-            self._process = run.spawn(
-                argv,
-                env={**os.environ, **variables},
-                stdin=run.PIPE,
-                stdout=run.PIPE,
-                stderr=self._stderr,
-                new_session=True,
-            )
-        except HostError as err:
-            self._stderr.close()
-            raise JobError("cannot ask Slurm", hint="install Slurm's client commands on this machine") from err
-
-    def wait_ready(self, timeout_s: float | None) -> int:
-        """The job's number, once its VMs run.
-
-        :raise PvcError: they never will; what the launcher said.
+        :raise GuestError: some could not carry it out (with ``check``); those that could have.
         """
-        assert self._process.stdout is not None
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        line = b""
-        while not line.endswith(b"\n"):
-            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._process.stdout], [], [], left_s)[0]:
-                raise JobError(f"the VMs do not run after {timeout_s:g} s", hint="pvc ps shows what Slurm says")
-            data = os.read(self._process.stdout.fileno(), 4096)
-            if not data:
-                self._process.wait()
-                raise self._explain()
-            line += data
-        self._job_id = int(line)
-        return self._job_id
+        from pvc.ops import orders
 
-    def end(self) -> None:
-        """Let the job end, and see to it."""
-        if self._stderr.closed:
-            return
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
-        if self._job_id is None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # salloc that waits for nodes gives up
-        try:
-            self._process.wait(_END_S)
-        except run.TimeoutExpired:
-            if self._job_id is not None:
-                cancel_job(self._job_id)
-            self._process.kill()
-            self._process.wait()
-        self._stderr.close()
-
-    def _explain(self) -> PvcError:
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").splitlines()
-        said = [line.removeprefix("pvc: ") for line in lines if line.startswith("pvc: ")]
-        hint = next((line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")), None)
-        code = self._process.returncode
-        text = said[-1] if said else lines[-1] if lines else f"salloc ended with {code}"
-        return _ERRORS.get(code, JobError)(text, hint=hint)
-
-
-def _call(command: str, words: Sequence[str], timeout_s: float | None) -> None:
-    """A command of pvc, with its error as an exception."""
-    process = run.spawn([find_pvc(), command, *words], env=os.environ, stdout=run.DEVNULL, stderr=run.PIPE)
-    try:
-        _, stderr = process.communicate(timeout=timeout_s)
-    except run.TimeoutExpired:
-        raise GuestError(f"pvc {command} did not end within {timeout_s:g} s") from None
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    if process.returncode:
-        lines = stderr.decode(errors="replace").splitlines()
-        said = [line.removeprefix("pvc: ") for line in lines if line.startswith("pvc: ")]
-        hint = next((line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")), None)
-        text = "; ".join(said) or f"pvc {command} ended with {process.returncode}"
-        raise _ERRORS.get(process.returncode, GuestError)(text, hint=hint)
+        results = orders.give_order(self.control, order, self.ranks(vms), grace_s=grace_s)
+        if check:
+            orders.check_results(results)
+        return results

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pvc.channel.frames import ProtocolError, printable
-from pvc.errors import PvcError, UsageError
+from pvc.errors import GuestError, PvcError, UsageError
 from pvc.ops.agents import Agents, Stream
 from pvc.ops.control import Control
 from pvc.ops.loop import Loop
 from pvc.ops.orders import is_vm_set
 from pvc.ops.status import find_node, parse_vms
-from pvc.ops.treefiles import TreeWriter, read_tree
+from pvc.ops.treefiles import TreeWriter, measure, read_tree, top_name
 
 _PENDING = 1 << 20
 _MAX_SAID = 1 << 16
+_SHOWN = 5
 _PLACE = re.compile(r"(?P<vms>[^/:]+):(?P<path>.*)", re.DOTALL)
 
 Progress = Callable[[int], None]
@@ -42,6 +44,64 @@ class Copied:
     bytes: int = 0
     files: int = 0
     problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Copies:
+    """What became of a copy: ``vms`` of each VM, ``complaints`` of what could not be read here."""
+
+    vms: list[Copied]
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything was not copied."""
+        return bool(self.complaints) or any(each.error is not None or each.problems for each in self.vms)
+
+    def raise_failed(self) -> None:
+        """:raise GuestError: something was not copied."""
+        if not self.failed:
+            return
+        texts = list(self.complaints)
+        for each in self.vms:
+            name = f"vm{each.rank}"
+            said = [*([each.error] if each.error is not None else []), *each.problems]
+            texts += [text if name in text else f"{name}: {text}" for text in said]
+        more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+        hint = next((each.hint for each in self.vms if each.hint is not None), None)
+        raise GuestError("; ".join(texts[:_SHOWN]) + more, hint=hint)
+
+
+def copy(
+    control: Control, words: Sequence[str], user: str, progress: Progress | None = None, timeout_s: float | None = None
+) -> Copies:
+    """Copy sources to a destination, the last word; ``progress`` is told of so many bytes more.
+
+    :raise UsageError: they are not on different sides, or a source is not there.
+    :raise GuestError: the time ran out; what was not complete is gone.
+    :raise PvcError: the destination cannot be written.
+    """
+    sources, target = parse_copy(words, control.record.placement.count)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with Loop((), lambda _: None) as loop:
+        copier = _Copier(control, loop, user, progress or (lambda _: None), deadline)
+        try:
+            if not target.vms:
+                return Copies(copier.copy_out(sources, target.path))
+            for source in sources:
+                top_name(source.path)
+            return copier.copy_in(sources, target)
+        except TimeoutError:
+            raise GuestError(f"the copy did not end within {timeout_s:g} s") from None
+
+
+def count_bytes(words: Sequence[str], count: int) -> int:
+    """How many bytes a copy to VMs will send, about; 0: it is one from VMs.
+
+    :raise UsageError: as ``copy``.
+    """
+    sources, target = parse_copy(words, count)
+    return sum(measure(source.path) for source in sources) * len(target.vms)
 
 
 def parse_place(text: str, count: int) -> Place:
@@ -152,65 +212,65 @@ class _Download(Stream):
         self._progress(self.writer.bytes - before)
 
 
-def copy_in(
-    control: Control, sources: Sequence[Place], target: Place, user: str, progress: Progress
-) -> tuple[list[Copied], list[str]]:
-    """Copy local files to VMs; returns what became of each VM, and what could not be read here."""
-    loop = Loop((), lambda _: None)
-    agents = Agents(control, loop, len(target.vms))
-    results = {rank: Copied(rank, find_node(control.record, rank)) for rank in target.vms}
-    complaints: list[str] = []
-    words = [("op", "put"), ("path", target.path or "."), ("user", user)]
-    if len(sources) > 1:
-        words.append(("into", "1"))
-    try:
-        _connect(agents, results)
-        for source in sources:
-            uploads = _Uploads(read_tree(source.path, complaints.append), progress)
-            for rank in (rank for rank, result in results.items() if result.error is None):
-                stream = _Upload(uploads)
-                agents.open(rank, words, stream)
-                uploads.streams.append(stream)
-            uploads.feed()
-            streams = uploads.streams
-            loop.run_until(lambda streams=streams: all(stream.closed for stream in streams))  # type: ignore[misc]
-            for stream in streams:
-                _judge(results[stream.rank], stream, bytes(stream.said))
-    finally:
-        agents.close()
-        loop.close()
-    return list(results.values()), complaints
+@dataclass
+class _Copier:
+    """What all copies of one command share."""
 
+    control: Control
+    loop: Loop
+    user: str
+    progress: Progress
+    deadline: float | None
 
-def copy_out(control: Control, sources: Sequence[Place], target: str, user: str, progress: Progress) -> list[Copied]:
-    """Copy files of VMs here; of several VMs each gets a directory of its name in ``target``.
+    def copy_in(self, sources: Sequence[Place], target: Place) -> Copies:
+        """Local files to VMs."""
+        done = Copies([Copied(rank, find_node(self.control.record, rank)) for rank in target.vms])
+        words = [("op", "put"), ("path", target.path or "."), ("user", self.user)]
+        if len(sources) > 1:
+            words.append(("into", "1"))
+        with Agents(self.control, self.loop, len(target.vms)) as agents:
+            _connect(agents, done.vms)
+            for source in sources:
+                uploads = _Uploads(read_tree(source.path, done.complaints.append), self.progress)
+                left = [each for each in done.vms if each.error is None]
+                for result in left:
+                    stream = _Upload(uploads)
+                    agents.open(result.rank, words, stream)
+                    uploads.streams.append(stream)
+                uploads.feed()
+                self._wait(uploads.streams)
+                for result, stream in zip(left, uploads.streams, strict=True):
+                    _judge(result, stream, bytes(stream.said))
+        return done
 
-    :raise PvcError: the target cannot be written.
-    """
-    ranks = sorted({rank for source in sources for rank in source.vms})
-    loop = Loop((), lambda _: None)
-    agents = Agents(control, loop, len(ranks))
-    results = {rank: Copied(rank, find_node(control.record, rank)) for rank in ranks}
-    try:
-        _connect(agents, results)
-        for source in sources:
-            streams = []
-            try:
-                for rank in (rank for rank in source.vms if results[rank].error is None):
-                    place, into = _own_place(target, rank, alone=len(ranks) == 1, several=len(sources) > 1)
-                    stream = _Download(TreeWriter(place, into=into), progress)
-                    streams.append(stream)
-                    agents.open(rank, [("op", "get"), ("path", source.path or "."), ("user", user)], stream)
-                loop.run_until(lambda streams=streams: all(stream.closed for stream in streams))  # type: ignore[misc]
-            finally:
+    def copy_out(self, sources: Sequence[Place], target: str) -> list[Copied]:
+        """Files of VMs here; of several VMs each gets a directory of its name in ``target``."""
+        ranks = sorted({rank for source in sources for rank in source.vms})
+        results = {rank: Copied(rank, find_node(self.control.record, rank)) for rank in ranks}
+        with Agents(self.control, self.loop, len(ranks)) as agents:
+            _connect(agents, results.values())
+            for source in sources:
+                streams: list[_Download] = []
+                try:
+                    for rank in (rank for rank in source.vms if results[rank].error is None):
+                        place, into = _own_place(target, rank, alone=len(ranks) == 1, several=len(sources) > 1)
+                        stream = _Download(TreeWriter(place, into=into), self.progress)
+                        streams.append(stream)
+                        words = [("op", "get"), ("path", source.path or "."), ("user", self.user)]
+                        agents.open(rank, words, stream)
+                    self._wait(streams)
+                finally:
+                    for stream in streams:
+                        stream.writer.close()
                 for stream in streams:
-                    stream.writer.close()
-            for stream in streams:
-                _judge_download(results[stream.rank], stream)
-    finally:
-        agents.close()
-        loop.close()
-    return list(results.values())
+                    _judge_download(results[stream.rank], stream)
+        return list(results.values())
+
+    def _wait(self, streams: Sequence[Stream]) -> None:
+        """:raise TimeoutError: the time ran out."""
+        left_s = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        if not self.loop.run_until(lambda: all(stream.closed for stream in streams), timeout_s=left_s):
+            raise TimeoutError
 
 
 def _own_place(target: str, rank: int, *, alone: bool, several: bool) -> tuple[str, bool]:
@@ -221,9 +281,9 @@ def _own_place(target: str, rank: int, *, alone: bool, several: bool) -> tuple[s
     return place, True
 
 
-def _connect(agents: Agents, results: dict[int, Copied]) -> None:
-    broken = agents.connect(results)
-    for result in results.values():
+def _connect(agents: Agents, results: Iterable[Copied]) -> None:
+    broken = agents.connect([result.rank for result in results])
+    for result in results:
         err = broken.get(result.node)
         if err is not None:
             result.error, result.hint = str(err), err.find_hint()

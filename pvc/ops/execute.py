@@ -25,7 +25,7 @@ _CHUNK = 1 << 16
 # Input is read no faster than the slowest guest takes it.
 _PENDING = 1 << 18
 _LEAVE_S = 2.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
 
 OnOutput = Callable[[int, bytes, bool], None]
 
@@ -164,7 +164,9 @@ class Runner:
         self._escape = b"\r"
         self._loop: Loop | None = None
 
-    def run(self, ranks: Sequence[int], timeout_s: float | None, signals: Sequence[signal.Signals] = _SIGNALS) -> Any:
+    def run(
+        self, ranks: Sequence[int], timeout_s: float | None, signals: Sequence[signal.Signals] = SIGNALS
+    ) -> list[Outcome]:
         """The outcomes, in the order of ``ranks``.
 
         :raise KeyboardInterrupt: it was interrupted a second time, or told to end.

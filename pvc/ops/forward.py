@@ -61,16 +61,18 @@ class Forwarder:
         self._failed = asyncio.get_running_loop().create_future()
         servers: list[asyncio.AbstractServer | asyncio.DatagramTransport] = []
         ready: list[Forward] = []
+        watching: asyncio.Future[None] | None = None
         try:
             for wish in self._wishes:
                 ready.append(await self._begin(wish, servers))
             on_ready(ready)
             watching = asyncio.ensure_future(self._watch())
             await asyncio.wait({watching, self._failed}, return_when=asyncio.FIRST_COMPLETED)
-            done = watching if watching.done() else self._failed
-            watching.cancel()
-            done.result()
+            (watching if watching.done() else self._failed).result()
         finally:
+            if watching is not None:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
             for server in servers:
                 server.close()
             for task in list(self._tasks):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pvc import codec, run
 from pvc.errors import HostError, PvcError, UsageError
@@ -21,32 +24,38 @@ from pvc.model.forward import Forward
 from pvc.ops.jobdir import JobDir
 from pvc.ops.launch import find_pvc
 
+if TYPE_CHECKING:
+    from pvc.ops.forward import Forwarder
+
 _STOP_S = 10.0
+_NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True)
 class Running:
-    """A process that forwards: on which machine, since when, and what."""
+    """A process that forwards: on which machine, since when, and what. ``program``: it is one that uses pvc-api(3)."""
 
     pid: int
     host: str
     started: float
     forwards: tuple[Forward, ...]
+    program: bool = False
 
 
 @contextmanager
-def registered(jobdir: JobDir, forwards: Sequence[Forward]) -> Iterator[None]:
+def registered(jobdir: JobDir, forwards: Sequence[Forward], *, program: bool = False) -> Iterator[None]:
     """Be known to ``list_running`` until the block ends; a process that was killed is known to be dead by its lock.
 
     :raise HostError: the cluster's directory is gone.
     """
     folder = jobdir.path / "forwards"
-    path = folder / f"{socket.gethostname()}-{os.getpid()}.json"
+    own = f"-{next(_NUMBERS)}" if program else ""  # a program may have several
+    path = folder / f"{socket.gethostname()}-{os.getpid()}{own}.json"
     try:
         if not jobdir.record_path.exists():
             raise FileNotFoundError(jobdir.record_path)
         ensure_private_dir(folder)
-        running = Running(os.getpid(), socket.gethostname(), time.time(), tuple(forwards))
+        running = Running(os.getpid(), socket.gethostname(), time.time(), tuple(forwards), program)
         write_atomic(path, codec.dumps(running), mode=0o600)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as err:
@@ -97,12 +106,19 @@ def stop(jobdir: JobDir, wanted: Sequence[str]) -> list[Running]:
     """End processes that forward: those that ``wanted`` names (a pid, VM, port or forward), all for none.
 
     :raise UsageError: there is no such one.
-    :raise HostError: one is on another machine, or does not end.
+    :raise HostError: one is on another machine, is a program's own, or does not end.
     """
-    chosen = [each for each in list_running(jobdir) if not wanted or any(_matches(each, word) for word in wanted)]
+    running = list_running(jobdir)
+    chosen = [each for each in running if any(_matches(each, word) for word in wanted)]
+    if not wanted:
+        chosen = [each for each in running if not each.program]
     if not chosen and wanted:
         raise UsageError(f"nothing forwards {', '.join(wanted)}", hint="pvc forward --list shows what does")
     for each in chosen:
+        if each.program:
+            raise HostError(
+                f"the program {each.pid} forwards {', '.join(map(str, each.forwards))}", hint="end it there"
+            )
         if each.host != socket.gethostname():
             raise HostError(f"process {each.pid} forwards on {each.host}", hint=f"stop it there: ssh {each.host}")
         fd = _open_pid(each.pid)
@@ -175,6 +191,49 @@ def start_background(words: Sequence[str], log: Path) -> tuple[int, tuple[Forwar
         error.exit_code = answer["exit_code"]
         raise error
     return process.pid, codec.from_data(tuple[Forward, ...], answer["forwards"])
+
+
+@contextmanager
+def forwarding(forwarder: Forwarder, jobdir: JobDir) -> Iterator[tuple[Forward, ...]]:
+    """Forwards of this process while the block runs, by a thread with a loop of its own.
+
+    :raise PvcError: one cannot be had.
+    """
+    import asyncio
+
+    loop = asyncio.new_event_loop()
+    settled = threading.Event()
+    ready: list[Forward] = []
+    errors: list[BaseException] = []
+
+    def on_ready(found: Sequence[Forward]) -> None:
+        ready.extend(found)
+        settled.set()
+
+    def serve() -> None:
+        try:
+            with suppress(asyncio.CancelledError):
+                loop.run_until_complete(task)
+        except BaseException as err:  # noqa: BLE001  it is the block's
+            errors.append(err)
+        finally:
+            settled.set()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    task = loop.create_task(forwarder.run(on_ready))
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        settled.wait()
+        if errors:
+            raise errors[0]
+        with registered(jobdir, ready, program=True):
+            yield tuple(ready)
+    finally:
+        with suppress(RuntimeError):  # it has ended by itself, with the cluster
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
 
 
 def report(fd: int, forwards: Sequence[Forward], error: PvcError | None = None) -> None:

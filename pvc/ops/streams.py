@@ -68,9 +68,11 @@ class Stream:
         return self.closed.result().get("error", "the other side has closed the stream")
 
     async def write_datagram(self, data: bytes) -> None:
-        """Send it as one frame; without room for it, it is lost, as datagrams are."""
-        if self._channel.mux.send_datagram(self.number, data):
-            await self._channel.drain()
+        """Send it as one frame, once there is room for it; when the stream is over it is lost, as datagrams are."""
+        while not self.closed.done() and not self._channel.mux.send_datagram(self.number, data):
+            self._moved.clear()
+            await self._moved.wait()
+        await self._channel.drain()
 
     async def note(self) -> dict[str, str]:
         """The next NOTE.

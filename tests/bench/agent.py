@@ -135,7 +135,7 @@ def _measure_copies(one: object, base: Path) -> Iterator[Row]:
     """Bytes of a command, which no file system and no checksum delays, and files."""
     from reached import Reached
 
-    from pvc.ops.copy import copy_in, copy_out, parse_copy
+    from pvc.ops.copy import copy
 
     assert isinstance(one, Reached)
     source = base / "data"
@@ -153,10 +153,10 @@ def _measure_copies(one: object, base: Path) -> Iterator[Row]:
                 _time(lambda stream=stream: one.run("dd", "of=/dev/null", "bs=256k", stdin_fd=stream.fileno()))
             )  # type: ignore[misc]
     yield row("exec, host to guest", vms=1, times=times, **_rates(times))
-    sources, target = parse_copy([os.fspath(source), "vm0:/tmp/data"], 1)
-    times = [_time(lambda: copy_in(one.control, sources, target, "root", lambda _: None)) for _ in range(RUNS)]
+    words = [os.fspath(source), "vm0:/tmp/data"]
+    times = [_time(lambda: copy(one.control, words, "root").raise_failed()) for _ in range(RUNS)]
     yield row("cp, host to guest", vms=1, times=times, **_rates(times))
-    back, place = parse_copy(["vm0:/tmp/data", os.fspath(base / "back")], 1)
-    times = [_time(lambda: copy_out(one.control, back, place.path, "root", lambda _: None)) for _ in range(RUNS)]
+    back = ["vm0:/tmp/data", os.fspath(base / "back")]
+    times = [_time(lambda: copy(one.control, back, "root").raise_failed()) for _ in range(RUNS)]
     assert (base / "back").read_bytes() == source.read_bytes()
     yield row("cp, guest to host", vms=1, times=times, **_rates(times))

@@ -36,7 +36,7 @@ class Fleet:
         self._count = count
         self._up = threading.Event()
         self._port = 0
-        self._keys = make_keys(base / "keys")
+        self.keys = make_keys(base / "keys")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
         self._leave = asyncio.Event()
@@ -57,7 +57,7 @@ class Fleet:
         )
         jobdir = JobDir(base / "job")
         jobdir.path.mkdir()
-        jobdir.write_keys(self._keys)
+        jobdir.write_keys(self.keys)
         self.jobdir = jobdir
         self.control = Control(record, jobdir)
 
@@ -71,7 +71,7 @@ class Fleet:
                 agent = Agent(f"vm{rank}", connection, lambda rank=rank: rank in self.paused, lambda: None)  # type: ignore[misc]
                 self.agents.append(agent)
                 tasks.append(asyncio.create_task(agent.run()))
-            server = await asyncio.start_server(self._relay, "127.0.0.1", 0, ssl=server_context(self._keys))
+            server = await asyncio.start_server(self._relay, "127.0.0.1", 0, ssl=server_context(self.keys))
             self._port = server.sockets[0].getsockname()[1]
             while not all(agent.connected for agent in self.agents):
                 await asyncio.sleep(0.01)

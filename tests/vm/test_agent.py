@@ -13,7 +13,7 @@ import pytest
 from harness import wait_until
 from reached import Reached, reached
 
-from pvc.ops.copy import copy_in, copy_out, parse_copy
+from pvc.ops.copy import copy
 
 pytestmark = pytest.mark.vm
 
@@ -22,10 +22,6 @@ pytestmark = pytest.mark.vm
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reached]:
     with reached(tmp_path_factory.mktemp("reached") / "cluster", 2) as found:
         yield found
-
-
-def quiet(_: int) -> None:
-    """Progress for nobody."""
 
 
 def test_commands(cluster: Reached) -> None:
@@ -43,17 +39,13 @@ def test_files_and_a_full_disk(cluster: Reached, tmp_path: Path) -> None:
     (tmp_path / "tree/deep").mkdir(parents=True)
     (tmp_path / "tree/deep/data").write_bytes(os.urandom(3_000_000))
     (tmp_path / "tree/link").symlink_to("deep/data")
-    sources, target = parse_copy([os.fspath(tmp_path / "tree"), "vm[0-1]:/tmp"], 2)
-    results, _ = copy_in(cluster.control, sources, target, "root", quiet)
-    assert [result.error for result in results] == [None, None]
-    sources, target = parse_copy(["vm[0-1]:/tmp/tree", os.fspath(tmp_path)], 2)
-    assert [result.error for result in copy_out(cluster.control, sources, target.path, "root", quiet)] == [None, None]
+    copy(cluster.control, [os.fspath(tmp_path / "tree"), "vm[0-1]:/tmp"], "root").raise_failed()
+    copy(cluster.control, ["vm[0-1]:/tmp/tree", os.fspath(tmp_path)], "root").raise_failed()
     for rank in (0, 1):
         assert (tmp_path / f"vm{rank}/tree/deep/data").read_bytes() == (tmp_path / "tree/deep/data").read_bytes()
     assert cluster.run("sh", "-c", "mkdir /tmp/small; mount -t tmpfs -o size=1m none /tmp/small").codes == [0, 0]
     for words in (["tree", "vm0:/tmp/small"], ["tree/deep/data", "vm0:/tmp/small/data"]):
-        sources, target = parse_copy([os.fspath(tmp_path / words[0]), words[1]], 2)
-        ((result,), _) = copy_in(cluster.control, sources, target, "root", quiet)
+        (result,) = copy(cluster.control, [os.fspath(tmp_path / words[0]), words[1]], "root").vms
         assert result.error is not None
         assert "No space left on device" in result.error
         assert result.hint is not None

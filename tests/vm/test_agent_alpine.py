@@ -15,7 +15,7 @@ from reached import Reached, reached
 
 from pvc.model.vm import Disk, Mount, Phase
 from pvc.ops.agents import Agents, Collected, ask
-from pvc.ops.copy import copy_in, copy_out, parse_copy
+from pvc.ops.copy import copy
 from pvc.ops.loop import Loop
 from tests.guests import alpine_with_agent
 
@@ -40,10 +40,6 @@ def alpine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reached]:
         yield found
 
 
-def quiet(_: int) -> None:
-    """Progress for nobody."""
-
-
 def test_commands_and_files(alpine: Reached, tmp_path: Path) -> None:
     ran = alpine.run("sh", "-c", "cat /etc/alpine-release; readlink /proc/$PPID/exe; rc-service pvc-agent status 2>&1")
     release, exe, service = ran.out().splitlines()
@@ -51,12 +47,8 @@ def test_commands_and_files(alpine: Reached, tmp_path: Path) -> None:
     assert "started" in service
     (tmp_path / "there").mkdir()
     (tmp_path / "there/data").write_bytes(os.urandom(1_000_000))
-    sources, target = parse_copy([os.fspath(tmp_path / "there"), "vm0:/root"], 1)
-    ((result,), _) = copy_in(alpine.control, sources, target, "root", quiet)
-    assert result.error is None
-    sources, target = parse_copy(["vm0:/root/there", os.fspath(tmp_path / "back")], 1)
-    (result,) = copy_out(alpine.control, sources, target.path, "root", quiet)
-    assert result.error is None
+    copy(alpine.control, [os.fspath(tmp_path / "there"), "vm0:/root"], "root").raise_failed()
+    copy(alpine.control, ["vm0:/root/there", os.fspath(tmp_path / "back")], "root").raise_failed()
     assert (tmp_path / "back/data").read_bytes() == (tmp_path / "there/data").read_bytes()
 
 

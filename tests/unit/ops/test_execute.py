@@ -14,9 +14,9 @@ from fleet import Fleet, fleet
 
 from pvc.channel.frames import Kind, pack, pack_credit
 from pvc.cli.outputs import Gathered, Prefixed
-from pvc.errors import UsageError
+from pvc.errors import GuestError, UsageError
 from pvc.ops.agents import Agents, Collected, ask
-from pvc.ops.copy import copy_in, copy_out, parse_copy
+from pvc.ops.copy import copy, parse_copy
 from pvc.ops.execute import Outcome, list_detached, total_code
 from pvc.ops.loop import Loop
 from pvc.ops.vmsets import fold_vms
@@ -33,10 +33,6 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     program = build_agent(tmp_path_factory.getbasetemp().parent / "pvc-agent")
     with fleet(program, tmp_path_factory.mktemp("fleet"), COUNT) as found:
         yield found
-
-
-def quiet(_: int) -> None:
-    """Progress for nobody."""
 
 
 def test_all_at_once(many: Fleet) -> None:
@@ -153,31 +149,44 @@ def test_copies(many: Fleet, tmp_path: Path) -> None:
     (source / "link").symlink_to("deep/data")
     inside.mkdir()
     # All agents are on this machine: what goes to several at once has names of their own.
-    sources, target = parse_copy([os.fspath(source), f"vm[0-3]:{inside}"], COUNT)
-    results, complaints = copy_in(many.control, sources, target, "root", quiet)
-    errors = [result.error for result in results]
-    assert complaints == []
+    done = copy(many.control, [os.fspath(source), f"vm[0-3]:{inside}"], "root")
+    errors = [result.error for result in done.vms]
+    assert done.complaints == []
     assert None in errors
     assert set(errors) <= {None, "cannot write source: Directory not empty", "cannot write source: File exists"}
     assert os.listdir(inside) == ["source"]
-    sources, target = parse_copy([os.fspath(source), f"vm1:{inside}/new"], COUNT)
-    assert copy_in(many.control, sources, target, "root", quiet)[0][0].error is None
+    moved: list[int] = []
+    assert not copy(many.control, [os.fspath(source), f"vm1:{inside}/new"], "root", moved.append).failed
+    assert sum(moved) > 900_000
     assert (inside / "new/deep/data").read_bytes() == (source / "deep/data").read_bytes()
     assert os.readlink(inside / "new/link") == "deep/data"
     out = tmp_path / "out"
     out.mkdir()
-    sources, target = parse_copy([f"vm[3-5]:{inside}/new", os.fspath(out)], COUNT)
-    results = copy_out(many.control, sources, target.path, "root", quiet)
+    results = copy(many.control, [f"vm[3-5]:{inside}/new", os.fspath(out)], "root").vms
     assert [(result.error, result.files, result.bytes) for result in results] == [(None, 1, 900_000)] * 3
     for rank in (3, 4, 5):
         assert (out / f"vm{rank}/new/deep/data").read_bytes() == (source / "deep/data").read_bytes()
-    sources, target = parse_copy([f"vm1:{tmp_path}/none", os.fspath(out)], COUNT)
-    (result,) = copy_out(many.control, sources, target.path, "root", quiet)
+    (result,) = copy(many.control, [f"vm1:{tmp_path}/none", os.fspath(out)], "root").vms
     assert result.error == "none: No such file or directory"
-    sources, target = parse_copy([os.fspath(source), "vm0:/proc/x"], COUNT)
-    (result,) = copy_in(many.control, sources, target, "root", quiet)[0]
-    assert result.error is not None
-    assert "cannot write" in result.error
+    failed = copy(many.control, [os.fspath(source), "vm0:/proc/x"], "root")
+    with pytest.raises(GuestError, match=r"^vm0: cannot write"):
+        failed.raise_failed()
+    with pytest.raises(UsageError, match="there is no"):
+        copy(many.control, [f"{tmp_path}/none", "vm0:/x"], "root")
+
+
+def test_a_copy_that_takes_too_long_leaves_nothing(many: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    big = tmp_path / "big"
+    with big.open("wb") as stream:
+        stream.truncate(1 << 30)
+    with pytest.raises(GuestError, match="did not end within 0 s"):
+        copy(many.control, [os.fspath(big), f"vm0:{tmp_path}/inside"], "root", timeout_s=0)
+    for _ in range(600):
+        if not os.listdir(tmp_path / "inside"):
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError("what was not complete is still there")
 
 
 @pytest.mark.parametrize(
