@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -69,7 +70,18 @@ def test_hooks_come_in_their_order_and_fail_as_they_are_meant_to(tmp_path: Path)
         cluster.wait_phase(0, Phase.REACHABLE)
         wait_until(lambda: "reachable" in notes.read_text(), 60)
         cluster.wait_phase(3, Phase.BOOTING)
+        following = cluster.connect()
+        following.sendall(json.dumps({"op": "log", "vm": 0, "source": "hooks", "follow": True}).encode() + b"\n")
+        followed = following.makefile("rb")
+        assert json.loads(followed.readline()) == {"ok": True}
+        while not followed.readline().endswith(b" reachable: done\n"):
+            pass
         answers = cluster.ask(op="order", order="stop", vms=[0, 3], grace_s=1)["vms"]
+        said = [followed.readline().decode().split(" ", 1) for _ in range(8)]
+        assert [line[-1] for line in said if line[0] == "said"] == ["by before-stop\n", "by after-stop\n"]
+        assert said[-1][1] == "after-stop: done\n"
+        followed.close()
+        following.close()
         assert [each["phase"] for each in answers] == ["stopped", "stopped"]
         assert notes.read_text().splitlines() == [
             "before-start vm0 0 good n1 12 of-0 none",
