@@ -175,7 +175,7 @@ class VmTemplate:
     resource_set: str
     user_data: str | None = None  # the user's cloud-config, verbatim
     machine_type: str = "q35"
-    cpu_model: str = "auto"  # auto: host with KVM, max with TCG
+    cpu_model: str = "auto"  # auto: host with KVM, EMULATED_CPU with TCG
     nic_model: str = "virtio-net"
     disk_model: str = "virtio"
     disk_cache: str = "unsafe"
@@ -194,6 +194,10 @@ class VmTemplate:
     remote_display: str = "none"  # none | vnc | spice
     hypervisor: str = "qemu"  # qemu | libvirt
     hooks: Hooks = NO_HOOKS
+
+
+# All that QEMU emulates but `rep movsb` for copies and clears: a byte at a time costs an emulator most.
+EMULATED_CPU = "max,erms=off,fsrm=off"
 
 
 def find_libvirt_problems(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as Xml
 
 from pvc.errors import GuestError
-from pvc.model.vm import Disk, ExtraDisk, VmTemplate, find_libvirt_problems
+from pvc.model.vm import EMULATED_CPU, Disk, ExtraDisk, VmTemplate, find_libvirt_problems
 from pvc.plan.qemudrives import CACHE_MODES, LAST_SLOT, VmPaths, count_slots
 from pvc.plan.qemuwords import base_machine
 
@@ -31,8 +31,9 @@ def at_slot(device: Xml.Element, slot: int) -> None:
 
 def find_cpu(template: VmTemplate, *, kvm: bool, cpus: int) -> Xml.Element:
     """The CPU model with its topology."""
-    name, *flags = template.cpu_model.split(",")
-    mode = {"auto": "host-passthrough" if kvm else "maximum", "host": "host-passthrough", "max": "maximum"}.get(name)
+    model = EMULATED_CPU if template.cpu_model == "auto" and not kvm else template.cpu_model
+    name, *flags = model.split(",")
+    mode = {"auto": "host-passthrough", "host": "host-passthrough", "max": "maximum"}.get(name)
     if mode is not None:
         cpu = Xml.Element("cpu", mode=mode, check="none")
     else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from pvc.errors import GuestError
 from pvc.model.node import Nic
-from pvc.model.vm import Accel, DirectBoot, VmTemplate
+from pvc.model.vm import EMULATED_CPU, Accel, DirectBoot, VmTemplate
 from pvc.plan.helpers import shared_mounts
 from pvc.plan.qemudrives import LAST_SLOT, DriveFd, VmPaths, count_slots, plan_drives, plan_firmware, plan_mounts
 from pvc.plan.qemuwords import base_machine, boots_over_network, device, has_isa
@@ -123,7 +123,7 @@ def _machine(spec: QemuSpec) -> list[str]:
     accel = "kvm" if kvm else f"tcg,thread=multi,tb-size={TCG_TB_SIZE_MIB}"
     model = template.cpu_model
     if model == "auto":
-        model = "host" if kvm else "max"
+        model = "host" if kvm else EMULATED_CPU
     options = [template.machine_type]
     firmware = spec.paths.firmware
     if firmware is not None:

@@ -80,7 +80,7 @@ def test_no_text_breaks_out_of_its_element() -> None:
 @pytest.mark.parametrize(
     ("model", "mode", "features"),
     [
-        ("auto", "maximum", {}),
+        ("auto", "maximum", {"erms": False, "fsrm": False}),
         ("host", "host-passthrough", {}),
         ("EPYC,+avx2,-svm,pcid=off,x2apic=on", "custom", {"avx2": True, "svm": False, "pcid": False, "x2apic": True}),
     ],
