@@ -300,7 +300,7 @@ void chan_pump(struct chans *chans, struct chan *chan)
 		port_send(chans->port, END, 0, chan->stream, NULL, 0);
 	}
 	/* No pipe held more than that when the process ended: the rest is said by others. */
-	if (chan->since_exit > 2 * CHAN_WINDOW)
+	if (chan->since_exit > 2 * CHAN_PIPE)
 		still = true;
 	if (chan->behind == PROCESS && chan->exited && still)
 		job_finish(chans, chan);

@@ -9,7 +9,8 @@
 #include <sys/types.h>
 
 #define CHAN_MOST 256
-#define CHAN_WINDOW 262144u  /* what the host may send before we took it */
+#define CHAN_WINDOW 1048576u /* what the host may send before we took it */
+#define CHAN_PIPE 262144u    /* what a pipe to a process holds */
 #define CHAN_RING 65536u     /* what is kept of a detached command's output */
 #define CHAN_ENDED 32        /* detached commands that ended and whose result nobody fetched */
 

@@ -15,7 +15,6 @@
 
 #define PATIENCE_MS 2000
 #define WORK_PATIENCE_MS 60000 /* our own work tidies up */
-#define PIPE_BYTES 262144
 
 int64_t job_now(void)
 {
@@ -46,7 +45,7 @@ static bool make_pipe(int ends[2], bool to_child)
 	ends[1] = both[to_child ? 0 : 1];
 	fcntl(ends[0], F_SETFL, O_NONBLOCK);
 	/* Fewer turns for much data; a kernel that refuses keeps its default. */
-	fcntl(ends[0], F_SETPIPE_SZ, PIPE_BYTES);
+	fcntl(ends[0], F_SETPIPE_SZ, (int)CHAN_PIPE);
 	return true;
 }
 
@@ -344,7 +343,7 @@ void job_finish(struct chans *chans, struct chan *chan)
 	if (chan->kill_at != 0 && kill(-chan->pid, 0) == 0)
 		return;
 	/* There may be more to say than there is credit for. */
-	if (chan->stream != 0 && chan->credit == 0 && chan->since_exit <= 2 * CHAN_WINDOW)
+	if (chan->stream != 0 && chan->credit == 0 && chan->since_exit <= 2 * CHAN_PIPE)
 		for (int i = 0; i < 2; i++)
 			if (chan->out[i] >= 0 && poll(&(struct pollfd){.fd = chan->out[i], .events = POLLIN}, 1, 0) > 0)
 				return;

@@ -24,7 +24,7 @@ static const struct {
 	job_work *work;
 } table[] = {
 	{"get", ops_get}, {"put", ops_put}, {"mount", ops_mount}, {"identity", ops_identity}, {"freeze", ops_freeze},
-	{"power", ops_power},
+	{"power", ops_power}, {"settle", ops_settle},
 };
 
 job_work *ops_find(const char *name)
@@ -131,7 +131,7 @@ int ops_mount(const struct words *words)
 	return 1;
 }
 
-static bool write_file(const char *path, const char *text, mode_t mode)
+bool ops_write_file(const char *path, const char *text, mode_t mode)
 {
 	char temporary[256];
 	size_t size = strlen(text);
@@ -177,20 +177,25 @@ static bool stir(const char *hex)
 	return good;
 }
 
+bool ops_set_hostname(const char *name)
+{
+	bool good = sethostname(name, strlen(name)) == 0;
+
+	if (!good)
+		spawn_say("cannot set the host name: %s", strerror(errno));
+	/* A guest may have no more than a kernel and its agent. */
+	return (access("/etc", F_OK) < 0 || ops_write_file("/etc/hostname", name, 0644)) && good;
+}
+
 int ops_identity(const struct words *words)
 {
 	const char *text;
 	bool good = true;
 
-	if ((text = words_find(words, "hostname")) != NULL) {
-		if (sethostname(text, strlen(text)) < 0) {
-			spawn_say("cannot set the host name: %s", strerror(errno));
-			good = false;
-		}
-		good = write_file("/etc/hostname", text, 0644) && good;
-	}
+	if ((text = words_find(words, "hostname")) != NULL)
+		good = ops_set_hostname(text);
 	if ((text = words_find(words, "machine-id")) != NULL)
-		good = write_file("/etc/machine-id", text, 0444) && good;
+		good = ops_write_file("/etc/machine-id", text, 0444) && good;
 	if ((text = words_find(words, "random")) != NULL)
 		good = stir(text) && good;
 	if ((text = words_find(words, "clock")) != NULL) {
@@ -207,13 +212,13 @@ int ops_identity(const struct words *words)
 	for (text = NULL; (text = words_next(words, "address", text)) != NULL;)
 		good = ops_set_address(text) && good;
 	if ((text = words_find(words, "host-key")) != NULL) {
-		good = write_file("/etc/ssh/ssh_host_ed25519_key", text, 0600) && good;
+		good = ops_write_file(OPS_HOST_KEY, text, 0600) && good;
 		/* Where pvc's own images keep the cluster's key. */
 		if (access("/etc/ssh/seed_host_ed25519_key", F_OK) == 0)
-			good = write_file("/etc/ssh/seed_host_ed25519_key", text, 0600) && good;
+			good = ops_write_file("/etc/ssh/seed_host_ed25519_key", text, 0600) && good;
 	}
 	if ((text = words_find(words, "host-key-pub")) != NULL)
-		good = write_file("/etc/ssh/ssh_host_ed25519_key.pub", text, 0644) && good;
+		good = ops_write_file(OPS_HOST_KEY ".pub", text, 0644) && good;
 	return good ? 0 : 1;
 }
 

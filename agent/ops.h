@@ -17,7 +17,17 @@ int ops_mount(const struct words *words);
 /* "MAC ADDRESS/PREFIX [GATEWAY]": the only global address of its family, of the interface with that MAC. */
 bool ops_set_address(const char *text);
 
+/* The same for an interface that has no global address of the family until then (job_now()); others keep theirs. */
+bool ops_give_address(const char *text, int64_t until);
+
+#define OPS_HOST_KEY "/etc/ssh/ssh_host_ed25519_key"
+
+/* Replace a file at once; a last line gets its end. */
+bool ops_write_file(const char *path, const char *text, mode_t mode);
+bool ops_set_hostname(const char *name);
+
 int ops_identity(const struct words *words);
+int ops_settle(const struct words *words);
 int ops_freeze(const struct words *words);
 int ops_power(const struct words *words);
 

@@ -21,7 +21,7 @@ SYNC = bytes(MAX_PAYLOAD + HEADER.size - 1)
 # Numbers of streams that the guest's side opens begin here.
 FROM_AGENT = 1 << 31
 # What the agent grants a stream (pvc-agent(7)); both sides of pvc do the same.
-WINDOW = 1 << 18
+WINDOW = 1 << 20
 # What a client of a supervisor may grant in all: the supervisor keeps no more for it.
 CLIENT_BUDGET = 1 << 24
 SECOND = 1  # the flag of DATA: standard error

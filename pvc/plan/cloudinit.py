@@ -75,6 +75,19 @@ def plan_seed(spec: SeedSpec) -> dict[str, str]:
     return found
 
 
+def plan_settle(spec: SeedSpec) -> list[tuple[str, str]]:
+    """The request of pvc-agent(7) that makes the same of a guest that reads no seed."""
+    words = [("op", "settle"), ("hostname", spec.hostname)]
+    words += [("authorized-key", key.strip()) for key in spec.authorized_keys]
+    words += [("host-key", spec.host_key), ("host-key-pub", spec.host_key_pub)]
+    for nic in spec.nics:
+        if nic.address is not None:
+            words.append(("address", " ".join([nic.mac, nic.address, *([nic.gateway] if nic.gateway else [])])))
+        if nic.address6 is not None:  # advertisements say what the way out is
+            words.append(("address", f"{nic.mac} {nic.address6}"))
+    return words
+
+
 def _meta_data(spec: SeedSpec) -> dict[str, Any]:
     found: dict[str, Any] = {
         "instance-id": spec.instance_id,

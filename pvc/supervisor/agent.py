@@ -39,8 +39,8 @@ LOG = logging.getLogger(__name__)
 
 CHANNEL = "pvc.agent"
 MAX_STREAMS = 256
-# More than an agent grants (pvc-agent(7): 262,144), so that one that is newer may grant more.
-MAX_CREDIT = 1 << 20
+# More than an agent grants (pvc-agent(7): 1,048,576), so that one that is newer may grant more.
+MAX_CREDIT = 1 << 22
 _CHUNK = 1 << 18
 _MAX_OUT = 16 << 20
 _PING_S = 5.0
@@ -98,6 +98,7 @@ class Agent:
         self._heard = time.monotonic()
         self._greeting: asyncio.TimerHandle | None = None
         self._gone = False
+        self._roomy = asyncio.Event()
         self._reason: asyncio.TimerHandle | None = None  # a closed port, until it is known why
 
     async def run(self) -> None:
@@ -182,6 +183,12 @@ class Agent:
         elif kind is Kind.NOTE and self._out_bytes > _MAX_OUT:
             raise ProtocolError("more NOTEs than the guest takes")
         self._write(pack(kind, stream, payload))
+
+    async def room(self) -> None:
+        """Return once the guest has taken what was sent, all but so much; at once if nobody is there."""
+        while self._out_bytes > _MAX_OUT and self.connected:
+            self._roomy.clear()
+            await self._roomy.wait()
 
     def on_port(self, *, is_open: bool) -> None:
         """The guest has opened or closed its end (QMP's VSERPORT_CHANGE).
@@ -302,6 +309,7 @@ class Agent:
     def _end_session(self, why: str) -> None:
         """Nobody is there any more: all streams are closed with the reason."""
         was, self.connected = self.connected, False
+        self._roomy.set()
         if self._reason is not None:
             self._reason.cancel()
             self._reason = None
@@ -354,6 +362,8 @@ class Agent:
                 if not self._out[0]:
                     self._out.popleft()
         except BlockingIOError:
+            if self._out_bytes <= _MAX_OUT:
+                self._roomy.set()
             loop.add_writer(self._socket, self._flush)
             return
         except OSError:
@@ -361,6 +371,7 @@ class Agent:
             self._out.clear()
             self._out_bytes = 0
         loop.remove_writer(self._socket)
+        self._roomy.set()
 
 
 class _Nobody:

@@ -49,6 +49,7 @@ class Relay:
         self._routes: dict[int, Route] = {}
         self._outstanding = 0
         self._last = 0
+        self._touched: set[Agent] = set()  # were sent DATA
 
     async def run(self) -> None:
         """Until the client leaves; what it began and did not detach is ended.
@@ -64,6 +65,10 @@ class Relay:
                     for frame in frames:
                         self._take(frame)
                     data = b""
+                # A client whose guest takes nothing waits, so what is kept for a guest is bounded.
+                for agent in self._touched:
+                    await agent.room()
+                self._touched.clear()
         finally:
             for route in list(self._routes.values()):
                 route.leave()
@@ -111,6 +116,8 @@ class Relay:
                     raise ProtocolError(f"a client grants {CLIENT_BUDGET} bytes at most")
             if route is not None:
                 route.send(frame)
+                if frame.kind is Kind.DATA:
+                    self._touched.add(route.agent)
 
     def _open(self, frame: Frame) -> None:
         stream = frame.stream
@@ -139,7 +146,7 @@ class Route:
     def __init__(self, relay: Relay, agent: Agent, stream: int) -> None:
         self.number = 0
         self._relay = relay
-        self._agent = agent
+        self.agent = agent
         self.stream = stream
         self._granted = 0
         self._children: dict[int, Route] = {}
@@ -150,11 +157,11 @@ class Route:
             self._granted += parse_credit(frame.payload)
         if frame.kind is Kind.CLOSE:
             self._relay.forget(self.stream, self._granted)
-        self._agent.send(self.number, frame.kind, frame.payload)
+        self.agent.send(self.number, frame.kind, frame.payload)
 
     def leave(self) -> None:
         """The client is gone."""
-        self._agent.send(self.number, Kind.CLOSE)
+        self.agent.send(self.number, Kind.CLOSE)
 
     def take(self, stream: int, frame: Frame) -> None:
         """What the agent says on it."""
@@ -172,7 +179,7 @@ class Route:
 
     def accept(self, stream: int, words: list[tuple[str, str]]) -> None:
         """The guest has a connection for the client, which listens on this stream."""
-        child = self._relay.add(self._agent, stream)
+        child = self._relay.add(self.agent, stream)
         self._children[stream] = child
         told = [pair for pair in words if pair[0] != "parent"] + [("parent", str(self.stream))]
         self._relay.write(Frame(Kind.OPEN, stream, pack_words(told)), child.stream)

@@ -26,6 +26,7 @@ from pvc.supervisor.hooks import HookRunner
 from pvc.supervisor.pauses import Pauses
 from pvc.supervisor.prepare import find_helpers
 from pvc.supervisor.reach import Reach
+from pvc.supervisor.settle import Settler
 from pvc.supervisor.share import VmShare
 from pvc.supervisor.state import RUNS, State
 
@@ -64,6 +65,8 @@ class Life:
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: asyncio.Future[Any] | None = None
         self._hooks: HookRunner | None = None
+        self._settler: Settler | None = None
+        self._settled: float | None = None  # when the agent came that was told last
         self._ending: Ending | None = None
         self._grace_s = 0.0
         self._shutdown_reason: str | None = None
@@ -102,7 +105,7 @@ class Life:
             if self.stopping:
                 return Ending(Phase.STOPPED, ON_REQUEST)
             try:
-                machine = await self._start(launch, exits)
+                machine = await self._start(launch, spec, exits)
             except GuestError:
                 explained = companions.explain()
                 if explained is None:
@@ -160,7 +163,7 @@ class Life:
         if self.agent is not None:
             self.agent.ask(("op", "power"), ("how", "off"))
 
-    async def _start(self, launch: Launch, exits: AsyncExitStack) -> Machine | None:
+    async def _start(self, launch: Launch, spec: ClusterSpec, exits: AsyncExitStack) -> Machine | None:
         """None: an end was wanted meanwhile."""
         machine = await self._unless_stopped(self._driver.start(launch))
         if machine is None:
@@ -168,7 +171,7 @@ class Life:
         self.machine = machine
         exits.push_async_callback(self._end_machine, machine)
         self.started = time.time()
-        self._open_channels(machine)
+        self._open_channels(machine, spec)
         return machine
 
     async def _unless_stopped(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result | None:
@@ -195,16 +198,21 @@ class Life:
             ending = self._ending
             await hooks.run("after-stop", None if ending is None else f"{ending.phase.value}: {ending.detail}")
 
-    def _open_channels(self, machine: Machine) -> None:
+    def _open_channels(self, machine: Machine, spec: ClusterSpec) -> None:
         """Hand on QEMU's channels; whoever reads one closes it."""
         self.console = Console(machine.console, self._share.directory / "console.log")
         self._spawn(self.console.run())
         agent = Agent(self._share.name, machine.channels[CHANNEL], lambda: self.pauses.why is not None, self._on_agent)
         self.agent = agent
+        self._settler = Settler(self._share, spec, agent)
         self._spawn(agent.run())
 
     def _on_agent(self) -> None:
-        """Nothing waits for it yet; whoever asks for the VM's status sees it."""
+        """The agent has come, gone, or is silent."""
+        if self.agent is not None and self.agent.connected and self.agent.since != self._settled:
+            self._settled = self.agent.since
+            if self._settler is not None:
+                self._settler.begin()
 
     async def _boot(self, machine: Machine) -> None:
         self._spawn(self._follow(machine))

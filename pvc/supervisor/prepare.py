@@ -47,7 +47,7 @@ def prepare_vm(vm: VmShare, spec: ClusterSpec, instance_id: str) -> VmPaths:
         disks = tuple(_make_disk(vm, i, disk) for i, disk in enumerate(vm.template.disks, start=1))
         seed = vm.directory / "seed.iso"
         agent = read_agent()
-        write_seed(seed, {**plan_seed(_seed_spec(vm, spec, instance_id, agent=bool(agent))), **agent})
+        write_seed(seed, {**plan_seed(seed_spec(vm, spec, instance_id, agent=bool(agent))), **agent})
         firmware = _make_firmware(vm)
         if vm.template.tpm:
             files.ensure_private_dir(vm.directory / _TPM)
@@ -125,7 +125,8 @@ def _make_firmware(vm: VmShare) -> Firmware | None:
     return replace(found, variables=os.fspath(own))
 
 
-def _seed_spec(vm: VmShare, spec: ClusterSpec, instance_id: str, *, agent: bool) -> SeedSpec:
+def seed_spec(vm: VmShare, spec: ClusterSpec, instance_id: str = "", *, agent: bool = True) -> SeedSpec:
+    """What the VM's guest is to learn."""
     return SeedSpec(
         instance_id=f"{instance_id}-{vm.name}",
         hostname=vm.name,

@@ -12,7 +12,7 @@ import pytest
 from agents import build_agent
 from fleet import Fleet, fleet
 
-from pvc.channel.frames import Kind, pack, pack_credit
+from pvc.channel.frames import WINDOW, Kind, pack, pack_credit
 from pvc.cli.outputs import Gathered, Prefixed
 from pvc.errors import GuestError, UsageError
 from pvc.ops.agents import Agents, Collected, ask
@@ -96,6 +96,35 @@ def test_a_client_that_is_lost_ends_what_it_began(many: Fleet) -> None:
     loop.close()
     for stream in streams:
         wait_gone(int(stream.out))
+
+
+def test_a_guest_that_takes_nothing_is_not_buffered_for(many: Fleet) -> None:
+    """Forty streams with a whole window each: their client waits, and another one does not."""
+    loop = Loop((), lambda _: None)
+    agents = Agents(many.control, loop)
+    streams = [Collected() for _ in range(40)]
+    for stream in streams:
+        agents.open(3, [("op", "exec"), ("arg", "sh"), ("arg", "-c"), ("arg", "wc -c")], stream)
+    assert loop.run_until(lambda: all(stream.notes for stream in streams), timeout_s=60)
+    pid = int(many.run("sh", "-c", "echo $PPID", ranks=(3,))[1][3, False])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        most = 0
+        for stream in streams:
+            stream.send(bytes(WINDOW))
+            stream.end()
+        for _ in range(50):
+            loop.run_until(lambda: False, timeout_s=0.02)
+            most = max(most, many.agents[3]._out_bytes)
+        assert 8 << 20 < most < 20 << 20
+        outcomes, _ = many.run("true", ranks=(2, 4))
+        assert [outcome.code for outcome in outcomes] == [0, 0]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert loop.run_until(lambda: all(stream.closed for stream in streams), timeout_s=60)
+    assert {bytes(stream.out).strip() for stream in streams} == {str(WINDOW).encode()}
+    agents.close()
+    loop.close()
 
 
 def test_a_supervisor_that_cuts_us_off_is_told(many: Fleet) -> None:

@@ -7,7 +7,7 @@ import yaml
 
 from pvc.model.node import Nic
 from pvc.model.vm import Mount
-from pvc.plan.cloudinit import SeedSpec, plan_seed
+from pvc.plan.cloudinit import SeedSpec, plan_seed, plan_settle
 
 NIC = Nic("nat", "52:54:00:00:00:03", 1450, "10.200.0.4/16", "10.200.0.1", 0)
 L2 = Nic("lan", "52:54:00:00:01:03", 9000, None, None, 1)
@@ -102,3 +102,19 @@ def test_the_agent_is_started_early_whatever_the_user_wants() -> None:
     assert found["bootcmd"] == parse(spec, "vendor-data")["bootcmd"]
     assert "list(prepend)" in found["merge_type"]
     assert "runcmd" not in found
+
+
+def test_a_guest_without_cloud_init_is_told_the_same() -> None:
+    words = plan_settle(SPEC)
+    assert words[:2] == [("op", "settle"), ("hostname", SPEC.hostname)]
+    assert [value for key, value in words if key == "authorized-key"] == list(SPEC.authorized_keys)
+    assert dict(words)["host-key"] == SPEC.host_key
+    bare = Nic("lan", "52:54:00:00:00:09", 1500, None, None, 1)
+    six = Nic("six", "52:54:00:00:00:0a", 1500, "10.0.0.1/8", None, 2, "fd00::1/64")
+    told = [
+        value for key, value in plan_settle(dataclasses.replace(SPEC, nics=(*SPEC.nics, bare, six))) if key == "address"
+    ]
+    first = SPEC.nics[0]
+    assert told[0] == f"{first.mac} {first.address} {first.gateway}"
+    assert told[-2:] == ["52:54:00:00:00:0a 10.0.0.1/8", "52:54:00:00:00:0a fd00::1/64"]
+    assert not any(bare.mac in each for each in told)
