@@ -12,6 +12,7 @@ from typing import Any
 
 from pvc.errors import GuestError, UsageError
 from pvc.model.vm import DUMP_FORMATS
+from pvc.supervisor.threads import outlast
 from pvc.supervisor.vm import Vm
 
 # A command like savevm, which does not return before it is done, keeps QEMU's monitor for itself.
@@ -59,7 +60,7 @@ async def dump_memory(vm: Vm, request: dict[str, Any], tell: Callable[[int, int]
         fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             await vm.dump(fd, form, tell)
-            await asyncio.to_thread(os.fsync, fd)
+            await outlast(os.fsync, fd)
             size = os.fstat(fd).st_size
         finally:
             os.close(fd)

@@ -24,6 +24,7 @@ from pvc.plan.qemudrives import plan_backing
 from pvc.supervisor.driver import Machine
 from pvc.supervisor.freeze import Freeze, frozen
 from pvc.supervisor.prepare import overlay_path
+from pvc.supervisor.threads import outlast
 from pvc.supervisor.vm import Vm
 
 LOG = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ async def save_disk(vm: Vm, request: dict[str, Any], tell: Callable[[int, int], 
     base = _find_base(vm, number)
     fd = _open_target(vm, path)
     try:
-        _reserve(vm, number, base if full else None, fd, path)
+        await outlast(_reserve, vm, number, base if full else None, fd, path)
         backing = None if full or base is None else plan_backing(base)
         job = {"device": await machine.find_disk(number), "speed": speed}
         try:
@@ -83,7 +84,7 @@ async def save_disk(vm: Vm, request: dict[str, Any], tell: Callable[[int, int], 
                     await machine.wait()
                 raise GuestError(f"{vm.share.name} ended while its disk was saved") from None
             raise
-        await asyncio.to_thread(_finish, fd, path)
+        await outlast(_finish, fd, path)
     finally:
         os.close(fd)
     return freeze is not None and freeze.done
