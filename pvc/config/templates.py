@@ -109,7 +109,8 @@ ENTRY = Table(
         Setting(
             "machine-type",
             setting.word("text", _NO_SPACE, "a machine type of QEMU"),
-            "The machine that QEMU emulates, with its options.",
+            "The machine that QEMU emulates, with its options. "
+            "A kernel that QEMU starts in a ``microvm`` without KVM gets ``tsc_early_khz=``.",
             default="q35",
         ),
         Setting(

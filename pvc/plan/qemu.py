@@ -66,6 +66,7 @@ class QemuSpec:
     fds: VmFds
     sandbox: bool = True
     devices: tuple[str, ...] = ()  # addresses of the node's PCI devices that are the guest's
+    tsc_khz: int | None = None  # of the node, where ``lacks_clock``
 
 
 def guest_memory_mib(allocated_mib: int, accel: Accel, *, libvirt: bool = False) -> int:
@@ -145,14 +146,21 @@ def _machine(spec: QemuSpec) -> list[str]:
     return argv
 
 
-def boot_words(template: VmTemplate, accel: Accel) -> DirectBoot | None:
+def lacks_clock(template: VmTemplate, accel: Accel) -> bool:
+    """Whether a guest has nothing but the PIT to find out how fast its TSC runs, which is as fast as the node's."""
+    return accel is Accel.TCG and base_machine(template) == "microvm"
+
+
+def boot_words(template: VmTemplate, accel: Accel, tsc_khz: int | None = None) -> DirectBoot | None:
     """The kernel that QEMU starts itself, with what an emulated one must be told; None: the disk's own."""
     boot = template.boot
-    if boot is None or accel is not Accel.TCG or "no_timer_check" in boot.append.split():
+    if boot is None or accel is not Accel.TCG:
         return boot
     # An emulated guest of a busy host misses the ticks that this check counts, and panics: "IO-APIC + timer
-    # doesn't work" (kernel: Documentation/admin-guide/kernel-parameters.txt).
-    return replace(boot, append=f"{boot.append} no_timer_check".lstrip())
+    # doesn't work" (kernel: Documentation/admin-guide/kernel-parameters.txt). It misses the PIT's, too, and hangs.
+    words = ["no_timer_check", *([f"tsc_early_khz={tsc_khz}"] if tsc_khz and lacks_clock(template, accel) else [])]
+    said = {word.partition("=")[0] for word in boot.append.split()}
+    return replace(boot, append=" ".join([boot.append, *(w for w in words if w.partition("=")[0] not in said)]).strip())
 
 
 def plan_tpm(template: VmTemplate, fd: int | None) -> list[str]:
@@ -170,7 +178,7 @@ def plan_tpm(template: VmTemplate, fd: int | None) -> list[str]:
 
 
 def _boot(spec: QemuSpec) -> list[str]:
-    boot = boot_words(spec.template, spec.accel)
+    boot = boot_words(spec.template, spec.accel, spec.tsc_khz)
     if boot is None:
         return []
     initrd = [] if boot.initrd is None else ["-initrd", boot.initrd]

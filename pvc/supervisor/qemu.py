@@ -7,7 +7,8 @@ import socket
 from contextlib import ExitStack
 
 from pvc.errors import GuestError
-from pvc.plan.qemu import QemuSpec, VmFds, qemu_argv
+from pvc.host import tsc
+from pvc.plan.qemu import QemuSpec, VmFds, lacks_clock, qemu_argv
 from pvc.supervisor.driver import Launch
 from pvc.supervisor.machine import QemuMachine
 
@@ -71,6 +72,7 @@ def _spawn(launch: Launch, *, sandbox: bool) -> QemuMachine:
                 fds=fds,
                 sandbox=sandbox,
                 devices=share.grant.devices,
+                tsc_khz=tsc.read_khz() if lacks_clock(share.template, share.accel) else None,
             )
         )
         inherited = (qmp_fd, console_fd, *launch.taps, *(fd for _, fd in ports), *launch.inherited)

@@ -122,6 +122,26 @@ def test_the_old_machine_has_a_tpm_and_directories(tmp_path: Path) -> None:
         node.close()
 
 
+def test_an_emulated_microvm_knows_its_clock(tmp_path: Path) -> None:
+    """Without that it hangs at times before its first line."""
+    node, cluster = launch(tmp_path, guest_template(build_guest(), machine_type="microvm"))
+    try:
+        cluster.wait_phase(0, Phase.BOOTING)
+        with cluster.connect() as connection:
+            console = Console(connection, 0)
+            console.wait_prompt()
+            console.send(b"cat /proc/cmdline; dmesg | grep -i tsc; ls /sys/bus/virtio/devices/; echo do''ne\n")
+            said = console.wait(b"\r\ndone", 60).decode(errors="replace")
+        khz = re.search(r"tsc_early_khz=(\d+)", said)
+        assert khz, said
+        # The kernel has it from there, and agrees.
+        assert f"tsc: Detected {int(khz[1]) // 1000}." in said, said
+        assert "virtio" in said
+    finally:
+        cluster.close()
+        node.close()
+
+
 def test_a_kernel_that_uefi_cannot_start(tmp_path: Path) -> None:
     kernel = tmp_path / "vmlinux"
     kernel.write_bytes(b"\x7fELF" + bytes(60))

@@ -15,6 +15,7 @@ from tests.unit.plan.test_qemu import GOLDEN, SCENARIOS, make_spec
 
 IMPOSSIBLE = {
     "microvm": "no microvm",
+    "microvm-tcg": "no microvm",
     "custom-args": "sandbox and monitors are libvirt's own",
     "uefi-secure-hugepages": "no firmware in format qcow2",
     "virtiofs-microvm": "no microvm",

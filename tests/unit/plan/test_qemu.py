@@ -49,6 +49,7 @@ SCENARIOS = {
     ),
     "scsi-raw": make_spec({"disk_model": "virtio-scsi", "disk_cache": "none", "disk": Disk("/b.raw", "raw", 1 << 30)}),
     "microvm": make_spec({"machine_type": "microvm", "boot": BOOT}, sandbox=False),
+    "microvm-tcg": make_spec({"machine_type": "microvm,pic=off", "boot": BOOT}, accel=Accel.TCG, tsc_khz=2_400_000),
     "devices": make_spec(devices=("0000:3b:00.0", "0000:5e:00.1")),
     "devices-old-hardware": make_spec({"machine_type": "pc"}, devices=("0000:3b:00.0",)),
     "more-disks": make_spec(
@@ -132,6 +133,21 @@ def test_argv_equals_golden(name: str) -> None:
 def test_unknown_disk_settings_are_named(changed: dict[str, Any]) -> None:
     with pytest.raises(GuestError, match=next(iter(changed.values()))):
         qemu_argv(make_spec(changed))
+
+
+def test_a_kernel_is_told_no_more_than_it_needs() -> None:
+    microvm = make_spec({"machine_type": "microvm", "boot": BOOT}).template
+    told = dataclasses.replace(microvm, boot=dataclasses.replace(BOOT, append="tsc_early_khz=1000 quiet"))
+    for template, accel, khz, words in (
+        (microvm, Accel.TCG, 2_400_000, f"{BOOT.append} no_timer_check tsc_early_khz=2400000"),
+        (microvm, Accel.TCG, None, f"{BOOT.append} no_timer_check"),
+        (microvm, Accel.KVM, 2_400_000, BOOT.append),
+        (told, Accel.TCG, 2_400_000, "tsc_early_khz=1000 quiet no_timer_check"),
+        (dataclasses.replace(microvm, machine_type="q35"), Accel.TCG, 2_400_000, f"{BOOT.append} no_timer_check"),
+    ):
+        boot = qemu.boot_words(template, accel, khz)
+        assert boot is not None
+        assert boot.append == words
 
 
 def test_a_microvm_has_no_tpm() -> None:
