@@ -122,7 +122,8 @@ uint32_t pvc_common_job_id(const char *name)
 {
 	const char *text = getenv(name);
 	char *end = NULL;
-	unsigned long id = text == NULL ? 0 : strtoul(text, &end, 10);
+	/* No sign and no blank before it. */
+	unsigned long id = text == NULL || text[0] < '0' || text[0] > '9' ? NO_VAL : strtoul(text, &end, 10);
 
-	return text == NULL || end == text || *end != '\0' || id >= NO_VAL ? 0 : (uint32_t)id;
+	return id >= NO_VAL || *end != '\0' ? 0 : (uint32_t)id;
 }

@@ -34,7 +34,7 @@ int slurm_spank_init_post_opt(spank_t sp, int ac, char *av[])
 	case S_CTX_ALLOCATOR:
 		return pvc_submit_init_post_opt(sp, ac, av);
 	case S_CTX_REMOTE:
-		return pvc_stepd_init_post_opt(sp);
+		return pvc_stepd_init_post_opt(sp, ac, av);
 	default:
 		return 0;
 	}

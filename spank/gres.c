@@ -15,25 +15,20 @@
 /* What the job has of a node: texts are in the order of its list of nodes. NULL: it is none of the job's. */
 static const char *find_given(const job_info_msg_t *jobs, uint32_t id, const char *node)
 {
-	for (uint32_t i = 0; i < jobs->record_count; i++) {
-		const slurm_job_info_t *job = &jobs->job_array[i];
-		hostlist_t nodes = NULL;
-		int at = -1;
+	const slurm_job_info_t *job = pvc_job_find(jobs, id);
+	hostlist_t nodes = job == NULL || job->nodes == NULL ? NULL : slurm_hostlist_create(job->nodes);
+	int at = -1;
 
-		if (job->job_id != id || job->nodes == NULL)
-			continue;
-		nodes = slurm_hostlist_create(job->nodes);
-		if (nodes != NULL)
-			at = slurm_hostlist_find(nodes, node);
-		slurm_hostlist_destroy(nodes);
-		if (at < 0)
-			return NULL;
-		/* A job without generic resources has no texts at all. */
-		if ((uint32_t)at >= job->gres_detail_cnt || job->gres_detail_str[at] == NULL)
-			return "";
-		return job->gres_detail_str[at];
-	}
-	return NULL;
+	if (nodes == NULL)
+		return NULL;
+	at = slurm_hostlist_find(nodes, node);
+	slurm_hostlist_destroy(nodes);
+	if (at < 0)
+		return NULL;
+	/* A job without generic resources has no texts at all. */
+	if ((uint32_t)at >= job->gres_detail_cnt || job->gres_detail_str[at] == NULL)
+		return "";
+	return job->gres_detail_str[at];
 }
 
 void pvc_gres_find(void)

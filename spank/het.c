@@ -16,24 +16,34 @@ static const slurm_job_info_t *find_component(const job_info_msg_t *jobs, uint32
 	return NULL;
 }
 
-/* Cores of each node, equal neighbours folded: "4(x2),1". */
-static int print_cpus(FILE *out, const slurm_job_info_t *job)
+/* Equal neighbours are folded: "4(x2),1". */
+char *pvc_het_cpus(const slurm_job_info_t *job)
 {
+	char *text = NULL;
+	size_t size = 0;
 	uint32_t repeats = 0;
 	const char *comma = "";
+	FILE *out = job->job_resrcs == NULL ? NULL : open_memstream(&text, &size);
 
-	for (uint32_t i = 0; i < job->num_nodes; i += repeats) {
+	for (uint32_t i = 0; out != NULL && i < job->num_nodes; i += repeats) {
 		int cpus = slurm_job_cpus_allocated_on_node_id(job->job_resrcs, (int)i);
 
 		if (cpus <= 0)
-			return -1;
+			goto fail;
 		for (repeats = 1; i + repeats < job->num_nodes; repeats++)
 			if (slurm_job_cpus_allocated_on_node_id(job->job_resrcs, (int)(i + repeats)) != cpus)
 				break;
 		(void)fprintf(out, repeats > 1 ? "%s%d(x%u)" : "%s%d", comma, cpus, repeats);
 		comma = ",";
 	}
-	return 0;
+	if (out == NULL || fclose(out) == 0)
+		return text;
+	out = NULL;
+fail:
+	if (out != NULL)
+		(void)fclose(out);
+	free(text);
+	return NULL;
 }
 
 /* Every component has its nodes: the backfill scheduler starts all of them before it lets anybody look. */
@@ -41,12 +51,12 @@ static int print_components(FILE *out, const job_info_msg_t *jobs, uint32_t het_
 {
 	for (uint32_t offset = 0; offset < jobs->record_count; offset++) {
 		const slurm_job_info_t *job = find_component(jobs, het_job, offset);
+		char *cpus = job == NULL || job->nodes == NULL || job->nodes[0] == '\0' ? NULL : pvc_het_cpus(job);
 
-		if (job == NULL || job->nodes == NULL || job->nodes[0] == '\0' || job->job_resrcs == NULL)
+		if (cpus == NULL)
 			return -1;
-		(void)fprintf(out, "%s%u/%s/", offset == 0 ? "" : ";", job->job_id, job->nodes);
-		if (print_cpus(out, job) < 0)
-			return -1;
+		(void)fprintf(out, "%s%u/%s/%s", offset == 0 ? "" : ";", job->job_id, job->nodes, cpus);
+		free(cpus);
 	}
 	return jobs->record_count == 0 ? -1 : 0;
 }

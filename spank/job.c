@@ -1,5 +1,7 @@
 #include "job.h"
 
+#include <errno.h>
+#include <slurm/slurm_errno.h>
 #include <slurm/spank.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,6 +53,35 @@ static const char *find_value(const char *key)
 		return NULL;
 	}
 	return value;
+}
+
+const slurm_job_info_t *pvc_job_find(const job_info_msg_t *jobs, uint32_t id)
+{
+	for (uint32_t i = 0; i < jobs->record_count; i++)
+		if (jobs->job_array[i].job_id == id)
+			return &jobs->job_array[i];
+	return NULL;
+}
+
+bool pvc_job_is_running(const slurm_job_info_t *job)
+{
+	uint32_t base = job->job_state & JOB_STATE_BASE;
+
+	return (base == JOB_RUNNING || base == JOB_SUSPENDED) && (job->job_state & JOB_COMPLETING) == 0;
+}
+
+bool pvc_job_has_ended(uint32_t id)
+{
+	bool ended = false;
+	const slurm_job_info_t *job = NULL;
+	job_info_msg_t *jobs = NULL;
+
+	if (slurm_load_job(&jobs, id, SHOW_DETAIL) != SLURM_SUCCESS || jobs == NULL)
+		return errno == ESLURM_INVALID_JOB_ID;
+	job = pvc_job_find(jobs, id);
+	ended = job != NULL && !pvc_job_is_running(job);
+	slurm_free_job_info_msg(jobs);
+	return ended;
 }
 
 char **pvc_job_facts(void)

@@ -1,116 +1,14 @@
 #include "slurmd.h"
 
-#include <errno.h>
-#include <slurm/spank.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include "client.h"
 #include "common.h"
 #include "config.h"
 #include "drain.h"
-#include "gres.h"
-#include "helper.h"
-#include "het.h"
 #include "job.h"
-
-/* How much of pvc-node's own words is handed on when it fails. */
-#define LOG_SIZE 4096
-#define MAX_ENV 32
+#include "node.h"
 
 static const char bad_arguments[] = "wrong arguments in plugstack.conf";
-static char setup[] = "setup";
-static char teardown[] = "teardown";
-/* A hook has neither PATH nor HOME. */
-static char path_variable[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-static char lang_variable[] = "LANG=C.UTF-8";
-
-/* The same work by a pvc-node of our own: its exit code is the answer, its last line the reason. */
-static int run_cold(struct pvc_config *config, char *verb, char *const facts[], int64_t deadline_ms)
-{
-	int rv = -1;
-	int code = -1;
-	int log = -1;
-	char said[LOG_SIZE] = "";
-	char text[LOG_SIZE] = "";
-	char *argv[] = {config->pvc_node, verb, NULL};
-	char *envp[MAX_ENV] = {path_variable, lang_variable};
-	struct pvc_helper helper = {.argv = argv, .envp = envp, .out = -1, .err = -1, .as_daemon = true,
-				    .deadline_ms = deadline_ms};
-
-	for (size_t i = 0; i < MAX_ENV - 3 && facts[i] != NULL; i++)
-		envp[i + 2] = facts[i];
-	log = pvc_common_memfd("pvc-node");
-	if (log < 0) {
-		slurm_error("pvc: cannot make a log: %s", strerror(errno));
-		goto fail;
-	}
-	helper.out = log;
-	helper.err = log;
-	if (pvc_helper_run(&helper, &code) == 0 && code == 0) {
-		rv = 0;
-		goto fail;
-	}
-	if (code >= 0)
-		slurm_error("pvc: %s %s failed with exit code %d", config->pvc_node, verb, code);
-	(void)pvc_common_read_end(log, said, sizeof(said));
-	(void)snprintf(text, sizeof(text), "%s", said);
-	pvc_common_say(slurm_error, "pvc: ", text);
-	if (code < 0)
-		(void)snprintf(said, sizeof(said), "pvc-node %s could not be run or did not end in time", verb);
-	pvc_drain_node(pvc_common_last_line(said));
-fail:
-	pvc_common_close(&log);
-	return rv;
-}
-
-/* Daemon first, cold second, one deadline for both: 0 when the node's share is done. */
-static int ask_node(struct pvc_config *config, char *verb)
-{
-	int rv = -1;
-	int code = -1;
-	char text[PVC_LINE_SIZE] = "";
-	int64_t deadline_ms = pvc_common_now_ms() + config->timeout_ms;
-	char **facts = pvc_job_facts();
-
-	if (facts == NULL) {
-		slurm_error("pvc: no memory");
-		goto fail;
-	}
-	switch (pvc_client_ask(config->socket, verb, facts, deadline_ms, &code, text, sizeof(text))) {
-	case PVC_CLIENT_ANSWERED:
-		if (code == 0) {
-			rv = 0;
-			break;
-		}
-		slurm_error("pvc: pvc-node %s failed with exit code %d: %s", verb, code, text);
-		pvc_drain_node(text);
-		break;
-	case PVC_CLIENT_NO_ANSWER:
-		rv = run_cold(config, verb, facts, deadline_ms);
-		break;
-	case PVC_CLIENT_TIMED_OUT:
-		pvc_drain_node("pvc-node did not answer in time");
-		break;
-	}
-fail:
-	pvc_job_free(facts);
-	return rv;
-}
-
-/* Whether pvc-node has something of this job here; in doubt, yes. */
-static bool has_state(const struct pvc_config *config)
-{
-	char path[PATH_MAX + 64] = "";
-	const char *id = getenv("SLURM_JOB_ID");
-
-	if (id == NULL || id[0] == '\0' || strspn(id, "0123456789") != strlen(id) || strlen(id) > 20)
-		return false;
-	(void)snprintf(path, sizeof(path), "%s/jobs/%s", config->state_dir, id);
-	return access(path, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR);
-}
 
 int pvc_slurmd_init(int ac, char *av[])
 {
@@ -129,14 +27,13 @@ int pvc_slurmd_prolog(int ac, char *av[])
 		pvc_drain_node(bad_arguments);
 		return -1;
 	}
-	pvc_het_find_components();
-	pvc_gres_find();
-	return ask_node(&config, setup);
+	return pvc_node_prepare(&config, pvc_node_setup);
 }
 
 int pvc_slurmd_epilog(int ac, char *av[])
 {
 	struct pvc_config config;
+	uint32_t job_id = pvc_common_job_id("SLURM_JOB_ID");
 
 	/* Wrong arguments drain the node for a job of ours only: its leftovers cannot be removed. */
 	if (pvc_config_parse(&config, ac, av) < 0) {
@@ -145,7 +42,7 @@ int pvc_slurmd_epilog(int ac, char *av[])
 		pvc_drain_node(bad_arguments);
 		return -1;
 	}
-	if (!has_state(&config))
+	if (job_id == 0 || !pvc_node_has(&config, job_id, ""))
 		return 0;
-	return ask_node(&config, teardown);
+	return pvc_node_ask(&config, pvc_node_teardown);
 }

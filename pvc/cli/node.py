@@ -68,6 +68,14 @@ def setup(context: Context) -> None:
 
 @cli.command()
 @click.pass_obj
+def ensure(context: Context) -> None:
+    """The same as setup, but for a job that is set up already or was refused."""
+    _run_cold(context, "ensure")
+    _leave_daemon(context)
+
+
+@cli.command()
+@click.pass_obj
 def teardown(context: Context) -> None:
     """Undo what was set up for the job that the environment names (SLURM_JOB_ID)."""
     _run_cold(context, "teardown")

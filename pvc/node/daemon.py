@@ -180,7 +180,8 @@ class Daemon:
         if record is None or uid not in (record.uid, 0):
             raise HostError(
                 f"no virtual cluster was prepared on {self._node} for job {job_id}",
-                hint="allocate the job with pvc alloc, or with salloc or sbatch --pvc=DEFINITION",
+                hint="allocate the job with pvc alloc, or with salloc or sbatch --pvc=DEFINITION; if it was, the log "
+                f"of slurmd on {self._node} says why nothing prepared it",
             )
         if record.refusal is not None:
             refusal = record.refusal

@@ -12,7 +12,8 @@ from pvc.node.setup import set_up
 from pvc.node.teardown import tear_down
 
 LOG = logging.getLogger(__name__)
-VERBS = ("setup", "teardown")
+# "ensure" is what a step asks that was started without a prolog (spank/late.c).
+VERBS = ("setup", "ensure", "teardown")
 REQUEST_KEY = "SPANK_PVC_REQUEST"
 
 
@@ -43,7 +44,7 @@ def handle(context: Context, verb: str, values: Mapping[str, str]) -> tuple[int,
         if verb == "teardown":
             message = tear_down(context, parse_job_id(values))
         else:
-            message = set_up(context, parse_job(values), values.get(REQUEST_KEY, ""))
+            message = set_up(context, parse_job(values), values.get(REQUEST_KEY, ""), again=verb == "setup")
     except HostError as err:
         LOG.error("%s: %s", verb, err)
         return err.exit_code, str(err)

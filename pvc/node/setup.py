@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, replace
 
 from pvc.config.lines import add_lines
@@ -47,8 +48,8 @@ class _Needs:
         return node_plan.plan_node(self.job, self.request, self.placement, self.site, self.facts, grants)
 
 
-def set_up(context: Context, job: JobFacts, request_text: str) -> str:
-    """Do it; what was done, in a line for the log.
+def set_up(context: Context, job: JobFacts, request_text: str, *, again: bool = True) -> str:
+    """Do it; what was done, in a line for the log. Not ``again``: what is done or refused stays as it is.
 
     A request that cannot be met, a wrong configuration and a store or a Slurm that does not answer are refusals:
     they are kept for the launcher, and the node stays in service.
@@ -58,10 +59,12 @@ def set_up(context: Context, job: JobFacts, request_text: str) -> str:
     with context.job_lock(job.job_id):
         ledger = Ledger(context.state_dir, job.job_id)
         if ledger.exists():
+            if not again and _is_answered(ledger, job):
+                return "was there"
             # A set-up that was cut short, or another job's of this number: start from nothing.
             LOG.warning("job %d: found an unfinished set-up, undoing it first", job.job_id)
             undo_recorded(context, ledger)
-        record = Record(job.job_id, job.uid, read_boot_id())
+        record = Record(job.job_id, job.uid, read_boot_id(), opened_ns=time.time_ns())
         try:
             ledger.open(record)
         except OSError as err:
@@ -79,6 +82,13 @@ def set_up(context: Context, job: JobFacts, request_text: str) -> str:
             if not ledger.exists():
                 context.forget_lock(job.job_id)
             raise
+
+
+def _is_answered(ledger: Ledger, job: JobFacts) -> bool:
+    record = ledger.read_record()
+    if record is None or (record.uid, record.boot) != (job.uid, read_boot_id()):
+        return False
+    return record.refusal is not None or ledger.read_ready() is not None
 
 
 def _undo_half(context: Context, ledger: Ledger, *, keep_record: bool) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from pvc.errors import HostError, PvcError, StateError
 from pvc.node import apply
 from pvc.node.context import Context
-from pvc.state.ledger import Ledger
+from pvc.state.ledger import Ledger, Record
 
 LOG = logging.getLogger(__name__)
 
 
-def tear_down(context: Context, job_id: int) -> str:
+def tear_down(context: Context, job_id: int, wanted: Callable[[Record | None], bool] = lambda _: True) -> str:
     """Undo everything recorded of a job; a line for the log. Nothing recorded is fine.
 
-    What the state store cannot be told now is kept and told later by ``reclaim``.
+    What the state store cannot be told now is kept and told later by ``reclaim``. ``wanted``: asked with the job's
+    record when nobody else can change it; None is one that was never finished.
 
     :raise HostError: something of this node could not be undone; it is kept in the ledger.
     """
@@ -24,6 +26,8 @@ def tear_down(context: Context, job_id: int) -> str:
         if not ledger.exists():
             context.forget_lock(job_id)
             return "nothing to undo"
+        if not wanted(ledger.read_record()):
+            return "left as it is"
         try:
             undo_recorded(context, ledger)
         except StateError as err:

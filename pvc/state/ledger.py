@@ -64,7 +64,9 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Record:
-    """Who a job is, and what this node handed out to it. ``boot`` names the boot it was set up in."""
+    """Who a job is, and what this node handed out to it. ``boot`` names the boot it was set up in, ``opened_ns`` the
+    moment (time_ns(3) of its start): a job can be set up twice.
+    """
 
     job_id: int
     uid: int
@@ -74,6 +76,7 @@ class Record:
     devices: tuple[str, ...] = ()
     meters: tuple[int, ...] = ()
     refusal: Refusal | None = None
+    opened_ns: int = 0
 
 
 @dataclass(frozen=True)

@@ -458,7 +458,11 @@ def main() -> None:
         else:
             teardown.tear_down(context(), int(os.environ.get(JOB_ID, "12")))
         return
-    scenario = next(each for each in SCENARIOS if each.__name__ == name)
+    run(next(each for each in SCENARIOS if each.__name__ == name))
+
+
+def run(scenario: Callable[[], None]) -> None:
+    """Run a scenario in a node that is prepared."""
     prepare.server = prepare()  # type: ignore[attr-defined]
     try:
         scenario()

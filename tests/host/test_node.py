@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.host import late_world
 from tests.host.node_world import DATA_PATHS, OF_OVS, SCENARIOS
 from tests.host.scenario import run_scenario
 
@@ -16,3 +17,8 @@ CASES = [(each.__name__, path) for each in SCENARIOS for path in DATA_PATHS if p
 @pytest.mark.parametrize(("scenario", "data_path"), CASES)
 def test_root_side(scenario: str, data_path: str) -> None:
     run_scenario("node_world", scenario, data_path)
+
+
+@pytest.mark.parametrize("scenario", [each.__name__ for each in late_world.SCENARIOS])
+def test_late_set_ups(scenario: str) -> None:
+    run_scenario("late_world", scenario, "kernel")

@@ -191,7 +191,7 @@ static size_t end_test(const struct running running[], size_t count)
 int main(void)
 {
 	const struct test *const tables[] = {client_tests, config_tests, gres_tests, helper_tests, het_tests, job_tests,
-					     options_tests, slurmd_tests, stepd_tests, submit_tests};
+					     late_tests, options_tests, slurmd_tests, stepd_tests, submit_tests};
 	struct running running[TESTS] = {0};
 	size_t count = 0;
 	size_t ended = 0;

@@ -16,8 +16,8 @@ struct test {
 #define TESTS_END {NULL, NULL}
 
 /* One table a file. */
-extern const struct test client_tests[], config_tests[], gres_tests[], helper_tests[], het_tests[], job_tests[], options_tests[],
-	slurmd_tests[], stepd_tests[], submit_tests[];
+extern const struct test client_tests[], config_tests[], gres_tests[], helper_tests[], het_tests[], job_tests[],
+	late_tests[], options_tests[], slurmd_tests[], stepd_tests[], submit_tests[];
 
 void check_that(bool good, const char *file, int line, const char *text, const char *seen);
 

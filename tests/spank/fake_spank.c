@@ -1,6 +1,8 @@
 #include "fake_spank.h"
 
+#include <errno.h>
 #include <slurm/slurm.h>
+#include <slurm/slurm_errno.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -111,6 +113,19 @@ spank_err_t spank_getenv(spank_t sp, const char *var, char *buf, int len)
 	return snprintf(buf, (size_t)len, "%s", value) < len ? ESPANK_SUCCESS : ESPANK_NOSPACE;
 }
 
+spank_err_t spank_get_item(spank_t sp, spank_item_t item, ...)
+{
+	va_list values;
+
+	(void)sp;
+	if (item != S_JOB_ID || fake.step_job == 0)
+		return ESPANK_BAD_ARG;
+	va_start(values, item);
+	*va_arg(values, uint32_t *) = fake.step_job;
+	va_end(values);
+	return ESPANK_SUCCESS;
+}
+
 void slurm_init_update_node_msg(update_node_msg_t *message)
 {
 	memset(message, 0, sizeof(*message));
@@ -147,7 +162,14 @@ int slurm_load_job(job_info_msg_t **resp, uint32_t job_id, uint16_t show_flags)
 			loaded[i].num_nodes++;
 		loaded[i].gres_detail_cnt = component->gres_count;
 		loaded[i].gres_detail_str = component->gres_count == 0 ? NULL : component->gres;
+		loaded[i].job_state = component->state;
+		loaded[i].user_id = 4201;
+		loaded[i].group_id = 4202;
 		loaded[i].job_resrcs = (job_resources_t *)component;
+	}
+	if (fake.gone) {
+		errno = ESLURM_INVALID_JOB_ID;
+		return SLURM_ERROR;
 	}
 	*resp = &answer;
 	return SLURM_SUCCESS;

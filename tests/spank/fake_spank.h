@@ -23,6 +23,7 @@ struct fake_component {
 	int cpus[8];
 	char *gres[4]; /* of its nodes */
 	uint32_t gres_count;
+	uint32_t state; /* JOB_RUNNING and so on */
 };
 
 struct fake {
@@ -37,6 +38,8 @@ struct fake {
 	char *node_gres;                              /* slurm_load_node_single: NULL is no such node */
 	char asked_node[64];                          /* slurm_load_node_single: of which node */
 	bool controller_is_away;                      /* slurm_load_job fails */
+	bool gone;                                    /* slurm_load_job knows no such job */
+	uint32_t step_job;                            /* spank_get_item: the step's job, 0 is none */
 	char log[16384];                              /* every message, each with its newline */
 };
 

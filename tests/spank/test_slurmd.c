@@ -1,3 +1,4 @@
+#include <slurm/slurm.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -71,7 +72,8 @@ static void prolog_of_a_component_tells_of_all(void)
 	static char second[] = "n[2-3]";
 	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "0 12 is ready\n");
 
-	fake.components[0] = (struct fake_component){.job_id = 12, .het_job_id = 12, .nodes = first, .cpus = {2}};
+	fake.components[0] = (struct fake_component){.job_id = 12, .het_job_id = 12, .nodes = first, .cpus = {2},
+						     .state = JOB_RUNNING};
 	fake.components[1] =
 		(struct fake_component){.job_id = 13, .het_job_id = 12, .offset = 1, .nodes = second, .cpus = {4, 4}};
 	CHECK(setenv("SLURM_HET_JOB_ID", "12", 1) == 0);
@@ -89,13 +91,35 @@ static void prolog_tells_what_slurm_gave_of_generic_resources(void)
 	static char total[] = "gpu:4";
 	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "0 12 is ready\n");
 
-	fake.components[0] = (struct fake_component){.job_id = 12, .nodes = nodes, .gres = {NULL, given}, .gres_count = 2};
+	fake.components[0] = (struct fake_component){.job_id = 12, .nodes = nodes, .gres = {NULL, given},
+						     .gres_count = 2, .state = JOB_RUNNING};
 	fake.node_gres = total;
 	CHECK(setenv("PVC_GRES", "gpu:4(IDX:0-3);gpu:4", 1) == 0);
 	request("1;gres;gpu:2");
 	CHECK(fake_prolog(4, av) == 0);
 	CHECK_HAS(read_text(scratch("heard")), "\nPVC_GRES=gpu:2(IDX:0,3);gpu:4\nSPANK_PVC_REQUEST=1;gres;gpu:2\n");
 	stop_daemon(pid);
+}
+
+static void job_that_ended_within_its_prolog_is_undone(void)
+{
+	static char nodes[] = "n1";
+	pid_t pid = start_daemon(prepare("echo $1 >>\"${0%/*}/ran\"", "30"), ANSWER, "0 12 is ready\n");
+
+	request("1;nat:4");
+	fake.components[0] =
+		(struct fake_component){.job_id = 12, .nodes = nodes, .state = JOB_CANCELLED | JOB_COMPLETING};
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK_HAS(read_text(scratch("heard")), "PVC1 setup\n");
+	CHECK_IS(read_text(scratch("ran")), "teardown\n"); /* the daemon above answers once */
+	stop_daemon(pid);
+	fake.gone = true;
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK_IS(read_text(scratch("ran")), "teardown\nsetup\nteardown\n");
+	fake.controller_is_away = true;
+	CHECK(fake_prolog(4, av) == 0);
+	CHECK_IS(read_text(scratch("ran")), "teardown\nsetup\nteardown\nsetup\n");
+	CHECK_IS(fake.log, "");
 }
 
 static void hostile_request_cannot_add_facts(void)
@@ -305,6 +329,7 @@ const struct test slurmd_tests[] = {
 	TEST(prolog_asks_the_daemon),
 	TEST(prolog_of_a_component_tells_of_all),
 	TEST(prolog_tells_what_slurm_gave_of_generic_resources),
+	TEST(job_that_ended_within_its_prolog_is_undone),
 	TEST(hostile_request_cannot_add_facts),
 	TEST(fault_of_the_node_fails_the_prolog),
 	TEST(failure_without_text_has_a_reason),

@@ -14,7 +14,7 @@ from pvc.node import facts
 SPANK = Path(__file__).parents[2] / "spank"
 SOURCES = sorted([*SPANK.glob("*.c"), *SPANK.glob("*.h")])
 MAX_FILE = 250
-MAX_CODE = 1050
+MAX_CODE = 1150
 EXPORTED = {
     "plugin_name",
     "plugin_type",
