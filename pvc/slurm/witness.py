@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pvc import run
 from pvc.errors import CommandError, HostError, JobError
 from pvc.model.drive import Witness
 from pvc.slurm.job import parse_fields
+from pvc.slurm.nodes import expand_nodes
 
 _TIMEOUT_S = 30.0
 # scontrol(1): base states of a node in service, and flags that are nothing against it. All else means that nobody can
@@ -23,7 +24,7 @@ def read_witness(job_id: int, node: str) -> Witness:
 
     :raise JobError: it does not answer.
     """
-    job_state = _read_job_state(job_id)
+    job_state = _read_job_state(job_id, node)
     # A node that Slurm does not know is told on standard output, with exit code 1.
     return Witness(job_state, *parse_node(_ask(["show", "node", node], ok_codes=(0, 1))))
 
@@ -39,7 +40,24 @@ def parse_node(text: str) -> tuple[bool, float | None]:
         return answers, None
 
 
-def _read_job_state(job_id: int) -> str | None:
+def parse_job(text: str, node: str) -> str:
+    """The state of a job on a node: scontrol's lines, one for each component of a heterogeneous job, leader first.
+
+    A component ends by itself: while the leader goes on, and also after it.
+    """
+    jobs = [parse_fields(line) for line in text.splitlines() if line.strip()]
+    here = [fields for fields in jobs if node in _find_nodes(fields)]
+    return next((fields["JobState"] for fields in here or jobs if "JobState" in fields), "UNKNOWN")
+
+
+def _find_nodes(fields: Mapping[str, str]) -> tuple[str, ...]:
+    try:
+        return expand_nodes(fields.get("NodeList", ""))
+    except ValueError:
+        return ()
+
+
+def _read_job_state(job_id: int, node: str) -> str | None:
     """None: Slurm has forgotten the job."""
     try:
         text = _ask(["show", "job", str(job_id)])
@@ -47,7 +65,7 @@ def _read_job_state(job_id: int) -> str | None:
         if "Invalid job id" in str(err):
             return None
         raise
-    return parse_fields(text).get("JobState", "UNKNOWN")
+    return parse_job(text, node)
 
 
 def _ask(words: list[str], ok_codes: Sequence[int] = (0,)) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from tests.slurm.clusters import Cluster
 from tests.slurm.guest import Console
+from tests.slurm.test_drives import ask_witness
 from tests.slurm.test_faults import assert_over, kill, leftovers
 from tests.slurm.testbed import Snapshot, Testbed, wait_until
 
@@ -151,3 +153,18 @@ def test_by_hand(tb: Testbed, before: dict[str, Snapshot]) -> None:
     rows = json.loads((tb.home() / "hand.json").read_text())["vms"]
     assert [(row["name"], row["cpus"]) for row in rows] == [("vm0", 1), ("vm1", 3)]
     assert_over(tb, before)
+
+
+def test_lease_of_a_component_that_ended_by_itself(tb: Testbed) -> None:
+    """A persistent drive's lease names the leader: Slurm is asked for the component that its node is of."""
+    job = tb.start(["salloc", "-Q", "-n1", "-w", "n1", ":", "-n1", "-w", "n2", "cat"], stdin=subprocess.PIPE)
+    try:
+        wait_until(lambda: len(tb.jobs()) == 2, 60, "the job has not started")
+        leader = min(int(number) for number in tb.run(["squeue", "-h", "-o", "%A"]).out.split())
+        wait_until(lambda: ask_witness(tb, leader, "n2") == "alive", 60, "a component that runs is not seen")
+        tb.run(["scancel", f"{leader}+1"])
+        wait_until(lambda: ask_witness(tb, leader, "n2") == "dead", 60, "a component that ended is not seen")
+        assert ask_witness(tb, leader, "n1") == "alive"
+    finally:
+        job.communicate(timeout=60)
+    wait_until(lambda: ask_witness(tb, leader, "n1") == "dead", 60, "a leader that ended is not seen")
