@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,8 @@ from loaders import make_guest_disk
 from ovmf import provide_firmware
 
 from pvc.model.node import VmGrant
-from pvc.model.vm import Disk, ExtraDisk, Mount, Phase, VmTemplate
+from pvc.model.vm import Accel, Disk, ExtraDisk, Mount, Phase, VmTemplate
+from pvc.plan.qemu import guest_memory_mib
 
 pytestmark = pytest.mark.vm
 
@@ -120,6 +124,65 @@ def test_the_old_machine_has_a_tpm_and_directories(tmp_path: Path) -> None:
     finally:
         cluster.close()
         node.close()
+
+
+@contextmanager
+def huge_pages(count: int) -> Iterator[None]:
+    """So many more 2 MiB pages on this machine, which has one pool for all; put back by subtraction."""
+    pool = Path("/proc/sys/vm/nr_hugepages")
+
+    def add(pages: int) -> int:
+        with Path("/run/lock/pvc-tests-hugepages").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = int(pool.read_text())
+            pool.write_text(str(before + pages))
+            return int(pool.read_text()) - before
+
+    got = add(count)
+    try:
+        if got < count:
+            pytest.skip(f"the kernel has only {got} of {count} huge pages to give")
+        yield
+    finally:
+        add(-got)
+
+
+def find_qemus(directory: Path) -> list[Path]:
+    """The processes of VMs that have something below a directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"qemu-system" in words[0] and any(os.fsencode(directory) in word for word in words):
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("hypervisor", HYPERVISORS)
+def test_memory_in_huge_pages(tmp_path: Path, hypervisor: str) -> None:
+    memory_mib = 640
+    guest_mib = guest_memory_mib(memory_mib, Accel.TCG, libvirt=hypervisor == "libvirt")
+    with huge_pages(guest_mib // 2 + 8):
+        node, cluster = launch(
+            tmp_path, guest_template(build_guest(), hugepages="2M", hypervisor=hypervisor), memory_mib
+        )
+        try:
+            cluster.wait_phase(0, Phase.BOOTING)
+            with cluster.connect() as connection:
+                console = Console(connection, 0)
+                console.wait_prompt()
+                (qemu,) = find_qemus(tmp_path)
+                smaps = (qemu / "smaps").read_text()
+                huge = sum(map(int, re.findall(r"(?:Shared|Private)_Hugetlb: +(\d+) kB", smaps)))
+                assert guest_mib * 1024 <= huge <= guest_mib * 1024 + 2048
+                console.send(b"awk '/MemTotal/{print $2}' /proc/meminfo; echo do''ne\n")
+                said = console.wait(b"\r\ndone", 60).decode(errors="replace")
+            found = re.search(r"\r\n(\d+)\r\n", said)
+            assert found, said
+            assert guest_mib * 0.7 < int(found[1]) / 1024 <= guest_mib
+        finally:
+            cluster.close()
+            node.close()
 
 
 def test_an_emulated_microvm_knows_its_clock(tmp_path: Path) -> None:
