@@ -26,10 +26,12 @@ esac
 # Leaves what a prolog or an epilog was told in a file of its node.
 PVC_NODE = """#!/bin/sh
 cd /home/student/stand-in || exit 1
+[ "$1" != ensure ] || set -- setup # of a step that came before its prolog
 env | sort >"$1-$SLURM_JOB_ID-$SLURMD_NODENAME"
 mkdir -p /run/stand-in/jobs/"$SLURM_JOB_ID"
-[ "$1" = setup ] || rmdir /run/stand-in/jobs/"$SLURM_JOB_ID"
+[ "$1" = setup ] || rm -r /run/stand-in/jobs/"$SLURM_JOB_ID"
 [ ! -e "$1-hook-$SLURMD_NODENAME" ] || . "./$1-hook-$SLURMD_NODENAME"
+[ "$1" != setup ] || : >/run/stand-in/jobs/"$SLURM_JOB_ID"/plan.json
 """
 SHOW = "env | grep ^PVC_DEFINITION="
 # A plug-in of the user's own, that a slurm.conf of his own loads.
@@ -136,8 +138,10 @@ def test_job_without_the_option_needs_nothing_of_pvc(stand_in: StandIn) -> None:
 
 
 def test_facts_of_the_job_reach_prolog_and_epilog(stand_in: StandIn) -> None:
-    # A step waits for all prologs; a job that ends at once may end before they have begun.
-    stand_in.tb.run(["salloc", "-N3", "-c2", "--pvc=good:4", "srun", "true"])
+    # A job that ends at once may end before its prologs have begun, and a step come before them.
+    wait = "until ls stand-in/setup-$SLURM_JOB_ID-n1 stand-in/setup-$SLURM_JOB_ID-n2 stand-in/setup-$SLURM_JOB_ID-n3"
+    words = ["timeout", "50", "sh", "-c", f"{wait}; do sleep 0.1; done"]
+    stand_in.tb.run(["salloc", "-N3", "-c2", "--pvc=good:4", *words])
     stand_in.tb.wait_no_jobs()
     for verb in ("setup", "teardown"):
         told = stand_in.told(verb)
