@@ -90,12 +90,18 @@ async def running(
     """Run a program while the block does; what it says goes to an unnamed file.
 
     :raise HostError: it cannot be started.
+    :raise OSError: it cannot be watched, and was ended.
     """
     output = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         LOG.debug("%s: %s", name, shlex.join(argv))
         process = run.spawn([*GUARD, *argv], env=env, cwd=cwd, stdout=output, stderr=output, pass_fds=pass_fds)
-        helper = Helper(name, process, output)
+        try:
+            helper = Helper(name, process, output)
+        except BaseException:  # no descriptor is left, for one: nobody would watch it
+            process.kill()
+            process.wait()
+            raise
         try:
             yield helper
         finally:

@@ -71,6 +71,7 @@ class QemuMachine:
         """Start QEMU; the sockets are near ends of pairs whose far ends are among ``pass_fds``.
 
         :raise HostError: it cannot be started.
+        :raise OSError: it cannot be watched, and was ended.
         """
         read_end, write_end = os.pipe()
         try:
@@ -80,7 +81,13 @@ class QemuMachine:
             raise
         finally:
             os.close(write_end)
-        return cls(process, qmp, console, channels, read_end)
+        try:
+            return cls(process, qmp, console, channels, read_end)
+        except BaseException:  # no descriptor is left, for one: nobody would watch it
+            os.close(read_end)
+            process.kill()
+            process.wait()
+            raise
 
     @property
     def pid(self) -> int:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from pvc.errors import GuestError
 from pvc.supervisor.helper import running
+from pvc.supervisor.machine import QemuMachine
 
 pytestmark = pytest.mark.allow_run(reason="a helper is a process")
 
@@ -44,3 +47,30 @@ def test_one_that_is_never_ready() -> None:
 
     with pytest.raises(GuestError, match=r"^helper was not ready within 0.1 s$"):
         asyncio.run(main())
+
+
+def test_one_that_nobody_can_watch_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def open_nothing(pid: int, flags: int = 0) -> int:
+        del flags
+        started.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main() -> None:
+        async with running("helper", ["sleep", "60"]):
+            pass
+
+    async def start_machine() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            QemuMachine.start(["sleep", "60"], near, near, {}, [far.fileno()])
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "pidfd_open", open_nothing)
+    for start in (main, start_machine):
+        with pytest.raises(OSError, match="Too many open files"):
+            asyncio.run(start())
+    assert len(started) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+    assert len(os.listdir("/proc/self/fd")) == before
