@@ -12,10 +12,10 @@ from tests.slurm.testbed import Snapshot, Testbed
 
 # What slurmctld (not srun, which is the user's) sends to any slurmd waits for TCP to try again.
 HOLD = "table inet held { chain out { type filter hook output priority 0; meta skuid slurm tcp dport 6818 drop; }; }"
-# Jobs that are cancelled at any moment of their beginning.
+# Jobs that are cancelled at any moment of their beginning. salloc may start its command after it was told of that.
 SHORT_LIVES = """
 import random, subprocess, time
-words = ["salloc", "-Q", "--kill-command", "-N2", "-n2", "--pvc=SMALL:2", "sleep", "60"]
+words = ["salloc", "-Q", "--kill-command", "-N2", "-n2", "--pvc=SMALL:2", "sleep", "2"]
 for number in range(10):
     jobs = [subprocess.Popen(words, stderr=subprocess.DEVNULL) for _ in range(3)]
     time.sleep(random.uniform(0, 0.4))
