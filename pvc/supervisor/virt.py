@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
@@ -76,8 +76,14 @@ class VirtDriver:
             virtd.files[share.name] = launch.inherited
             xml = await self._plan(virtd, launch, names)
             domain = await self._create(connection, xml, virtd.log_of(share.name))
-            near, pid = _accept(console)
-            near_ends = {name: _accept(channel)[0] for name, channel in channels.items()}
+            try:
+                (near, pid), near_ends = _accept_all(console, channels)
+            except OSError as err:
+                await self._give_up(domain)
+                raise GuestError(
+                    f"QEMU of {share.name} has not connected its console and channels: {err.strerror}",
+                    hint="the site's libvirt-hook must leave them in the domain" if self._hook else None,
+                ) from err
         log = virtd.log_of(share.name)
         machine = VirtMachine(domain, self._call, pid, virtd.exit_of(pid), near, near_ends, log)
         self._machines[share.name] = machine
@@ -128,10 +134,14 @@ class VirtDriver:
             )
         except asyncio.CancelledError:
             # A call of libvirt cannot be broken off; what it makes is not wanted any more.
-            with suppress(libvirt.libvirtError, TimeoutError):
-                async with asyncio.timeout(_GIVE_UP_S):
-                    await self._call((await creating).destroy)
+            with suppress(libvirt.libvirtError):
+                await self._give_up(await creating)
             raise
+
+    async def _give_up(self, domain: libvirt.virDomain) -> None:
+        with suppress(libvirt.libvirtError, TimeoutError):
+            async with asyncio.timeout(_GIVE_UP_S):
+                await self._call(domain.destroy)
 
     async def _ensure(self) -> tuple[Virtd, libvirt.virConnect]:
         """The connection, made with the first call; one that is lost comes back as soon as libvirtd runs again."""
@@ -257,6 +267,23 @@ def _listen(path: Path, ends: ExitStack) -> socket.socket:
     listener.listen(1)
     listener.setblocking(False)
     return listener
+
+
+def _accept_all(
+    console: socket.socket, channels: Mapping[str, socket.socket]
+) -> tuple[tuple[socket.socket, int], dict[str, socket.socket]]:
+    """Near ends of all, and QEMU's process id.
+
+    :raise OSError: it has not connected one, or no descriptor is left.
+    """
+    with ExitStack() as ends:
+        first = _accept(console)
+        ends.callback(first[0].close)
+        others: dict[str, socket.socket] = {}
+        for name, listener in channels.items():
+            others[name] = ends.enter_context(_accept(listener)[0])
+        ends.pop_all()
+    return first, others
 
 
 def _accept(listener: socket.socket) -> tuple[socket.socket, int]:

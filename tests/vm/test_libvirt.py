@@ -33,13 +33,14 @@ pytestmark = pytest.mark.vm
 
 HOOK = """#!/bin/sh
 [ "$PVC_TEMPLATE" = refused ] && { echo "no such VMs here" >&2; exit 3; }
+[ "$PVC_TEMPLATE" = deaf ] && exec sed '/<channel /,/<\\/channel>/d'
 exec sed "s,<memory ,<title>$PVC_VM of the site</title><memory ,"
 """
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Launched]:
-    """vm0 runs; the site's hook refuses vm1, and libvirt has no such machine as vm2's."""
+    """vm0 runs; the site's hook refuses vm1, and libvirt has no machine like vm2's, vm3 loses a channel."""
     (tmp_path / "run").mkdir()
     hook = tmp_path / "hook"
     hook.write_text(HOOK)
@@ -49,8 +50,9 @@ def cluster(tmp_path: Path) -> Iterator[Launched]:
         guest_template(guest, hypervisor="libvirt"),
         guest_template(guest, name="refused", hypervisor="libvirt"),
         guest_template(guest, name="small", hypervisor="libvirt", machine_type="microvm"),
+        guest_template(guest, name="deaf", hypervisor="libvirt"),
     ]
-    node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", [VmGrant(rank, (), {}) for rank in range(3)]))
+    node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", [VmGrant(rank, (), {}) for rank in range(4)]))
     spec = make_spec(templates, make_keys(tmp_path / "keys"), libvirt_hook=os.fspath(hook))
     cluster = Launched(spec, tmp_path / "sock", home=tmp_path)
     try:
@@ -83,7 +85,11 @@ def test_virsh_and_hook_and_a_daemon_that_dies(cluster: Launched, tmp_path: Path
     impossible = cluster.wait_phase(2, Phase.FAILED)
     assert (impossible.detail, impossible.hint) == ("template small: libvirt has no microvm", "use hypervisor: qemu")
 
-    assert virsh(cluster, "list", "--name").split() == ["vm0"]
+    deaf = cluster.wait_phase(3, Phase.FAILED)
+    assert "QEMU of vm3 has not connected its console and channels" in deaf.detail
+    assert deaf.hint == "the site's libvirt-hook must leave them in the domain"
+
+    assert virsh(cluster, "list", "--all", "--name").split() == ["vm0"]
     assert "<title>vm0 of the site</title>" in virsh(cluster, "dumpxml", "vm0")
     virsh(cluster, "suspend", "vm0")
     wait_until(lambda: status(cluster)["phase"] == "paused")
