@@ -235,6 +235,16 @@ def test_failed_epilog_drains_its_node_with_a_reason(stand_in: StandIn) -> None:
     assert stand_in.reasons() == {"n1": "pvc: cannot remove a bridge"}
 
 
+def test_prolog_of_a_job_that_has_ended_undoes_its_work(stand_in: StandIn) -> None:
+    # The epilog finds nothing to do here, as one does that comes before the set-up.
+    ended = "until squeue -h -j $SLURM_JOB_ID -t CG | grep -q .; do sleep 0.1; done"
+    stand_in.hook("setup", "n1", f"scancel $SLURM_JOB_ID; {ended}; rm -r /run/stand-in/jobs/$SLURM_JOB_ID; exit 0")
+    stand_in.tb.run(["salloc", "-N2", "-w", "n[1-2]", "--pvc=good:2", "sleep", "3"], check=False)
+    stand_in.tb.wait_no_jobs(60)
+    assert "n1" in stand_in.told("teardown")
+    assert stand_in.reasons() == {}
+
+
 def test_prolog_that_hangs_ends_at_the_timeout(stand_in: StandIn) -> None:
     stand_in.arguments("timeout=2")
     stand_in.hook("setup", "n3", "sleep 4711")
