@@ -166,5 +166,6 @@ def test_lease_of_a_component_that_ended_by_itself(tb: Testbed) -> None:
         wait_until(lambda: ask_witness(tb, leader, "n2") == "dead", 60, "a component that ended is not seen")
         assert ask_witness(tb, leader, "n1") == "alive"
     finally:
-        job.communicate(timeout=60)
+        job.communicate(timeout=60)  # which does not give back the rest
+    tb.run(["scancel", str(leader)])
     wait_until(lambda: ask_witness(tb, leader, "n1") == "dead", 60, "a leader that ended is not seen")
