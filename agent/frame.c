@@ -14,11 +14,6 @@ void frame_put64(uint8_t *at, uint64_t value)
 	frame_put32(at + 4, (uint32_t)(value >> 32));
 }
 
-uint32_t frame_get32(const uint8_t *at)
-{
-	return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
-}
-
 uint64_t frame_get64(const uint8_t *at)
 {
 	return frame_get32(at) | (uint64_t)frame_get32(at + 4) << 32;

@@ -39,7 +39,11 @@ int frame_next(struct decoder *decoder, struct frame *frame);
 void frame_header(uint8_t *at, enum kind kind, uint8_t flags, uint32_t stream, uint32_t length);
 void frame_put32(uint8_t *at, uint32_t value);
 void frame_put64(uint8_t *at, uint64_t value);
-uint32_t frame_get32(const uint8_t *at);
+/* In the header, for a checksum calls it with every four bytes. */
+static inline uint32_t frame_get32(const uint8_t *at)
+{
+	return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
 uint64_t frame_get64(const uint8_t *at);
 
 #endif

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pvc.channel.frames import CLIENT_BUDGET, WINDOW, ProtocolError, printable
 from pvc.channel.mux import Accepted, Arrived, Closed, Ended, Event, Moved, Mux, Noted
 from pvc.errors import GuestError, PvcError
+from pvc.host.peer import LOOK_S, is_lost
 from pvc.model.cluster import NodeEndpoint
 from pvc.ops.control import Control, close_quietly, in_parallel, send_request
 from pvc.ops.loop import Loop
@@ -118,6 +119,7 @@ class Agents:
         self._connect_s = connect_s
         self._window = max(4096, min(WINDOW, CLIENT_BUDGET // 2 // max(1, expected)))
         self._links: dict[str, Link] = {}
+        loop.every(LOOK_S, self._look)
 
     def __enter__(self) -> Agents:
         return self
@@ -160,6 +162,10 @@ class Agents:
             self._links[node] = link
             link.start()
         link.open(rank, words, stream)
+
+    def _look(self) -> None:
+        for link in self._links.values():
+            link.look()
 
     def close(self) -> None:
         """Leave; what is open ends."""
@@ -207,6 +213,11 @@ class Link:
         self._streams.pop(number, None)
         self.mux.close(number)
         self.flush()
+
+    def look(self) -> None:
+        """See whether the supervisor's machine is still there."""
+        if not self.lost and is_lost(self._connection):
+            self._lose(f"the connection to the supervisor on {self._node} was lost: {self._node} does not answer")
 
     def close(self) -> None:
         """Leave."""

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pvc import codec
 from pvc.errors import GuestError, HostError, JobError, PvcError, StateError, UsageError
+from pvc.host.peer import keep_alive
 from pvc.model.cluster import ClusterRecord, NodeEndpoint
 from pvc.model.vm import VmStatus
 from pvc.ops.jobdir import JobDir
@@ -70,7 +71,7 @@ class Control:
         try:
             plain = socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
             try:
-                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                keep_alive(plain)
                 return self._tls.wrap_socket(plain)
             except BaseException:
                 plain.close()

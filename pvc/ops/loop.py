@@ -7,7 +7,15 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FrameType
+
+
+@dataclass
+class _Timer:
+    at: float
+    period_s: float
+    callback: Callable[[], None]
 
 
 class Loop:
@@ -24,6 +32,7 @@ class Loop:
         self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False) if signals else None
         self._old_handlers = {number: signal.signal(number, _note) for number in signals}
         self._wanted = frozenset(int(number) for number in signals)
+        self._timers: list[_Timer] = []
         self.add(self._reader, self._take_signals)
 
     def __enter__(self) -> Loop:
@@ -50,6 +59,10 @@ class Loop:
         else:
             self._selector.register(fd, events, callback)
 
+    def every(self, period_s: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` again and again while it serves."""
+        self._timers.append(_Timer(time.monotonic() + period_s, period_s, callback))
+
     def remove(self, fd: int) -> None:
         """Forget ``fd``; an unknown one is fine."""
         try:
@@ -69,6 +82,7 @@ class Loop:
             if tick is not None:
                 tick()
                 left = 0.1 if left is None else min(left, 0.1)
+            left = self._ring(left)
             for key, _ in self._selector.select(left):
                 callback: Callable[[], None] = key.data
                 callback()
@@ -83,6 +97,16 @@ class Loop:
         self._selector.close()
         os.close(self._reader)
         os.close(self._writer)
+
+    def _ring(self, left: float | None) -> float | None:
+        """Call what is due; how long to wait now, at most ``left``."""
+        now = time.monotonic()
+        for timer in self._timers:
+            if timer.at <= now:
+                timer.at = now + timer.period_s
+                timer.callback()
+            left = timer.at - now if left is None else min(left, timer.at - now)
+        return left
 
     def _take_signals(self) -> None:
         try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pvc.channel.frames import WINDOW, ProtocolError, printable
 from pvc.channel.mux import Accepted, Arrived, Closed, Ended, Event, Mux, Noted
 from pvc.errors import GuestError, HostError
+from pvc.host.peer import LOOK_S, is_lost, keep_alive
 from pvc.model.cluster import NodeEndpoint
 from pvc.ops.control import Control, raise_refusal
 
@@ -145,6 +146,7 @@ class Channel:
                 writer.transport.abort()
             raise HostError(f"the supervisor on {endpoint.node} does not answer") from err
         channel = cls(endpoint.node, reader, writer)
+        keep_alive(writer.get_extra_info("socket"))
         channel._task = asyncio.create_task(channel._run())
         return channel
 
@@ -190,7 +192,14 @@ class Channel:
     def _lost_text(self) -> str:
         return f"the connection to the supervisor on {self.node} was lost"
 
+    async def _look(self) -> None:
+        """Until the supervisor's machine is gone."""
+        while not is_lost(self.writer.get_extra_info("socket")):
+            await asyncio.sleep(LOOK_S)
+        self.writer.transport.abort()
+
     async def _run(self) -> None:
+        looking = asyncio.create_task(self._look())
         try:
             while data := await self.reader.read(_CHUNK):
                 while events := self.mux.receive(data):
@@ -201,6 +210,7 @@ class Channel:
         except (OSError, ProtocolError, ssl.SSLError):
             pass
         finally:
+            looking.cancel()
             self.ended.set_result(None)
             for event in self.mux.lose({"error": self._lost_text}):
                 self._tell(event)

@@ -25,6 +25,7 @@ from pvc.channel.frames import (
     parse_words,
 )
 from pvc.errors import GuestError, PvcError
+from pvc.host.peer import LOOK_S, is_lost, keep_alive
 from pvc.supervisor.agent import Agent
 
 LOG = logging.getLogger(__name__)
@@ -33,8 +34,6 @@ MAX_STREAMS = 4096
 _CHUNK = 1 << 17
 # Only frames that need no CREDIT can come to that: their guest waits then.
 _HIGH = 2 * CLIENT_BUDGET
-# A client whose machine is gone without a word: tcp(7).
-_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 
 FindAgent = Callable[[int], Agent]
 
@@ -56,7 +55,9 @@ class Relay:
 
         :raise ProtocolError: it does not speak the protocol.
         """
-        _keep_alive(self._writer.get_extra_info("socket"))
+        connection = self._writer.get_extra_info("socket")
+        keep_alive(connection)
+        looking = asyncio.create_task(self._look(connection))
         self._writer.transport.set_write_buffer_limits(high=_HIGH)
         decoder = Decoder(in_step=True)
         try:
@@ -70,9 +71,17 @@ class Relay:
                     await agent.room()
                 self._touched.clear()
         finally:
+            looking.cancel()
             for route in list(self._routes.values()):
                 route.leave()
             self._routes.clear()
+
+    async def _look(self, connection: socket.socket | None) -> None:
+        """Until the client's machine is gone."""
+        while not is_lost(connection):
+            await asyncio.sleep(LOOK_S)
+        LOG.info("a client is gone: it has not answered for half a minute")
+        self._writer.transport.abort()
 
     def write(self, frame: Frame, stream: int) -> None:
         """Tell the client."""
@@ -187,13 +196,3 @@ class Route:
     async def ready(self) -> None:
         """Return once more may come for this client."""
         await self._relay.ready()
-
-
-def _keep_alive(connection: socket.socket | None) -> None:
-    if connection is None:
-        return
-    with suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for name, value in _KEEPALIVE.items():
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

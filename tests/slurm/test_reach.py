@@ -270,6 +270,43 @@ def test_another_user_is_refused_everywhere(cluster: Cluster, tmp_path: Path) ->
         shutil.rmtree(stolen.path)
 
 
+def test_a_network_that_drops_all_without_a_word(cluster: Cluster) -> None:
+    """As of a laptop whose lid was closed: both ends notice, nothing is left in the guest, and forwards come back."""
+    pvc(cluster, "wait", "--for", "agent", "--timeout", "200s")
+    tb, job = cluster.tb, ["-j", str(cluster.job_id)]
+    record = json.loads((tb.home() / f".pvc/jobs/{cluster.job_id}/cluster.json").read_text())
+    port = next(each["port"] for each in record["endpoints"] if each["node"] == "n2")
+    forward = tb.start(["pvc", "forward", *job, "0:vm1:22"])
+    here = int(re.findall(r":(\d+) ->", forward.stdout.readline())[0])
+    wait_until(partial(read_banner, cluster, here), 60, "no banner")
+    # One that is silent, one that hears much, one that says much
+    lines = ["echo here; exec sleep 1234", "echo here; exec yes", "echo here; exec cat >/dev/null"]
+    commands = [
+        tb.start(["bash", "-c", f"pvc exec {' '.join(job)} -w vm1 -- sh -c '{line}' <{stdin}"])
+        for line, stdin in zip(lines, ["/dev/null", "/dev/null", "/dev/zero"], strict=True)
+    ]
+    assert [command.stdout.readline() for command in commands] == ["here\n"] * 3
+    rules = f"tcp dport {port} drop; tcp sport {port} drop;"
+    tb.root(f"nft 'table inet silent {{ chain all {{ type filter hook input priority 0; {rules} }} }}'", "n2")
+    try:
+        shown = pvc(cluster, "status").out
+        assert re.search(r"^vm1 +n2 .*does not answer", shown, re.MULTILINE), shown
+        for command in commands:
+            _, err = command.communicate(timeout=LONG)
+            assert (command.returncode, "the supervisor on n2" in err) == (7, True), err
+    finally:
+        tb.root("nft delete table inet silent", "n2")
+    wait_until(
+        lambda: not re.search("sleep 1234|yes|cat", pvc(cluster, "exec", "-w", "vm1", "--", "ps", "-o", "args").out),
+        120,
+        "what they began goes on",
+    )
+    wait_until(lambda: read_banner(cluster, here) == "SSH-2.0-busybox", 120, "the forward has not come back")
+    assert forward.poll() is None
+    forward.terminate()
+    forward.communicate(timeout=60)
+
+
 def test_a_supervisor_that_is_killed(cluster: Cluster) -> None:
     """The last one. Who used its VM is told, and nothing waits for what never comes."""
     pvc(cluster, "wait", "--for", "agent", "--timeout", "200s")
