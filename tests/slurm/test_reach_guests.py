@@ -6,6 +6,8 @@ Both are in one job, on a network that nobody outside reaches: all of it goes ov
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -85,6 +87,31 @@ def test_plain_ssh_by_name(cluster: Cluster) -> None:
     run(cluster, f"scp -q -F {config} {DEBIAN}.{cluster.job_id}:bulk back && cmp bulk back")
     over = f"tar -c bulk letter | ssh -F {config} debian@{DEBIAN} 'mkdir tar && tar -x -C tar && cat tar/letter'"
     assert run(cluster, over).out == "dear guest\n"
+
+
+def test_rsync(cluster: Cluster) -> None:
+    """By the settings for ssh, and by pvc ssh; the guest gets the program of this machine, for its image has none."""
+    rsync = shutil.which("rsync")
+    assert rsync is not None
+    there = cluster.tb.home() / "rsync"
+    there.mkdir()
+    shutil.copy(rsync, there)
+    for line in subprocess.run(["ldd", rsync], capture_output=True, text=True, check=True).stdout.splitlines():
+        found = re.search(r"lib(?:acl|popt|lz4|zstd|xxhash|crypto)\S* => (\S+)", line)
+        if found is not None:
+            shutil.copy(found[1], there)
+    pvc(cluster, "cp", "rsync", f"{DEBIAN}:/opt/")
+    far = "--rsync-path='LD_LIBRARY_PATH=/opt/rsync /opt/rsync/rsync'"
+    config = pvc(cluster, "ssh-config").out.strip()
+    run(cluster, "mkdir -p many/deep && for i in 1 2 3; do head -c 300000 /dev/urandom > many/deep/$i; done")
+    sent = run(cluster, f"rsync -a --stats {far} -e 'ssh -F {config}' many/ {DEBIAN}:many/").out
+    assert re.search(r"regular files transferred: 3$", sent, re.MULTILINE), sent
+    run(cluster, "head -c 1000 /dev/urandom >> many/deep/2")
+    own = f"-e 'pvc ssh -j {cluster.job_id}'"
+    sent = run(cluster, f"rsync -a --stats {far} {own} many/ {DEBIAN}:many/").out
+    assert re.search(r"regular files transferred: 1$", sent, re.MULTILINE), sent
+    run(cluster, f"rsync -a {far} {own} debian@{DEBIAN}:/opt/rsync/ copy/ && cmp copy/rsync rsync/rsync")
+    run(cluster, f"rsync -a {far} {own} {DEBIAN}:many/ again/ && diff -r many again")
 
 
 @pytest.mark.parametrize("vm", [DEBIAN, ALPINE])
