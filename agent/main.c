@@ -142,7 +142,7 @@ int main(int argc, char **argv)
 {
 	const char *path = NULL;
 	sigset_t wanted;
-	int signals;
+	int signals, null;
 
 	if (argc == 2 && strcmp(argv[1], "--version") == 0) {
 		printf("pvc-agent %s, protocol 1\n", PVC_RELEASE);
@@ -154,6 +154,11 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: pvc-agent [--port FILE | --version]\n");
 		return 2;
 	}
+	/* Children get their pipes in place of these three; none of them may be a pipe itself. */
+	do
+		null = open("/dev/null", O_RDWR);
+	while (null >= 0 && null <= 2);
+	close(null);
 	sigemptyset(&wanted);
 	sigaddset(&wanted, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &wanted, NULL);
@@ -169,6 +174,8 @@ int main(int argc, char **argv)
 				perror(path);
 				return 1;
 			}
+			/* Those that were told to end when the port went do. */
+			job_tend(&chans, job_now());
 			pause_ms(PAUSE_MS);
 			continue;
 		}

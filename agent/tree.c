@@ -3,7 +3,7 @@
 #include "frame.h"
 
 #include <errno.h>
-#include <unistd.h>
+#include <sys/uio.h>
 
 #define POLYNOMIAL 0xedb88320u
 
@@ -42,38 +42,30 @@ uint32_t tree_crc(uint32_t crc, const uint8_t *data, size_t size)
 	return ~crc;
 }
 
-bool tree_write(const void *data, size_t size)
+/* readv(2) or writev(2) until all of it is moved. */
+static bool move(ssize_t (*transfer)(int, const struct iovec *, int), int fd, struct iovec piece)
 {
-	const char *at = data;
-
-	while (size > 0) {
-		ssize_t count = write(1, at, size);
+	while (piece.iov_len > 0) {
+		ssize_t count = transfer(fd, &piece, 1);
 
 		if (count < 0 && errno == EINTR)
 			continue;
 		if (count <= 0)
 			return false;
-		at += count;
-		size -= (size_t)count;
+		piece.iov_base = (char *)piece.iov_base + count;
+		piece.iov_len -= (size_t)count;
 	}
 	return true;
 }
 
+bool tree_write(const void *data, size_t size)
+{
+	return move(writev, 1, (struct iovec){.iov_base = (void *)data, .iov_len = size});
+}
+
 bool tree_read(void *data, size_t size)
 {
-	char *at = data;
-
-	while (size > 0) {
-		ssize_t count = read(0, at, size);
-
-		if (count < 0 && errno == EINTR)
-			continue;
-		if (count <= 0)
-			return false;
-		at += count;
-		size -= (size_t)count;
-	}
-	return true;
+	return move(readv, 0, (struct iovec){.iov_base = data, .iov_len = size});
 }
 
 bool tree_write_words(const struct answer *words)

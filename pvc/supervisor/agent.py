@@ -98,6 +98,7 @@ class Agent:
         self._heard = time.monotonic()
         self._greeting: asyncio.TimerHandle | None = None
         self._gone = False
+        self._complained = -_AGAIN_S
         self._roomy = asyncio.Event()
         self._reason: asyncio.TimerHandle | None = None  # a closed port, until it is known why
 
@@ -220,7 +221,7 @@ class Agent:
                 for frame in frames:
                     self._take_frame(frame)
             except ProtocolError as err:
-                LOG.warning("%s: its agent broke the protocol: %s", self._name, err)
+                self._complain(err)
                 self._decoder.lose_step()
                 self._begin_anew(f"the agent of {self._name} broke the protocol: {err}")
             else:
@@ -228,6 +229,13 @@ class Agent:
                     return
             # What is left after an error, or behind it, is looked at again.
             data = b""
+
+    def _complain(self, err: ProtocolError) -> None:
+        """A guest that does nothing else fills no log."""
+        now = time.monotonic()
+        if now - self._complained > _AGAIN_S:
+            LOG.warning("%s: its agent broke the protocol: %s", self._name, err)
+            self._complained = now
 
     def _take_frame(self, frame: Frame) -> None:
         if frame.kind is Kind.HELLO:

@@ -25,6 +25,7 @@ class Settler:
         self._words = plan_settle(seed_spec(share, spec))
         self._agent = agent
         self._said = bytearray()
+        self._told = False  # once is enough: a guest may say what it likes
 
     def begin(self) -> None:
         """The agent has come."""
@@ -41,7 +42,8 @@ class Settler:
         if frame.kind is Kind.DATA and frame.payload:
             self._said += frame.payload[: _WINDOW - len(self._said)]
             self._agent.send(stream, Kind.CREDIT, pack_credit(len(frame.payload)))
-        elif frame.kind is Kind.CLOSE and dict(parse_words(frame.payload)).get("exit", "0") != "0":
+        elif frame.kind is Kind.CLOSE and not self._told and dict(parse_words(frame.payload)).get("exit", "0") != "0":
+            self._told = True
             lines = [line.removeprefix("pvc-agent: ") for line in self._said.decode(errors="replace").splitlines()]
             LOG.warning("%s: not all of its name, keys and addresses: %s", self._name, printable("; ".join(lines)))
 
