@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -151,6 +151,11 @@ def parse_words(payload: bytes) -> list[tuple[str, str]]:
 def printable(text: str) -> str:
     """Text of a guest for people: without what a terminal would obey."""
     return _UNPRINTABLE.sub("?", text)
+
+
+def find_hint(words: Mapping[str, str]) -> str | None:
+    """What to do about an ``error``; it may be a guest that says so."""
+    return printable(words["hint"]) if "hint" in words else None
 
 
 class Decoder:

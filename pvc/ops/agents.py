@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from pvc.channel.frames import CLIENT_BUDGET, WINDOW, ProtocolError, printable
+from pvc.channel.frames import CLIENT_BUDGET, WINDOW, ProtocolError, find_hint, printable
 from pvc.channel.mux import Accepted, Arrived, Closed, Ended, Event, Moved, Mux, Noted
 from pvc.errors import GuestError, PvcError
 from pvc.host.peer import LOOK_S, is_lost
@@ -354,5 +354,5 @@ def check_result(rank: int, result: dict[str, str]) -> None:
     if "error" in result:
         text = printable(result["error"])
         raise GuestError(
-            text if result.get("from") in ("supervisor", "connection") else f"vm{rank}: {text}", hint=result.get("hint")
+            text if result.get("from") in ("supervisor", "connection") else f"vm{rank}: {text}", hint=find_hint(result)
         )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pvc.channel.frames import ProtocolError, printable
+from pvc.channel.frames import ProtocolError, find_hint, printable
 from pvc.errors import GuestError, PvcError, UsageError
 from pvc.ops.agents import Agents, Stream
 from pvc.ops.control import Control
@@ -294,7 +294,7 @@ def _judge(result: Copied, stream: Stream, said: bytes) -> None:
     lines = [printable(line) for line in said.decode(errors="replace").splitlines()]
     lines = [line.removeprefix("pvc-agent: ") for line in lines]
     if "error" in words:
-        result.error, result.hint = printable(words["error"]), words.get("hint")
+        result.error, result.hint = printable(words["error"]), find_hint(words)
     elif words.get("exit") != "0":
         result.error = "; ".join(lines[:5]) or "the agent could not copy it"
         if "No space left" in result.error:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pvc.channel.frames import printable
+from pvc.channel.frames import find_hint, printable
 from pvc.errors import GuestError, PvcError
 from pvc.ops.agents import Agents, Stream, Words
 from pvc.ops.control import Control
@@ -222,8 +222,10 @@ class Runner:
         if stream.late:
             return _replace(base, error=_TOO_LATE, late=True)
         if "error" in result:
-            lost = result.get("from") == "connection"
-            return _replace(base, error=printable(result["error"]), hint=result.get("hint"), unreachable=lost)
+            lost, hint = result.get("from") == "connection", find_hint(result)
+            if self.command.attach is not None and "from" not in result:
+                hint = f"pvc exec -w vm{rank} --list shows those that there are"
+            return _replace(base, error=printable(result["error"]), hint=hint, unreachable=lost)
         code, number = result.get("exit", ""), result.get("signal", "")
         if code.isdecimal():
             return _replace(base, exit=int(code) & 0xFF)

@@ -129,9 +129,10 @@ def read_log(control: Control, rank: int, wish: LogWish, write: Write) -> None:
     try:
         _, data = send_request(connection, request, endpoint.node)
         connection.settimeout(None if wish.follow else _SILENCE_S)
-        while data:
+        # A log may be empty yet, so the end is what the connection says.
+        while data or (data := connection.recv(_CHUNK)):
             write(data)
-            data = connection.recv(_CHUNK)
+            data = b""
     except OSError as err:
         raise HostError(f"the supervisor on {endpoint.node} stopped answering") from err
     finally:

@@ -7,7 +7,7 @@ import select
 import ssl
 import sys
 
-from pvc.channel.frames import printable
+from pvc.channel.frames import find_hint, printable
 from pvc.errors import GuestError, HostError
 from pvc.ops.agents import Agents, Stream
 from pvc.ops.control import Control, close_quietly, send_request
@@ -82,7 +82,7 @@ def _carry_by_agent(control: Control, rank: int) -> GuestError | None:
             words = stream.result or {}
             return GuestError(
                 printable(words.get("error", "the stream was closed at once")),
-                hint=words.get("hint") if words.get("from") == "supervisor" else None,
+                hint=find_hint(words),
             )
         loop.run_until(lambda: stream.closed)
         words = stream.result or {}

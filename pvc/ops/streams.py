@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from pvc.channel.frames import WINDOW, ProtocolError, printable
+from pvc.channel.frames import WINDOW, ProtocolError, find_hint, printable
 from pvc.channel.mux import Accepted, Arrived, Closed, Ended, Event, Mux, Noted
 from pvc.errors import GuestError, HostError
 from pvc.host.peer import LOOK_S, is_lost, keep_alive
@@ -235,5 +235,4 @@ class Channel:
 def raise_closed(words: Mapping[str, str]) -> None:
     """:raise GuestError: the words of a CLOSE tell of an error."""
     if "error" in words:
-        hint = words.get("hint") if words.get("from") == "supervisor" else None
-        raise GuestError(printable(words["error"]), hint=hint)
+        raise GuestError(printable(words["error"]), hint=find_hint(words))

@@ -19,6 +19,7 @@ from pvc.errors import GuestError, HostError, JobError, UsageError
 from pvc.ops import forwards
 from pvc.ops.execute import Command
 from pvc.ops.jobdir import JobDir
+from pvc.ops.remote import check_port
 
 pytestmark = [
     pytest.mark.allow_run,  # agents are programs, and run others
@@ -203,3 +204,18 @@ def test_a_cluster_that_has_ended(cluster: Cluster) -> None:
     cluster.jobdir.remove()
     with pytest.raises(JobError):
         cluster.exec(["true"])
+
+
+def test_a_port_that_nobody_listens_at(cluster: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as guest:
+        port = guest.getsockname()[1]
+        check_port(cluster.control, 0, port)
+    # The text names no VM, so that those which lack the same are told of together
+    with pytest.raises(GuestError, match=r"^cannot connect: Connection refused$"):
+        check_port(cluster.control, 0, port)
+
+
+def test_a_detached_command_that_is_not_there(cluster: Cluster) -> None:
+    (outcome,) = cluster.run(Command((), attach=99), "vm1", on_output=lambda *_: None)
+    assert (outcome.code, outcome.error) == (7, "no detached command has this number")
+    assert outcome.hint == "pvc exec -w vm1 --list shows those that there are"
