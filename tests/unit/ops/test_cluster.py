@@ -6,13 +6,11 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from agents import build_agent
-from fleet import Fleet, fleet
+from fleet import Fleet
 
 from pvc import Cluster
 from pvc.errors import GuestError, HostError, JobError, UsageError
@@ -26,13 +24,6 @@ pytestmark = [
     pytest.mark.allow_sockets,  # their ports, the control port, and what is forwarded
 ]
 COUNT = 3
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    program = build_agent(tmp_path_factory.getbasetemp().parent / "pvc-agent")
-    with fleet(program, tmp_path_factory.mktemp("fleet"), COUNT) as found:
-        yield found
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from pvc.ops import status
 from pvc.ops.control import Control, in_parallel
 from pvc.ops.jobdir import JobDir
 from pvc.ops.keys import KeyMaker
+from pvc.ops.logs import LogWish, read_log
 from tests.unit.ops.worlds import make_record, make_status
 
 pytestmark = [pytest.mark.allow_run, pytest.mark.allow_sockets]
@@ -51,7 +52,9 @@ class Server:
                 with self._context.wrap_socket(plain, server_side=True) as connection:
                     line = connection.makefile("rb").readline()
                     if line:
-                        connection.sendall(self._answer(json.loads(line)))
+                        # A record for each line: they come one by one
+                        for part in self._answer(json.loads(line)).splitlines(keepends=True):
+                            connection.sendall(part)
             except OSError:
                 continue
 
@@ -203,3 +206,10 @@ def test_waiting_is_patient_with_a_silent_node(keys: JobDir, monkeypatch: pytest
 def test_in_parallel_keeps_the_order() -> None:
     assert in_parallel(lambda item: item * 2, list(range(200))) == list(range(0, 400, 2))
     assert in_parallel(lambda item: item, []) == []
+
+
+def test_a_log_that_is_empty_yet_is_waited_for(keys: JobDir, serve: Callable[[Answer], Server]) -> None:
+    server = serve(lambda _: b'{"ok": true}\nlater\nand later\n')
+    said: list[bytes] = []
+    read_log(control_of(keys, server.port), 0, LogWish("hooks", follow=True), said.append)
+    assert said == [b"later\n", b"and later\n"]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agents import build_agent
-from fleet import Fleet, fleet
+from fleet import Fleet
 
 from pvc.channel.frames import WINDOW, Kind, pack, pack_credit
 from pvc.cli.outputs import Gathered, Prefixed
@@ -26,13 +24,6 @@ pytestmark = [
     pytest.mark.allow_sockets,  # their ports, and the control port
 ]
 COUNT = 24
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    program = build_agent(tmp_path_factory.getbasetemp().parent / "pvc-agent")
-    with fleet(program, tmp_path_factory.mktemp("fleet"), COUNT) as found:
-        yield found
 
 
 def test_all_at_once(many: Fleet) -> None:
