@@ -116,7 +116,7 @@ ENTRY = Table(
         Setting(
             "cpu-model",
             setting.word("text", _NO_SPACE, "a CPU model of QEMU"),
-            "The guest's CPU. ``auto`` is ``host`` with KVM and ``max`` without.",
+            "The guest's CPU. ``auto`` is ``host`` with KVM and ``max,erms=off,fsrm=off`` without.",
             default="auto",
         ),
         Setting(
