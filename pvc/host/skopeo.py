@@ -115,16 +115,22 @@ class _Meter:
 def _environment() -> dict[str, str]:
     kept = {key: os.environ[key] for key in _KEPT if key in os.environ}
     proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
-    return {**run.BASE_ENV, **kept, **proxies}
+    # Programs that keep credentials (credHelpers of auth.json) are where their owner has them.
+    return {**run.BASE_ENV, "PATH": f"{run.PATH}:{os.environ.get('PATH', '')}".rstrip(":"), **kept, **proxies}
 
 
 def _explain(reference: str, said: str) -> HostError:
     messages = _MESSAGE.findall(said)
     text = messages[-1].replace('\\"', '"') if messages else (said.strip().splitlines() or ["no message"])[-1]
     text = re.sub(r'^Error parsing image name "[^"]*": ', "", text)
+    host = reference.removeprefix("docker://").partition("/")[0]
     hint = None
-    if "unauthorized" in text.lower() or "authentication required" in text.lower() or "denied" in text.lower():
-        hint = f"log in first: skopeo login {reference.removeprefix('docker://').partition('/')[0]}"
+    if "x509: " in text:
+        hint = f"put the certificate of who signed it at ~/.config/containers/certs.d/{host}/ca.crt, if you trust them"
+    elif "error getting credentials" in text:
+        hint = f"credHelpers in auth.json or config.json name a program for {host}: see that it works and is in PATH"
+    elif "unauthorized" in text.lower() or "authentication required" in text.lower() or "denied" in text.lower():
+        hint = f"log in first: skopeo login {host}"
     elif "server gave HTTP response to HTTPS client" in text:
         hint = "the registry has no TLS: say so in /etc/containers/registries.conf.d (insecure = true)"
     return HostError(f"{reference}: skopeo says: {text[:1000]}", hint=hint)

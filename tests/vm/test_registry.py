@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import select
 import signal
 import socket
+import socketserver
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +42,15 @@ log: {{level: info, accesslog: {{disabled: false}}}}
 storage:
   filesystem: {{rootdirectory: {data}}}
   delete: {{enabled: true}}
-http: {{addr: "127.0.0.1:{port}"}}
+http: {{addr: "127.0.0.1:{port}"{more}}}
 auth: {{htpasswd: {{realm: test, path: {htpasswd}}}}}
+"""
+
+# Asked as docker-credential-helpers say: the verb is an argument, the place comes by standard input.
+HELPER = """#!/bin/sh
+read -r place
+echo "$1 $place" >> {log}
+echo '{{"ServerURL": "x", "Username": "me", "Secret": "secret"}}'
 """
 
 
@@ -65,13 +76,14 @@ class Registry:
         return sum(each.startswith("GET") and "/blobs/" in each for each in self.requests())
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    base = tmp_path_factory.mktemp("registry")
+@contextmanager
+def served(base: Path, more: str = "") -> Iterator[Registry]:
+    """A registry on a port of its own; ``more`` belongs to its key ``http``."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     (base / "htpasswd").write_text(HTPASSWD)
-    (base / "config.yml").write_text(CONFIG.format(data=base / "data", port=port, htpasswd=base / "htpasswd"))
+    config = CONFIG.format(data=base / "data", port=port, htpasswd=base / "htpasswd", more=more)
+    (base / "config.yml").write_text(config)
     with (base / "access.log").open("wb") as log:
         process = subprocess.Popen(["docker-registry", "serve", base / "config.yml"], stdout=log, stderr=log)
     try:
@@ -87,6 +99,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with served(tmp_path_factory.mktemp("registry")) as found:
+        yield found
 
 
 @pytest.fixture
@@ -243,3 +261,107 @@ def test_a_transfer_that_is_killed_leaves_nothing(registry: Registry, home: Path
 def test_the_registry_asks_for_credentials(registry: Registry) -> None:
     with pytest.raises(urllib.request.HTTPError, match="401"):
         urllib.request.urlopen(f"http://{registry.place}/v2/", timeout=60)
+
+
+# --- over TLS, by a name that is not this machine's (there certificates do not count), through a proxy that knows it
+
+
+class Tunnel(socketserver.BaseRequestHandler):
+    """CONNECT of an HTTP proxy: whatever name it is asked for, the port is one of this machine's."""
+
+    def handle(self) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += self.request.recv(4096) or b"\r\n\r\n"
+        match = re.match(rb"CONNECT registry\.test:(\d+) ", head)
+        if match is None:
+            return
+        with socket.create_connection(("127.0.0.1", int(match[1]))) as there:
+            self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            ends = {self.request: there, there: self.request}
+            while True:
+                for end in select.select(list(ends), [], [])[0]:
+                    with suppress(OSError):
+                        if part := end.recv(65536):
+                            ends[end].sendall(part)
+                            continue
+                    return
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+
+
+def make_certificate(base: Path) -> None:
+    """ca.crt, and server.crt for registry.test, signed by it."""
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    more = ["-CA", base / "ca.crt", "-CAkey", base / "ca.key", "-addext", "subjectAltName=DNS:registry.test"]
+    for name, words in (("ca", []), ("server", [*more, "-addext", "basicConstraints=critical,CA:FALSE"])):
+        argv = [*new, "-subj", f"/CN={name} of a test", "-keyout", base / f"{name}.key", "-out", base / f"{name}.crt"]
+        subprocess.run([*argv, *words], check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    base = tmp_path_factory.mktemp("secured")
+    make_certificate(base)
+    with served(base, f", tls: {{certificate: {base}/server.crt, key: {base}/server.key}}") as found:
+        yield replace(found, place=found.place.replace("127.0.0.1", "registry.test"))
+
+
+@pytest.fixture
+def away(secured: Registry, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """The registry, for a user whose way out is a proxy; nobody is logged in there."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name.startswith("SSL_CERT_"):
+            monkeypatch.delenv(name)
+    with Proxy(("127.0.0.1", 0), Tunnel) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.server_address[1]}")
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield secured
+        proxy.shutdown()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(away: Registry, tmp_path: Path) -> None:
+    where = filled(tmp_path)
+    place = f"docker://{away.place}/a:v1"
+    for action in (lambda: push(where, "a", place), lambda: pull(where, place)):
+        with pytest.raises(HostError, match="x509: certificate signed by unknown authority") as caught:
+            action()
+        assert f"~/.config/containers/certs.d/{away.place}/ca.crt" in (caught.value.find_hint() or "")
+
+
+@pytest.mark.parametrize("trust", ["certs.d", "SSL_CERT_FILE"])
+@pytest.mark.parametrize("login", ["REGISTRY_AUTH_FILE", "helper"])
+def test_certificates_and_credentials_are_where_skopeo_has_them(
+    away: Registry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: str, login: str
+) -> None:
+    if trust == "certs.d":
+        place = home / ".config" / "containers" / "certs.d" / away.place
+        place.mkdir(parents=True)
+        (place / "ca.crt").write_bytes((away.base / "ca.crt").read_bytes())
+    else:
+        monkeypatch.setenv("SSL_CERT_FILE", str(away.base / "ca.crt"))
+    where = filled(tmp_path)
+    target = f"docker://{away.place}/{login.lower()}:v1"
+    with pytest.raises(HostError, match="authentication required"):
+        push(where, "a", target)
+    auth = tmp_path / "auth.json"
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(auth))
+    if login == "helper":
+        auth.write_text(json.dumps({"credHelpers": {away.place: "pvctest"}}))
+        with pytest.raises(HostError, match="docker-credential-pvctest") as caught:
+            push(where, "a", target)
+        assert "credHelpers" in (caught.value.find_hint() or "")
+        helper = tmp_path / "bin" / "docker-credential-pvctest"
+        helper.parent.mkdir()
+        helper.write_text(HELPER.format(log=tmp_path / "asked"))
+        helper.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{helper.parent}")
+    else:
+        auth.write_text(json.dumps({"auths": {away.place: {"auth": base64.b64encode(b"me:secret").decode()}}}))
+    push(where, "a", target)
+    made = pull(where, target, "b")
+    assert made.image.blobs == where.find("user:a").blobs
+    if login == "helper":
+        assert set((tmp_path / "asked").read_text().split()) == {"get", away.place}
