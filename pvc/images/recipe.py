@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ _PACKAGE = re.compile(r"^[a-z0-9][a-z0-9+.-]{1,100}(:[a-z0-9]+)?$")
 _SUITE = re.compile(r"^[a-z][a-z0-9-]{1,40}$")
 _MIN_SIZE, _MAX_SIZE = 256 << 20, 1 << 44
 _MAX_FILE = 4 << 20
+
+
+class Builder(StrEnum):
+    """What installs a recipe's packages."""
+
+    MMDEBSTRAP = "mmdebstrap"
+    MKOSI = "mkosi"
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Recipe:
     ``files`` are written, then ``commands`` run in the guest by its shell, after the packages are installed.
     ``size`` is the guest's disk. ``initrd`` null: the one that the kernel package made. ``boot`` kernel: QEMU starts
     the kernel, and all of the disk is the root; uefi: the disk's own boot loader does, by UEFI firmware.
+    ``builder`` installs the packages of this recipe and of those that it extends.
     """
 
     description: str
@@ -83,6 +92,7 @@ class Recipe:
     commands: tuple[str, ...] = ()
     initrd: Initrd | None = None
     boot: str = "kernel"
+    builder: Builder = Builder.MMDEBSTRAP
     hints: dict[str, str] = field(default_factory=dict)
     variants: dict[str, Variant] = field(default_factory=dict)
 
@@ -126,8 +136,10 @@ def load_recipe(path: Path, *, suite: str | None = None) -> Recipe:
     return join_recipes(load_lineage(path, suite=suite))
 
 
-def load_lineage(path: Path, *, suite: str | None = None) -> tuple[Recipe, ...]:
+def load_lineage(path: Path, *, suite: str | None = None, builder: Builder | None = None) -> tuple[Recipe, ...]:
     """What each file says itself: first the recipe that extends no other, last that of ``path``.
+
+    ``builder`` is in place of what they say; else the last of them that says one decides for all.
 
     :raise ConfigError: something is wrong with one of them.
     """
@@ -140,7 +152,9 @@ def load_lineage(path: Path, *, suite: str | None = None) -> tuple[Recipe, ...]:
         if problems:
             raise ConfigError(problems)
         found.append(own)
-    return tuple(found)
+    said = [own.builder for own, document in zip(found, reversed(documents), strict=True) if "builder" in document.data]
+    chosen = builder or (said[-1] if said else Builder.MMDEBSTRAP)
+    return tuple(dataclasses.replace(own, builder=chosen) for own in found)
 
 
 def join_recipes(lineage: Sequence[Recipe]) -> Recipe:

@@ -15,7 +15,7 @@ import pytest
 from pvc.host.seed import write_seed
 from pvc.images import build
 from pvc.images.image import Image
-from pvc.images.recipe import find_recipe, load_recipe
+from pvc.images.recipe import Builder, find_recipe, load_lineage
 from pvc.images.repository import Repositories
 from pvc.images.resolve import resolve_template
 from pvc.images.transfer import Incoming
@@ -23,7 +23,7 @@ from pvc.model.node import Nic
 from pvc.model.site import Template
 from pvc.model.vm import VmTemplate
 from pvc.plan.cloudinit import SeedSpec, plan_seed
-from tests.guests import DEFAULT_CACHE
+from tests.guests import DEFAULT_CACHE, mkosi_directory
 from tests.unit.images.disks import quiet, repositories
 
 pytestmark = pytest.mark.vm
@@ -127,10 +127,18 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Repositories:
 
 
 @pytest.fixture(scope="module")
-def debian(where: Repositories) -> Image:
-    recipe = load_recipe(find_recipe("debian"))
-    with build.built(recipe, print, cache=DEFAULT_CACHE.parent / "images") as made:
-        incoming = Incoming(made.disk, "debian", None, made.kernel, made.initrd, made.append)
+def mkosi() -> Iterator[None]:
+    """One that is new enough is in PATH."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{mkosi_directory()}:{os.environ['PATH']}")
+        yield
+
+
+@pytest.fixture(scope="module", params=list(Builder))
+def debian(where: Repositories, mkosi: None, request: pytest.FixtureRequest) -> Image:
+    lineage = load_lineage(find_recipe("debian"), builder=request.param)
+    with build.built(lineage, print, cache=DEFAULT_CACHE.parent / "images") as made:
+        incoming = Incoming(made.disk, f"debian-{request.param}", None, made.kernel, made.initrd, made.append)
         return where.import_file(incoming, quiet).image
 
 
@@ -147,7 +155,7 @@ runcmd:
 
 
 def test_the_debian_guest_has_what_pvc_promises(debian: Image, where: Repositories, tmp_path: Path) -> None:
-    template = resolve_template(Template("t", "debian", "nat"), where)
+    template = resolve_template(Template("t", debian.name, "nat"), where)
     with booted(template, tmp_path) as guest:
         assert guest.ssh("hostname; whoami").split() == ["vm7", "root"]
         assert guest.ssh("sudo -n whoami", user="debian").split() == ["root"]
@@ -169,10 +177,57 @@ def test_the_debian_guest_has_what_pvc_promises(debian: Image, where: Repositori
 
 
 def test_user_data_is_cloud_inits(debian: Image, where: Repositories, tmp_path: Path) -> None:
-    template = resolve_template(Template("t", "debian", "nat"), where)
+    template = resolve_template(Template("t", debian.name, "nat"), where)
     with booted(template, tmp_path, user_data=USER_DATA) as guest:
         assert "done" in guest.ssh("cloud-init status --wait")
         assert guest.ssh("cat /root/ran /root/written").split() == ["vm7", "hello"]
         guest.ssh("id alice && grep -q AAAA /home/alice/.ssh/authorized_keys")
         # What was there before cloud-init is there after it.
         assert guest.ssh("whoami", user="debian").strip() == "debian"
+
+
+SMALL = """
+description: small
+suite: bookworm
+packages: [linux-image-amd64, busybox-static]
+append: root=/dev/vda
+size: 1G
+exclude: [/usr/share/doc/*, /usr/lib/modules/*/kernel/drivers/*, /lib/modules/*/kernel/drivers/*, /etc/kernel/*]
+include: [/usr/share/doc/*/copyright]
+initrd: {modules: [ext4]}
+files: [{path: /etc/told, content: hello, mode: 0640}]
+commands: [cp /etc/told /etc/ran, "chown 7:8 /etc/ran"]
+"""
+CHILD = """
+extends: ./small.yaml
+packages: [less]
+commands: [cp /etc/ran /etc/child]
+"""
+
+
+def test_a_recipe_gives_the_same_by_either_builder(mkosi: None, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    (tmp_path / "child.yaml").write_text(CHILD)
+    packages, names, disks = {}, {}, {}
+    for run, builder in (("a", Builder.MMDEBSTRAP), ("b", Builder.MKOSI), ("c", Builder.MKOSI)):
+        lineage = load_lineage(tmp_path / "child.yaml", builder=builder)
+        with build.built(lineage, print) as made:
+            disks[run] = (tmp_path / run).with_suffix(".raw")
+            subprocess.run(["qemu-img", "convert", "-O", "raw", made.disk, disks[run]], check=True)
+            packages[run] = made.packages.read_text()
+
+        def look(command: str, run: str = run) -> str:
+            return subprocess.run(
+                ["debugfs", "-R", command, disks[run]], check=True, capture_output=True, text=True
+            ).stdout
+
+        assert look("cat /etc/child") == "hello"
+        assert "User:     7   Group:     8" in look("stat /etc/ran")
+        # Essential packages, which builders unpack in their own ways, and others.
+        names[run] = look("ls -p /usr/share/doc/tar") + look("ls -p /usr/share/doc/less")
+        assert "/copyright/" in names[run]
+        assert "changelog" not in names[run]
+        assert not look("ls -p /work")
+    assert packages["a"] == packages["b"]
+    assert disks["b"].read_bytes() == disks["c"].read_bytes()
+    assert not list(Path("/tmp").glob("pvc-build-*/mkosi"))

@@ -168,7 +168,7 @@ def test_export_to_and_import_from_a_layout(home: Path, capsys: pytest.CaptureFi
     ("text", "options", "said"),
     [
         ("from: nothing\n", [], "no image 'nothing'"),
-        ("from: a\n", ["--suite", "bookworm"], "--suite and --cache are for recipes of packages"),
+        ("from: a\n", ["--suite", "bookworm"], "--suite, --cache and --builder are for recipes of packages"),
         ("extends: debian\n", ["--flat"], "--flat is for recipes that are from another image"),
         ("from: a\nappend: quiet\n", [], "boots by its disk: append has no effect"),
         ("from: a\nsize: 512K\n", [], "too small for image user:a@1"),

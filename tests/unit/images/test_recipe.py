@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pvc.errors import ConfigError, HostError, UsageError
-from pvc.images import aptsources, build, uefidisk
+from pvc.images import aptsources, build, mmdebstrap, uefidisk
 from pvc.images.recipe import Recipe, find_recipe, join_recipes, load_lineage, load_recipe, plan_stages
 from pvc.images.recipefiles import EPOCH
 from pvc.model.node import Nic
@@ -211,7 +211,7 @@ def test_recipes_are_found_by_name_or_path(tmp_path: Path) -> None:
 
 def test_files_are_packed_with_their_modes(tmp_path: Path) -> None:
     recipe = load(tmp_path, GOOD.replace("commands:", "files: [{path: /a, link: b}], commands:"), "trixie")
-    with tarfile.open(fileobj=BytesIO(build._pack_files(recipe))) as archive:
+    with tarfile.open(fileobj=BytesIO(mmdebstrap._pack_files(recipe))) as archive:
         members = {member.name: member for member in archive.getmembers()}
         script = archive.extractfile("var/tmp/pvc-build")
         assert script is not None
