@@ -6,6 +6,7 @@ The guards raise a BaseException, which no handler in pvc takes for an ordinary 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from typing import Any, NoReturn
@@ -17,6 +18,9 @@ import pytest
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 _OUTSIDE = ("host", "vm", "slurm")
+# What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class GuardError(BaseException):

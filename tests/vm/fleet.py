@@ -40,6 +40,7 @@ class Fleet:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
         self._leave = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
         self.error: BaseException | None = None
         place = base / "port"
         self._listener = socket.socket(socket.AF_UNIX)
@@ -62,7 +63,7 @@ class Fleet:
         self.control = Control(record, jobdir)
 
     async def _serve(self) -> None:
-        tasks = []
+        tasks = self._tasks
         try:
             loop = asyncio.get_running_loop()
             self._listener.setblocking(False)
@@ -87,6 +88,9 @@ class Fleet:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.append(task)
         await reader.readline()
         writer.write(b'{"ok": true}\n')
         try:
