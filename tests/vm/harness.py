@@ -296,9 +296,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(true: Any, timeout_s: float = 10) -> None:
-    """Return once ``true()`` holds."""
+def wait_until(true: Any, timeout_s: float = 10, lack: str = "waited in vain") -> None:
+    """Return once ``true()`` holds; ``lack``: what it is when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not true():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, lack
         time.sleep(0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -19,12 +20,14 @@ from pvc.images.recipe import Builder, find_recipe, load_lineage
 from pvc.images.repository import Repositories
 from pvc.images.resolve import resolve_template
 from pvc.images.transfer import Incoming
+from pvc.images.workdir import work_directory
 from pvc.model.node import Nic
 from pvc.model.site import Template
 from pvc.model.vm import VmTemplate
 from pvc.plan.cloudinit import SeedSpec, plan_seed
 from tests.guests import DEFAULT_CACHE, mkosi_directory
 from tests.unit.images.disks import quiet, repositories
+from tests.vm.harness import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -231,3 +234,42 @@ def test_a_recipe_gives_the_same_by_either_builder(mkosi: None, tmp_path: Path) 
     assert packages["a"] == packages["b"]
     assert disks["b"].read_bytes() == disks["c"].read_bytes()
     assert not list(Path("/tmp").glob("pvc-build-*/mkosi"))
+
+
+def find_mounted_within(base: Path) -> list[int]:
+    """Processes of other mount namespaces that have something mounted below ``base``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if not entry.name.isdecimal() or os.readlink(entry / "ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+                continue
+            if any(line.split()[4].startswith(f"{base}/") for line in (entry / "mountinfo").read_text().splitlines()):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("builder", list(Builder))
+def test_a_killed_build_leaves_no_mounts(
+    mkosi: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: Builder
+) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    base = tmp_path / "tmp"
+    base.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(base))
+    pid = os.fork()
+    if pid == 0:
+        with (
+            contextlib.suppress(BaseException),
+            build.built(load_lineage(tmp_path / "small.yaml", builder=builder), print),
+        ):
+            pass
+        os._exit(0)
+    wait_until(lambda: bool(find_mounted_within(base)), 120, "nothing is ever mounted")
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_until(lambda: not find_mounted_within(base), 60, "processes of the build outlive it, and keep its mounts")
+    assert f" {base}/" not in Path("/proc/self/mountinfo").read_text()
+    for path in base.iterdir():
+        os.utime(path, (0, 0))
+    with work_directory("pvc-build-") as mine:
+        assert list(base.iterdir()) == [mine]
