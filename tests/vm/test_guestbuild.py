@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,4 +179,18 @@ def test_a_killed_build_leaves_nothing(where: Repositories, temporary: Path) -> 
         make(where, GuestRecipe("small", timeout="1s", memory="256M"))
     assert where.list_all() == before
     where.store().collect()
+    assert_nothing_left(where, temporary)
+
+
+def test_a_flat_image_rests_on_nothing_and_a_guest_can_be_without_network(
+    where: Repositories, temporary: Path, tmp_path: Path
+) -> None:
+    recipe = GuestRecipe("debian", commands=("ls /sys/class/net > /root/nets",))
+    found, _ = build_from(GuestBuild(recipe, "whole", None, True), where, replace(PLACE, network=False), print, quiet)
+    base = where.find("debian")
+    assert found.image.below == ()
+    assert found.image.disk.size > base.disk.size // 2
+    look = reader(where, found, tmp_path)
+    assert look("cat /root/nets") == "lo\n"
+    assert "Type: regular" in look("stat /usr/bin/cloud-init")
     assert_nothing_left(where, temporary)
