@@ -6,6 +6,7 @@ be taken away again, so each run is a process of its own, forked.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -31,6 +32,7 @@ def run_at(number: int, action: Callable[[], object], fault: Callable[[], object
     """
     pid = os.fork()
     if pid == 0:
+        gc.disable()  # it would write to, and so copy, all that the tests around have in memory
         code = 1
         try:
             code = 0 if _run_hooked(number, action, fault) else 3
