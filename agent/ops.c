@@ -111,24 +111,34 @@ static void make_dirs(char *path)
 	mkdir(path, 0755);
 }
 
+bool ops_mount_share(const char *type, bool read_only, const char *tag, const char *target)
+{
+	bool virtiofs = strcmp(type, "virtiofs") == 0;
+	char *made = strdup(target);
+	bool good = false;
+
+	if (made != NULL) {
+		make_dirs(made);
+		good = mount(tag, made, virtiofs ? "virtiofs" : "9p", read_only ? MS_RDONLY : 0,
+			     virtiofs ? "" : "trans=virtio,version=9p2000.L,msize=262144") == 0;
+	}
+	if (!good)
+		spawn_say("cannot mount %s at %s: %s", tag, target, strerror(errno));
+	free(made);
+	return good;
+}
+
 int ops_mount(const struct words *words)
 {
 	const char *tag = words_find(words, "tag");
 	const char *target = words_find(words, "target");
-	bool virtiofs = words_is(words, "type", "virtiofs");
-	unsigned long flags = words_is(words, "mode", "ro") ? MS_RDONLY : 0;
-	char *made = target != NULL ? strdup(target) : NULL;
+	const char *type = words_find(words, "type");
 
-	if (tag == NULL || made == NULL || *made != '/') {
+	if (tag == NULL || target == NULL || *target != '/') {
 		spawn_say("a mount has a tag and an absolute target");
 		return 2;
 	}
-	make_dirs(made);
-	if (mount(tag, made, virtiofs ? "virtiofs" : "9p", flags,
-		  virtiofs ? "" : "trans=virtio,version=9p2000.L,msize=262144") == 0)
-		return 0;
-	spawn_say("cannot mount %s at %s: %s", tag, target, strerror(errno));
-	return 1;
+	return ops_mount_share(type != NULL ? type : "9p", words_is(words, "mode", "ro"), tag, target) ? 0 : 1;
 }
 
 bool ops_write_file(const char *path, const char *text, mode_t mode)

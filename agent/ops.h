@@ -14,6 +14,9 @@ int ops_get(const struct words *words);
 int ops_put(const struct words *words);
 int ops_mount(const struct words *words);
 
+/* Mount a directory of the host's, 9p or virtiofs; false and a word on what went wrong. */
+bool ops_mount_share(const char *type, bool read_only, const char *tag, const char *target);
+
 /* "MAC ADDRESS/PREFIX [GATEWAY]": the only global address of its family, of the interface with that MAC. */
 bool ops_set_address(const char *text);
 

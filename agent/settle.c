@@ -1,4 +1,4 @@
-/* What a guest is that nobody else makes so: its name, addresses and keys, as the host knows them. */
+/* What a guest is that nobody else makes so: its name, addresses, keys and mounts, as the host knows them. */
 #include "ops.h"
 #include "spawn.h"
 
@@ -59,13 +59,14 @@ static char *read_file(const char *path)
 	return text;
 }
 
-static bool has_line(const char *text, const char *line)
+/* Whether a line begins so, and one of "ends" or the text's end comes then. */
+static bool has_line(const char *text, const char *line, const char *ends)
 {
 	size_t length = strlen(line);
 
 	for (const char *at = text; at != NULL; at = strchr(at, '\n')) {
 		at += *at == '\n';
-		if (strncmp(at, line, length) == 0 && (at[length] == '\n' || at[length] == 0))
+		if (strncmp(at, line, length) == 0 && strchr(ends, at[length]) != NULL)
 			return true;
 	}
 	return false;
@@ -107,7 +108,7 @@ static bool add_keys(const struct words *words)
 	if (fd >= 0 && text != NULL && *text != 0 && text[strlen(text) - 1] != '\n')
 		good = write(fd, "\n", 1) == 1;
 	while (fd >= 0 && good && (key = words_next(words, "authorized-key", key)) != NULL)
-		if (text == NULL || !has_line(text, key))
+		if (text == NULL || !has_line(text, key, "\n"))
 			good = dprintf(fd, "%s\n", key) > 0;
 	free(text);
 	if (fd < 0 || close(fd) < 0 || !good) {
@@ -151,6 +152,24 @@ static bool set_host_key(const struct words *words)
 	return good;
 }
 
+/* TYPE MODE TAG TARGET, for a tag that is mounted nowhere yet. */
+static bool mount_share(const char *text)
+{
+	char *copy = strdup(text), *rest = copy, *mounted = read_file("/proc/mounts");
+	const char *type = strsep(&rest, " "), *mode = strsep(&rest, " "), *tag = strsep(&rest, " ");
+	bool good = true;
+
+	if (mode == NULL || tag == NULL || rest == NULL || *rest != '/') {
+		spawn_say("no mount: %s", text);
+		good = false;
+	} else if (mounted == NULL || !has_line(mounted, tag, " ")) {
+		good = ops_mount_share(type, strcmp(mode, "ro") == 0, tag, rest);
+	}
+	free(mounted);
+	free(copy);
+	return good;
+}
+
 int ops_settle(const struct words *words)
 {
 	const int64_t until = job_now() + DHCP_MS;
@@ -164,6 +183,8 @@ int ops_settle(const struct words *words)
 		good = ops_set_hostname(text);
 	good = add_keys(words) && good;
 	good = set_host_key(words) && good;
+	for (text = NULL; (text = words_next(words, "mount", text)) != NULL;)
+		good = mount_share(text) && good;
 	for (text = NULL; (text = words_next(words, "address", text)) != NULL;)
 		good = ops_give_address(text, until) && good;
 	return good ? 0 : 1;

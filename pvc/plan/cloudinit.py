@@ -80,6 +80,7 @@ def plan_settle(spec: SeedSpec) -> list[tuple[str, str]]:
     words = [("op", "settle"), ("hostname", spec.hostname)]
     words += [("authorized-key", key.strip()) for key in spec.authorized_keys]
     words += [("host-key", spec.host_key), ("host-key-pub", spec.host_key_pub)]
+    words += [("mount", f"{each.type} {_mode(each)} {each.tag} {each.target}") for each in spec.mounts]
     for nic in spec.nics:
         if nic.address is not None:
             words.append(("address", " ".join([nic.mac, nic.address, *([nic.gateway] if nic.gateway else [])])))

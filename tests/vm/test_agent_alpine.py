@@ -35,7 +35,10 @@ def alpine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reached]:
     for share in shares.values():
         share.mkdir()
         (share / "from-host").write_text("hello\n")
-    mounts = tuple(Mount(os.fspath(share), f"/{kind}", tag=kind, type=kind) for kind, share in shares.items())
+    mounts = tuple(
+        Mount(os.fspath(share), f"/of the host/{kind}", read_only=kind == "9p", tag=kind, type=kind)
+        for kind, share in shares.items()
+    )
     with reached(base / "cluster", 1, guest, disk=disk, mounts=mounts) as found:
         yield found
 
@@ -53,6 +56,12 @@ def test_commands_and_files(alpine: Reached, tmp_path: Path) -> None:
 
 
 def test_directories_of_the_host(alpine: Reached) -> None:
+    # Nobody reads a seed in this guest: its agent mounts them, once.
+    wait_until(lambda: alpine.run("cat", "/of the host/virtiofs/from-host").out() == "hello\n", ANSWER_S)
+    wait_until(lambda: alpine.run("cat", "/of the host/9p/from-host").out() == "hello\n", ANSWER_S)
+    assert alpine.run("touch", "/of the host/9p/x").codes == [1]
+    assert alpine.run("grep", "-c", "^9p \\|^virtiofs ", "/proc/mounts").out() == "2\n"
+    assert alpine.run("umount", "/of the host/9p", "/of the host/virtiofs").codes == [0]
     loop = Loop((), lambda _: None)
     agents = Agents(alpine.control, loop)
     try:

@@ -109,6 +109,9 @@ def test_a_guest_without_cloud_init_is_told_the_same() -> None:
     assert words[:2] == [("op", "settle"), ("hostname", SPEC.hostname)]
     assert [value for key, value in words if key == "authorized-key"] == list(SPEC.authorized_keys)
     assert dict(words)["host-key"] == SPEC.host_key
+    shares = (Mount("/h", "/data", tag="a"), Mount("/h", "/with blank", read_only=True, tag="b", type="virtiofs"))
+    words = plan_settle(dataclasses.replace(SPEC, mounts=shares))
+    assert [value for key, value in words if key == "mount"] == ["9p rw a /data", "virtiofs ro b /with blank"]
     bare = Nic("lan", "52:54:00:00:00:09", 1500, None, None, 1)
     six = Nic("six", "52:54:00:00:00:0a", 1500, "10.0.0.1/8", None, 2, "fd00::1/64")
     told = [
