@@ -38,6 +38,10 @@ _BUILDER = 3
 _TOOLS = {"mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "tar": "tar"}
 _UUID_SPACE = uuid.UUID("5d0f7b0e-6f5c-4c0e-9c57-0d5c1f0e7a10")
 _SWITCHES = ("/proc/sys/kernel/unprivileged_userns_clone", "/proc/sys/user/max_user_namespaces")
+# What mmdebstrap and mkosi say when something that they ran has failed.
+_ITS_OWN = re.compile(
+    r"\u2023|I: |E: setup failed|E: command failed|E: run_chroot failed|E: mmdebstrap failed|W: hooklistener"
+)
 _NEEDED_SPACE = 3 << 30
 _BUILD_TIMEOUT_S = 3600.0
 _UEFI_ROOT = "/dev/vda2"
@@ -325,11 +329,15 @@ def _watch(plan: StagePlan, work: Path, step: Step) -> None:
         process.wait()
         raise
     if code:
-        errors = [line for line in last if line.startswith(("E:", "W:"))] or last
         LOG.info("%s", "\n".join(last))
-        raise CommandError(
-            [plan.argv[0]], code, "\n".join(reversed(errors[:1])) or "no message", hint="pvc -vv image build"
-        )
+        raise CommandError([plan.builder], code, find_error(last), hint="pvc -vv image build")
+
+
+def find_error(lines: Sequence[str]) -> str:
+    """What a builder's last lines say that went wrong: apt's first complaint, else the last that is not its own."""
+    others = [line for line in lines if not _ITS_OWN.match(line)]
+    complaints = [line for line in others if line.startswith(("E:", "W:"))]
+    return (complaints[:1] or others[-1:] or list(lines[-1:]) or ["no message"])[0]
 
 
 # --- file system

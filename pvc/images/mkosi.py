@@ -111,7 +111,7 @@ def plan_stage(
     guest = _plan_guest_files(sources, dpkg) if len(stages) == 1 else ()
     packed = {f"mkosi/{name}": text.encode() for name, text in files.items()}
     packed["mkosi/src/files.tar"] = pack_files((*guest, *recipe.files))
-    return StagePlan((*argv, "build"), packed, "mkosi/src/root.tar", _find_step)
+    return StagePlan("mkosi", (*argv, "build"), packed, "mkosi/src/root.tar", _find_step)
 
 
 def _plan_guest_files(sources: Sequence[aptsources.Source], dpkg: str) -> tuple[RecipeFile, ...]:

@@ -38,7 +38,7 @@ def plan_stage(
     argv += ['--customize-hook=chroot "$1" sh -eu /var/tmp/pvc-build && rm "$1"/var/tmp/pvc-build']
     argv += ['--customize-hook=chroot "$1" dpkg-query -Wf \'${Package} ${Version}\\n\' > "$1"/var/lib/pvc-packages']
     argv += [recipe.suite, os.fspath(work / "root.tar"), *(source.line for source in sources)]
-    return StagePlan(tuple(argv), {"files.tar": _pack_files(recipe)}, "root.tar", _find_step)
+    return StagePlan("mmdebstrap", tuple(argv), {"files.tar": _pack_files(recipe)}, "root.tar", _find_step)
 
 
 def _pack_files(recipe: Recipe) -> bytes:

@@ -16,11 +16,12 @@ class BuildHost:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A command, the files that it wants to find in the work directory, and where there it leaves the archive.
+    """A command of ``builder``'s, what it wants to find in the work directory, and where there it leaves the archive.
 
     ``tell`` makes of a line of the command's standard error what people want to know; None: nothing.
     """
 
+    builder: str
     argv: tuple[str, ...]
     files: Mapping[str, bytes]
     result: str

@@ -232,8 +232,7 @@ def test_a_recipe_gives_the_same_by_either_builder(mkosi: None, tmp_path: Path) 
         assert "changelog" not in names[run]
         assert not look("ls -p /work")
     assert packages["a"] == packages["b"]
-    assert disks["b"].read_bytes() == disks["c"].read_bytes()
-    assert not list(Path("/tmp").glob("pvc-build-*/mkosi"))
+    subprocess.run(["cmp", disks["b"], disks["c"]], check=True)
 
 
 def find_mounted_within(base: Path) -> list[int]:

@@ -14,6 +14,7 @@ import pytest
 from pvc.errors import ConfigError, HostError
 from pvc.images import mkosi, mmdebstrap
 from pvc.images.aptsources import Source
+from pvc.images.build import find_error
 from pvc.images.recipe import Builder, Recipe, find_recipe, load_lineage, load_recipe
 from pvc.images.stage import BuildHost, StagePlan
 
@@ -157,3 +158,23 @@ def test_mmdebstrap_is_told_all_that_a_recipe_says() -> None:
     assert f"--aptopt={PROXY}" in made.argv
     assert packed(made.files["files.tar"])["var/tmp/pvc-build"] == b"echo 'a'\n"
     assert made.result == "root.tar"
+
+
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        (["I: begins", "E: no such package x", "W: and more", "I: ends"], "E: no such package x"),
+        (
+            ["\u2023  Running", "cat: /no: No such file", '\u2023 "finish" failed'],
+            "cat: /no: No such file",
+        ),
+        (["\u2023 no space"], "\u2023 no space"),
+        (
+            ["I: installing", "cat: /no: No such file", "E: setup failed: E: command failed: x"],
+            "cat: /no: No such file",
+        ),
+        ([], "no message"),
+    ],
+)
+def test_the_line_that_says_what_went_wrong(lines: list[str], error: str) -> None:
+    assert find_error(lines) == error
