@@ -159,7 +159,9 @@ def test_lease_of_a_component_that_ended_by_itself(tb: Testbed) -> None:
     """A persistent drive's lease names the leader: Slurm is asked for the component that its node is of."""
     job = tb.start(["salloc", "-Q", "-n1", "-w", "n1", ":", "-n1", "-w", "n2", "cat"], stdin=subprocess.PIPE)
     try:
-        wait_until(lambda: len(tb.jobs()) == 2, 60, "the job has not started")
+        # Of a job that is not all running, Slurm cancels no part by itself.
+        running = ["squeue", "-h", "-t", "RUNNING", "-o", "%A"]
+        wait_until(lambda: len(tb.run(running).out.split()) == 2, 60, "the job has not started")
         leader = min(int(number) for number in tb.run(["squeue", "-h", "-o", "%A"]).out.split())
         wait_until(lambda: ask_witness(tb, leader, "n2") == "alive", 60, "a component that runs is not seen")
         tb.run(["scancel", f"{leader}+1"])
