@@ -20,7 +20,7 @@ def quiet(tb: Testbed, before: dict[str, Snapshot]) -> Iterator[None]:
         (tb.home() / ".pvc" / name).unlink(missing_ok=True)
     tb.wait_no_jobs()
     tb.assert_clean(before)
-    assert set(tb.node_states().values()) == {"idle"}
+    tb.wait_idle()
     jobs = tb.home() / ".pvc" / "jobs"
     assert not jobs.exists() or list(jobs.iterdir()) == []
 

@@ -35,7 +35,7 @@ def kill(tb: Testbed, node: str, pattern: str, number: int = signal.SIGKILL) -> 
 def assert_over(tb: Testbed, before: dict[str, Snapshot], timeout: float = 30) -> None:
     tb.wait_no_jobs(timeout)
     tb.assert_clean(before, timeout)
-    assert set(tb.node_states().values()) == {"idle"}
+    tb.wait_idle()
     assert tb.run(["sinfo", "-h", "-R"]).out == ""
     jobs = tb.home() / ".pvc" / "jobs"
     tb.run(["pvc", "ps"])  # sweeps what a killed launcher left in the user's home
@@ -164,7 +164,7 @@ def test_node_crash_and_boot(tb: Testbed, before: dict[str, Snapshot], cluster: 
     with contextlib.suppress(AssertionError):
         wait_until(lambda: not leftovers(tb, "n2", cluster.job_id), 60, "the crashed node kept something")
     assert leftovers(tb, "n2", cluster.job_id) == []
-    wait_until(lambda: set(tb.node_states().values()) == {"idle"}, 60, "a node is not idle")
+    tb.wait_idle()
 
 
 def test_dnsmasq_and_etcd_lost_under_a_running_cluster(

@@ -50,7 +50,7 @@ def test_step_before_its_prolog(tb: Testbed, small: str, before: dict[str, Snaps
     assert [line.split()[0] for line in lines[1:]] == ["vm0", "vm1"], out + err
     tb.wait_no_jobs()
     tb.assert_clean(before)
-    assert set(tb.node_states().values()) == {"idle"}
+    tb.wait_idle()
     for node, length in told_before.items():
         told = tb.log(node, "pvc-node")[length:]
         assert "ensure: 1 VMs" in told
@@ -61,7 +61,7 @@ def test_jobs_that_end_within_their_prolog(tb: Testbed, small: str, before: dict
     tb.run(["python3", "-c", SHORT_LIVES.replace("SMALL", small)], timeout=300)
     tb.wait_no_jobs()
     tb.assert_clean(before)
-    assert set(tb.node_states().values()) == {"idle"}
+    tb.wait_idle()
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_request_of_a_steps_own_is_bounded_by_its_job(
     tb.wait_no_jobs()
     tb.assert_clean(before)
     assert answer in tb.log("n1", "pvc-node")[length:]
-    assert set(tb.node_states().values()) == {"idle"}
+    tb.wait_idle()

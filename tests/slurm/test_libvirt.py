@@ -41,7 +41,7 @@ def find_all(tb: Testbed) -> list[int]:
 def assert_over(tb: Testbed, before: dict[str, Snapshot]) -> None:
     tb.wait_no_jobs(30)
     tb.assert_clean(before, 30)
-    assert set(tb.node_states().values()) == {"idle"}
+    tb.wait_idle()
     assert find_all(tb) == []
     for name in (".config", ".cache", ".local"):
         assert not (tb.home() / name).exists(), name

@@ -28,7 +28,7 @@ def write_script(tb: Testbed, text: str, name: str = "script.sh") -> Path:
 def assert_nothing_left(tb: Testbed, before: dict[str, Snapshot]) -> None:
     tb.wait_no_jobs()
     tb.assert_clean(before)
-    assert set(tb.node_states().values()) == {"idle"}
+    tb.wait_idle()
     jobs = tb.home() / ".pvc" / "jobs"
     tb.run(["pvc", "ps"])
     assert not jobs.exists() or list(jobs.iterdir()) == []

@@ -98,7 +98,7 @@ class StandIn:
         if self.reasons():
             nodes = ",".join(self.reasons())
             self.tb.root(["scontrol", "update", f"NodeName={nodes}", "State=RESUME"], "login", check=False)
-        wait_until(lambda: set(self.tb.node_states().values()) == {"idle"}, 20, "nodes are not idle")
+        self.tb.wait_idle()
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_hostile_request_drains_no_node(tb: Testbed, tmp_path: Path, request_tex
     done = tb.run(["srun", "-N2", "hostname"], env={"SLURM_CONF": "/home/student/slurm.conf"}, check=False)
     tb.wait_no_jobs()
     assert done.code == 0, done.err
-    assert set(tb.node_states().values()) == {"idle"}
+    tb.wait_idle()
 
 
 def test_plugin_under_test_is_this_checkouts(tb: Testbed) -> None:

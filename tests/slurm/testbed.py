@@ -130,6 +130,10 @@ class Testbed:
         """Wait until Slurm has no job left, those that are completing included."""
         wait_until(lambda: not self.jobs(), timeout, "jobs are left")
 
+    def wait_idle(self, timeout: float = 60.0) -> None:
+        """Wait until no node has a job, and none is out of service; "idle*" has not answered slurmctld for a moment."""
+        wait_until(lambda: set(self.node_states().values()) == {"idle"}, timeout, "nodes are not idle")
+
     def snapshot(self, node: str) -> Snapshot:
         """What is on a node now."""
         script = (Path(__file__).parent / "snapshot.py").read_text()
