@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from pvc.cli import output
 from pvc.cli.options import cluster_options, json_option
 from pvc.cli.passthrough import SlurmCommand, slurm_words
-
-if TYPE_CHECKING:
-    pass
 
 _MOUNT = "HOSTDIR:GUESTDIR[:ro][:type=9p|virtiofs]"
 

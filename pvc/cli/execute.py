@@ -63,7 +63,7 @@ def execute(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> No
         )
     if options["detach"] and single:
         raise UsageError("--detach goes with neither --pty nor --attach")
-    ctx.exit(_run(cluster, ranks, _make_command(words, options), options))
+    ctx.exit(_run(cluster, wanted, _make_command(words, options), options))
 
 
 def split_words(wanted: tuple[str, ...], words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -95,7 +95,7 @@ def _make_command(words: tuple[str, ...], options: dict[str, Any]) -> Command:
     )
 
 
-def _run(cluster: Cluster, ranks: Sequence[int], command: Command, options: dict[str, Any]) -> int:
+def _run(cluster: Cluster, wanted: tuple[str, ...], command: Command, options: dict[str, Any]) -> int:
     from contextlib import nullcontext
     from dataclasses import replace
 
@@ -103,6 +103,7 @@ def _run(cluster: Cluster, ranks: Sequence[int], command: Command, options: dict
     from pvc.ops.console import raw_terminal
     from pvc.ops.execute import total_code
 
+    ranks = cluster.ranks(wanted)
     as_json, many = options["as_json"], len(ranks) > 1
     printer: Gathered | Passed | Prefixed = Prefixed(len(f"vm{ranks[-1]}")) if many else Passed()
     if as_json or options["gather"]:
@@ -112,7 +113,7 @@ def _run(cluster: Cluster, ranks: Sequence[int], command: Command, options: dict
     with raw_terminal() if command.pty else nullcontext():
         outcomes = cluster.run(
             command,
-            [f"vm{rank}" for rank in ranks],
+            wanted,
             on_output=printer.take,
             stdin_fd=sys.stdin.fileno() if command.stdin else None,
             timeout_s=options["timeout_s"],

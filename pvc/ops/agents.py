@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from pvc.channel.frames import CLIENT_BUDGET, WINDOW, ProtocolError, find_hint, printable
@@ -356,3 +356,9 @@ def check_result(rank: int, result: dict[str, str]) -> None:
         raise GuestError(
             text if result.get("from") in ("supervisor", "connection") else f"vm{rank}: {text}", hint=find_hint(result)
         )
+
+
+def raise_closed(words: Mapping[str, str]) -> None:
+    """:raise GuestError: the words of a CLOSE tell of an error."""
+    if "error" in words:
+        raise GuestError(printable(words["error"]), hint=find_hint(words))

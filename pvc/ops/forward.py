@@ -17,11 +17,12 @@ from typing import Any
 from pvc.channel.frames import MAX_PAYLOAD
 from pvc.errors import GuestError, HostError, JobError, PvcError, UsageError
 from pvc.model.forward import Forward
+from pvc.ops.agents import raise_closed
 from pvc.ops.control import Control
 from pvc.ops.jobdir import JobDir
 from pvc.ops.peers import find_peer_uid
 from pvc.ops.status import find_endpoint
-from pvc.ops.streams import Channel, Stream, raise_closed
+from pvc.ops.streams import Channel, Stream
 
 LOOPBACK = "127.0.0.1"
 # So many connections of a node at their full window are within the supervisor's budget for one client.

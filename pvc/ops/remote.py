@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pvc.channel.frames import find_hint, printable
 from pvc.errors import GuestError, HostError
-from pvc.ops.agents import Agents, Stream
+from pvc.ops.agents import Agents, Stream, raise_closed
 from pvc.ops.control import Control
 from pvc.ops.execute import Command, Outcome, Runner
 from pvc.ops.loop import Loop
@@ -83,6 +82,4 @@ def check_port(control: Control, rank: int, port: int) -> None:
         agents.open(rank, words, stream)
         if not loop.run_until(lambda: stream.connected or stream.closed, timeout_s=_PORT_S):
             raise GuestError(f"the agent of vm{rank} has not answered within {_PORT_S:g} s")
-        result = stream.result or {}
-        if "error" in result:
-            raise GuestError(printable(result["error"]), hint=find_hint(result))
+        raise_closed(stream.result or {})

@@ -6,15 +6,16 @@ import asyncio
 import json
 import ssl
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from pvc.channel.frames import WINDOW, ProtocolError, find_hint, printable
+from pvc.channel.frames import WINDOW, ProtocolError
 from pvc.channel.mux import Accepted, Arrived, Closed, Ended, Event, Mux, Noted
 from pvc.errors import GuestError, HostError
 from pvc.host.peer import LOOK_S, is_lost, keep_alive
 from pvc.model.cluster import NodeEndpoint
+from pvc.ops.agents import raise_closed
 from pvc.ops.control import Control, raise_refusal
 
 _CONNECT_S = 20.0
@@ -230,9 +231,3 @@ class Channel:
             stream.take(event)
             if isinstance(event, Closed):
                 del self._streams[event.stream]
-
-
-def raise_closed(words: Mapping[str, str]) -> None:
-    """:raise GuestError: the words of a CLOSE tell of an error."""
-    if "error" in words:
-        raise GuestError(printable(words["error"]), hint=find_hint(words))

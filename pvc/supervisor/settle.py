@@ -45,7 +45,9 @@ class Settler:
         elif frame.kind is Kind.CLOSE and not self._told and dict(parse_words(frame.payload)).get("exit", "0") != "0":
             self._told = True
             lines = [line.removeprefix("pvc-agent: ") for line in self._said.decode(errors="replace").splitlines()]
-            LOG.warning("%s: not all of its name, keys and addresses: %s", self._name, printable("; ".join(lines)))
+            LOG.warning(
+                "%s: not all of its name, keys, mounts and addresses: %s", self._name, printable("; ".join(lines))
+            )
 
     def accept(self, stream: int, words: list[tuple[str, str]]) -> None:
         """As ``Sink``: nobody connects."""
