@@ -20,7 +20,7 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 from pvc import run
 from pvc.errors import CommandError, HostError
 from pvc.files import read_text, write_atomic
-from pvc.host import meters
+from pvc.host import meters, ofsocket
 
 RUN_DIR = Path("/run/openvswitch")
 PID = "ovs-vswitchd.pid"
@@ -148,12 +148,10 @@ def load_flows(bridge: str, text: str, limits: Sequence[tuple[int, int]]) -> Non
 
     :raise HostError: ovs-vswitchd does not answer or refuses.
     """
+    ofsocket.match_fragments(RUN_DIR / f"{bridge}.mgmt")
     if limits:
         meters.ensure(RUN_DIR / f"{bridge}.mgmt", limits)
-    try:
-        run.run([*_OFCTL, "bundle", bridge, "-"], stdin=text)
-    except CommandError as err:
-        raise HostError(f"cannot load flows into Open vSwitch bridge {bridge}", hint=_HINT) from err
+    _bundle(bridge, text)
 
 
 def remove_flows(bridge: str, text: str, limits: Sequence[tuple[int, int]]) -> None:
@@ -163,9 +161,16 @@ def remove_flows(bridge: str, text: str, limits: Sequence[tuple[int, int]]) -> N
     """
     if not (RUN_DIR / f"{bridge}.mgmt").exists():
         return
-    load_flows(bridge, text, ())
+    _bundle(bridge, text)
     if limits:
         meters.remove(RUN_DIR / f"{bridge}.mgmt", [meter for meter, _ in limits])
+
+
+def _bundle(bridge: str, text: str) -> None:
+    try:
+        run.run([*_OFCTL, "bundle", bridge, "-"], stdin=text)
+    except CommandError as err:
+        raise HostError(f"cannot load flows into Open vSwitch bridge {bridge}", hint=_HINT) from err
 
 
 def _remove_bridge(record: Path, bridge: str) -> None:

@@ -132,7 +132,9 @@ def _classify_vm(segment: Segment, port: Port) -> Iterator[Flow]:
     yield CLASSIFY, 95, f"{source},arp,arp_tpa={port.address}", ""
     asks = f"{own},arp,arp_op=1,arp_sha={port.mac},arp_spa={port.address}"
     yield CLASSIFY, 90, asks, f"{meter}{_enter(segment, ANSWER)}"
-    yield CLASSIFY, 95, f"{source},udp,tp_src=67", ""
+    # Clients take an answer of DHCP from any port. A datagram, or its first fragment, is to show its ports.
+    for ports in ("tp_src=67", "tp_dst=68", "tp_src=0,ip_frag=not_later"):
+        yield CLASSIFY, 95, f"{source},udp,{ports}", ""
     for address in ("0.0.0.0", port.address):
         lease = f"{own},udp,nw_src={address},nw_dst=255.255.255.255,tp_src=68,tp_dst=67"
         yield CLASSIFY, 92, lease, f"{meter}{_out(gateway)}"
@@ -170,7 +172,14 @@ def _sort_six(segment: Segment, gateway: Port) -> Iterator[Flow]:
     network, to_gateway = f"metadata={segment.vni}", _out(gateway)
     for kind in (_RA, _REDIRECT):
         yield SIX, 110, f"{network},icmp6,icmp_type={kind}", ""
-    yield SIX, 110, f"{network},udp6,tp_src=547", ""
+    for ports in ("tp_src=547", "tp_dst=546", "tp_src=0,ip_frag=not_later"):
+        yield SIX, 110, f"{network},udp6,{ports}", ""
+    # RFC 6980: discovery does not come in fragments. RFC 7112: the first one shows what it is the beginning of; where
+    # it does not, headers that Open vSwitch cannot follow to their end have the protocol 0.
+    for kind in (_RS, _NS, _NA):
+        yield SIX, 110, f"{network},icmp6,icmp_type={kind},ip_frag=yes", ""
+    yield SIX, 110, f"{network},icmp6,icmp_type=0,ip_frag=not_later", ""
+    yield SIX, 110, f"{network},ipv6,nw_proto=0", ""
     yield SIX, 100, f"{network},icmp6,icmp_type={_RS}", to_gateway
     yield SIX, 100, f"{network},icmp6,icmp_type={_NS}", f"goto_table:{ANSWER}"
     # A gateway that answers a link-local address asks for its MAC first; all else is answered in the switch.

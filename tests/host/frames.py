@@ -24,9 +24,11 @@ def arp(source: str, sender_mac: str, sender_ip: str, target_ip: str, *, reply: 
     return ethernet(source, BROADCAST, 0x0806, body)
 
 
-def ipv4(source: str, target: str, protocol: int, payload: bytes) -> bytes:
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 1, 0, 64, protocol, 0)
-    head += socket.inet_aton(source) + socket.inet_aton(target)
+def ipv4(source: str, target: str, protocol: int, payload: bytes, *, options: bytes = b"", fragment: int = 0) -> bytes:
+    """``fragment`` has the flags and the offset in units of 8 bytes (RFC 791, 3.1)."""
+    size = 20 + len(options)
+    head = struct.pack("!BBHHHBBH", 0x40 | size // 4, 0, size + len(payload), 1, fragment, 64, protocol, 0)
+    head += socket.inet_aton(source) + socket.inet_aton(target) + options
     return head[:10] + struct.pack("!H", _sum(head)) + head[12:] + payload
 
 

@@ -274,13 +274,13 @@ def send_frames(fd: int, frames: list[bytes]) -> None:
         os.write(fd, header + frame)
 
 
-def drain(fd: int) -> list[bytes]:
+def drain(fd: int, silence_s: float = 0.3) -> list[bytes]:
     """On a node: what has come to a tap, up to a moment of silence."""
     found = []
     header = _header(fd)
     with selectors.DefaultSelector() as selector:
         selector.register(fd, selectors.EVENT_READ)
-        while selector.select(0.3):
+        while selector.select(silence_s):
             found.append(os.read(fd, 1 << 17)[header:])
     return found
 

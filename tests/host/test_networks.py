@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.host import net_world, wire_world
+from tests.host import guard_world, net_world, wire_world
 from tests.host.node_world import DATA_PATH, DATA_PATHS
 from tests.host.scenario import run_scenario
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.host
     ("world", "scenario"),
     [
         (each.__name__.rpartition(".")[2], found.__name__)
-        for each in (net_world, wire_world)
+        for each in (net_world, wire_world, guard_world)
         for found in each.SCENARIOS
     ],
 )

@@ -1,0 +1,300 @@
+"""What leaves a VM of an L3 network and where it arrives, frame by frame: run by test_networks.py.
+
+    python -m tests.host.guard_world SCENARIO
+
+The frames are in attacks.py. Six VMs, three on each of two nodes, are watched, and their gateways.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+
+from pvc.plan import names
+from pvc.plan.node import NodePlan
+from tests.host import attacks, frames, nodes
+from tests.host.attacks import FAR, GATEWAY_MAC, MTU, NEAR, SELF, THIRD, Vm
+from tests.host.net_world import GATEWAY, GATEWAY6, NET, OVS, cluster_on
+from tests.host.nodes import Cluster, Node, World
+
+VMS = tuple(map(Vm, range(6)))
+# What the first cluster takes on each node.
+MANY_TAKEN = frozenset(first + each for first in (60000, 60100, 60200, 60300) for each in range(6))
+_END = frames.udp(7, 7, b"that is all there is to say")
+_SNIFFERS: dict[int, socket.socket] = {}
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came to each VM, vm0 first, and to each node's gateway; by the names of what was sent, as far as it was."""
+
+    vms: tuple[list[str], ...]
+    gateways: tuple[list[str], ...]
+
+
+@dataclass(frozen=True)
+class Ears:
+    """The VMs' taps, vm0's first, and both nodes' gateways: each a node and a descriptor there."""
+
+    taps: tuple[tuple[Node, int], ...]
+    gateways: tuple[tuple[Node, int], ...]
+
+    def say(self, sent: list[bytes]) -> None:
+        """vm0 sends."""
+        node, fd = self.taps[0]
+        node.call(nodes.send_frames, fd, sent)
+
+    def hear(self, sent: dict[str, bytes]) -> Heard:
+        """What comes of what vm0 sends: up to the arrival of what it sends last, everywhere."""
+        ends = [attacks.to4(vm.mac, frames.ipv4(SELF.address, vm.address, 17, _END)) for vm in VMS[1:]]
+        ends.append(attacks.to4(GATEWAY_MAC, frames.ipv4(SELF.address, GATEWAY, 17, _END)))
+        self.say(list(sent.values()))
+        # A frame that a device is too small for has Open vSwitch drop what it would send there with it.
+        time.sleep(0.2)
+        self.say(ends)
+        deadline = time.monotonic() + 20
+        came = self._collect()
+        while sum(ends.count(frame) for each in came for frame in each) < len(ends):
+            assert time.monotonic() < deadline, [[frame.hex() for frame in each] for each in came]
+            came = [[*before, *more] for before, more in zip(came, self._collect(), strict=True)]
+        called = {frame.rstrip(b"\0"): what for what, frame in sent.items()}
+        own = frames.mac(GATEWAY_MAC)
+        # What a gateway says by itself is no matter here.
+        found = [
+            [called.get(frame, frame.hex()) for frame in each if frame in called or frame[6:12] != own]
+            for each in ([frame for frame in each if frame not in ends] for each in came)
+        ]
+        return Heard(tuple(found[: len(self.taps)]), tuple(found[len(self.taps) :]))
+
+    def _collect(self) -> list[list[bytes]]:
+        time.sleep(0.2)
+        found = [node.call(taken, fd) for node, fd in self.taps]
+        found += [node.call(sniffed, fd) for node, fd in self.gateways]
+        return [[frame.rstrip(b"\0") for frame in each] for each in found]
+
+
+def taken(fd: int) -> list[bytes]:
+    """On a node: what has come to a tap, without waiting."""
+    return nodes.drain(fd, 0)
+
+
+def sniff(device: str) -> int:
+    """On a node: begin to record what a device hands to the node's stack."""
+    link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(3))
+    link.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
+    link.bind((device, 0))
+    _SNIFFERS[link.fileno()] = link
+    return link.fileno()
+
+
+def sniffed(fd: int) -> list[bytes]:
+    """On a node: what came since; not what went out."""
+    found = []
+    try:
+        while True:
+            frame, about = _SNIFFERS[fd].recvfrom(70000)
+            if about[2] != socket.PACKET_OUTGOING:
+                found.append(frame)
+    except BlockingIOError:
+        return found
+
+
+def unsniff(fd: int) -> None:
+    _SNIFFERS.pop(fd).close()
+
+
+@contextmanager
+def six_vms(world: World) -> Iterator[tuple[Ears, list[NodePlan]]]:
+    """A cluster of NET, three VMs on each node."""
+    with cluster_on(world, Cluster((NET,), 6, cpus=3)) as plans:
+        taps, gateways = [], []
+        for node, plan in zip(world.nodes, plans, strict=True):
+            assert len(plan.grant.vms) == 3
+            taps += [(node, node.call(nodes.open_tap, plan, vm.rank)) for vm in plan.grant.vms]
+            gateways.append((node, node.call(sniff, names.bridge(0), inside=names.netns(12))))
+        ears = Ears(tuple(taps), tuple(gateways))
+        ears.hear({})
+        yield ears, plans
+        for node, fd in gateways:
+            node.call(unsniff, fd)
+        for node, fd in taps:
+            node.call(nodes.close, fd)
+
+
+def forged() -> None:
+    """No frame with somebody else's address, or with somebody else's part to play, reaches anybody."""
+    world = World(2)
+    with six_vms(world) as (ears, _):
+        bad = attacks.forged()
+        if OVS:
+            # It believes the Ethernet header about the version; the addresses are right, and no kernel takes it.
+            bad = {what: frame for what, frame in bad.items() if "calls itself" not in what}
+        faults: dict[str, list[str]] = {}
+        waiting = list(bad.items())
+        while waiting:
+            # Few enough for the queue of a tap, should they all arrive.
+            part, waiting = waiting[:200], waiting[200:]
+            heard = ears.hear(dict(part))
+            for who, came in (
+                *((f"vm{at}", came) for at, came in enumerate(heard.vms)),
+                *((f"the gateway of n{at}", came) for at, came in enumerate(heard.gateways, 1)),
+            ):
+                faults.setdefault(who, []).extend(came)
+        said = [f"{who} heard {len(came)}:\n  " + "\n  ".join(came) for who, came in faults.items() if came]
+        assert not said, "\n".join(said)
+    world.close()
+
+
+def unicasts() -> None:
+    """What a VM may say to another arrives there once, as it was sent, and nowhere else."""
+    world = World(2)
+    with six_vms(world) as (ears, _):
+        for at, vm in ((1, NEAR), (2, THIRD), (3, FAR), (5, VMS[5])):
+            good = attacks.honest(vm)
+            heard = ears.hear(good)
+            assert sorted(heard.vms[at]) == sorted(good), (at, set(good) ^ set(heard.vms[at]))
+            others = [came for number, came in enumerate(heard.vms) if number != at]
+            assert others == [[]] * 5, others
+            assert heard.gateways == ([], [])
+    world.close()
+
+
+def link_locals() -> None:
+    """Link-local addresses and groups are all VMs' on the kernel's data path; on the other, the gateway's alone."""
+    world = World(2)
+    with six_vms(world) as (ears, _):
+        good = attacks.local_groups()
+        heard = ears.hear(good).vms
+        # The one about its own address stays on its node: each node answers its own VMs.
+        far = [what for what in good if what != "a look for its own address"]
+        assert heard[0] == []
+        for at in (1, 2):
+            assert heard[at] == ([] if OVS else list(good)), (at, heard[at])
+        for at in (3, 4, 5):
+            assert heard[at] == ([] if OVS else far), (at, heard[at])
+    world.close()
+
+
+def nowhere() -> None:
+    """What is for nobody reaches nobody: unknown MACs, the sender's own, another cluster's VMs, what is too large."""
+    world = World(2)
+    one, two = world.nodes
+    # vm6 is the other cluster's.
+    other = Cluster((NET,), 8, cpus=4, job_id=13, first_vni=6001, slot=1, ports_taken=MANY_TAKEN)
+    with six_vms(world) as (ears, _), cluster_on(world, other) as (theirs, foreign):
+        strange = [(one, one.call(nodes.open_tap, theirs, 1)), (two, two.call(nodes.open_tap, foreign, 6))]
+        said = frames.ipv4(SELF.address, NEAR.address, 17, attacks.HELLO)
+        said6 = frames.udp6(SELF.address6, NEAR.address6, 1000, 1000, b"hello")
+        lost = {
+            f"{what} for {target}": frame
+            for target in (
+                *("52:54:00:00:00:07", "52:54:00:00:00:77", "52:54:00:00:ff:01", "52:54:00:ff:ff:01"),
+                *("52:54:00:01:00:02", "02:00:00:00:00:02", "00:00:00:00:00:00", SELF.mac),
+                *("02:00:0a:63:00:02", "02:00:00:00:00:01", "02:00:00:02:00:01"),
+            )
+            for what, frame in (
+                ("IPv4", attacks.to4(target, said)),
+                ("TCP", attacks.to4(target, frames.ipv4(SELF.address, NEAR.address, 6, attacks.tcp()))),
+                ("IPv6", attacks.to6(target, said6)),
+            )
+        }
+        for vm in (NEAR, FAR):
+            for more in (1, 4, 400):
+                data = b"x" * (MTU - 28 + more)
+                lost[f"{more} bytes too many for vm{vm.rank}"] = attacks.to4(
+                    vm.mac, frames.ipv4(SELF.address, vm.address, 17, frames.udp(1000, 1000, data))
+                )
+        data = b"x" * (MTU - 28 + 400)
+        lost["too many bytes for all"] = attacks.to4(
+            frames.BROADCAST, frames.ipv4(SELF.address, "10.200.255.255", 17, frames.udp(1000, 1000, data))
+        )
+        heard = ears.hear(lost)
+        assert heard == Heard(([],) * 6, ([], [])), heard
+        if not OVS:
+            giant = frames.ipv4(SELF.address, FAR.address, 6, attacks.tcp() + b"x" * 12000)
+            for vm in (NEAR, FAR):
+                # virtio 1.2, 5.1.6: a frame for TSO in segments of 5000 bytes.
+                one.call(send_segments, ears.taps[0][1], 5000, attacks.to4(vm.mac, giant))
+            heard = ears.hear({})
+            assert heard == Heard(([],) * 6, ([], [])), heard
+        for node, fd in strange:
+            said = [frame for frame in node.call(taken, fd) if frame[6:12] != frames.mac(GATEWAY_MAC)]
+            assert said == []
+            node.call(nodes.close, fd)
+    world.close()
+
+
+def send_segments(fd: int, size: int, frame: bytes) -> None:
+    """On a node: a guest's frame that is to be cut into segments of IPv4's TCP."""
+    needs_sum, tcp4 = 1, 1
+    os.write(fd, struct.pack("=BBHHHH", needs_sum, tcp4, 54, size, 34, 16) + frame)
+
+
+def lookups() -> None:
+    """Who asks for a VM of another node is answered once, and no other VM hears it; one of the same node is asked."""
+    world = World(2)
+    with six_vms(world) as (ears, _):
+        for vm in VMS[1:]:
+            answers = {
+                "ARP's answer": frames.ethernet(vm.mac, SELF.mac, 0x0806, _arp_answer(vm)),
+                "ND's answer": attacks.to6(SELF.mac, _advert(vm), vm.mac),
+            }
+            called = {frame.rstrip(b"\0").hex(): what for what, frame in answers.items()}
+            questions = {
+                "ARP": frames.arp(SELF.mac, SELF.mac, SELF.address, vm.address),
+                "ND": attacks.to6(
+                    f"33:33:ff:00:00:{vm.rank + 1:02x}", frames.solicit6(SELF.address6, vm.address6, SELF.mac)
+                ),
+            }
+            for what, question in questions.items():
+                heard = ears.hear({what: question}).vms
+                if vm.rank < 3 and not OVS:
+                    assert heard[0] == [], (vm, what)
+                    assert heard[vm.rank] == [what], (vm, what)
+                    assert heard[3:] == ([],) * 3, (vm, what)
+                else:
+                    (answer,) = heard[0]
+                    assert called.get(answer) == f"{what}'s answer", (vm, what, answer)
+                    assert heard[1:] == ([],) * 5, (vm, what)
+        for what, question in {
+            "ARP": frames.arp(SELF.mac, SELF.mac, SELF.address, GATEWAY),
+            "ND": attacks.to6("33:33:ff:ff:ff:fe", frames.solicit6(SELF.address6, GATEWAY6, SELF.mac)),
+        }.items():
+            node, fd = ears.taps[0]
+            ears.say([question])
+            # Besides, it may have questions of its own.
+            came = [each for each in node.call(nodes.drain, fd) if each[:6] == frames.mac(SELF.mac)]
+            came = [each for each in came if each[20:22] == b"\0\x02" or each[54] == 136]
+            assert [each[6:12] for each in came] == [frames.mac(GATEWAY_MAC)], (what, came)
+            assert ears.hear({}).vms[3:] == ([],) * 3
+    world.close()
+
+
+def _arp_answer(vm: Vm) -> bytes:
+    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + frames.mac(vm.mac) + socket.inet_aton(vm.address)
+    return body + frames.mac(SELF.mac) + socket.inet_aton(SELF.address)
+
+
+def _advert(vm: Vm) -> bytes:
+    """Solicited, to be believed (RFC 4861, 4.4)."""
+    body = b"\x60\0\0\0" + IPv6Address(vm.address6).packed + b"\x02\x01" + frames.mac(vm.mac)
+    return frames.icmp6(vm.address6, SELF.address6, 136, body)
+
+
+SCENARIOS = (forged, unicasts, link_locals, nowhere, lookups)
+
+
+def main() -> None:
+    nodes.run("mount", "-t", "tmpfs", "tmpfs", "/run")
+    next(each for each in SCENARIOS if each.__name__ == sys.argv[1])()
+
+
+if __name__ == "__main__":
+    main()
