@@ -7,15 +7,15 @@ PYTEST := $(BIN)/pytest
 BENCH  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check deps venv spank agent bench fmt man golden clean need-venv
+.PHONY: help demo test check deps venv spank agent bpf bench fmt man golden clean need-venv
 
 help:  ## List the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: deps venv spank agent  ## Install what is missing, boot 4 VMs on a 3-node Slurm testbed, show them talk, clean up.
+demo: deps venv spank agent bpf  ## Install what is missing, boot 4 VMs on a 3-node Slurm testbed, show them talk, clean up.
 	tools/demo
 
-test: deps venv spank agent  ## Everything: check, then the suites with root, VMs and Slurm. CI runs this.
+test: deps venv spank agent bpf  ## Everything: check, then the suites with root, VMs and Slurm. CI runs this.
 	tools/test
 
 check: need-venv  ## The fast part: no root, no network, under a minute. (C tests included.)
@@ -32,6 +32,9 @@ spank:  ## Build the SPANK plug-in.
 
 agent:  ## Build the agent that runs in guests.
 	@$(MAKE) --no-print-directory -C agent
+
+bpf:  ## Build the programs for the ports of networks.
+	@$(MAKE) --no-print-directory -C bpf
 
 bench: need-venv  ## Print measurements, one JSON object a line; BENCH=NAME runs one (setup, throughput, plan …).
 	@$(BIN)/python -m tests.bench $(BENCH)
@@ -51,6 +54,7 @@ golden: need-venv  ## Write the expected plans and command lines of the tests ag
 clean:  ## Remove what was built, the venv included.
 	$(MAKE) --no-print-directory -C spank clean
 	$(MAKE) --no-print-directory -C agent clean
+	$(MAKE) --no-print-directory -C bpf clean
 	rm -rf $(VENV) .venv.lock build dist *.egg-info man/build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

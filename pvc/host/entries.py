@@ -1,7 +1,6 @@
-"""Reading forwarding and neighbour entries back, in bulk over one netlink socket: the counterpart of ``neighbours``.
+"""Reading tunnels' forwarding entries back, over one netlink socket: the counterpart of ``neighbours``.
 
-A cluster of 10,000 VMs has as many entries on each node; they are unpacked here because a general decoder costs
-seconds (rtnetlink(7), linux/neighbour.h).
+They are unpacked here because a general decoder costs a multiple (rtnetlink(7), linux/neighbour.h).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import socket
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from pvc.errors import HostError
 from pvc.host import netns
@@ -18,46 +16,28 @@ from pvc.host import netns
 _RTM_GETNEIGH = 30
 _REQUEST_DUMP = 0x301
 _AF_BRIDGE = 7
-_NDA_DST, _NDA_LLADDR, _NDA_MASTER = 1, 2, 9
+_NDA_DST, _NDA_LLADDR = 1, 2
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _NDMSG = struct.Struct("=BxxxiHBB")
 _ATTRIBUTE = struct.Struct("=HH")
 
 
-@dataclass
-class Entries:
-    """Entries of one namespace by device: MAC -> nodes, MACs of bridges' ports, address -> MAC."""
-
-    tunnels: dict[str, dict[str, set[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))
-    ports: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    neighbours: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
-
-
-def read_entries(namespace: str) -> Entries:
-    """All forwarding and neighbour entries of a namespace.
+def read_tunnels(namespace: str) -> dict[str, dict[str, set[str]]]:
+    """Device -> MAC -> addresses of nodes, of all tunnels of a namespace.
 
     :raise HostError: there is no such namespace, or the kernel refuses.
     """
     return netns.run_inside(namespace, _read)
 
 
-def _read() -> Entries:
+def _read() -> dict[str, dict[str, set[str]]]:
     names = dict(socket.if_nameindex())
-    found = Entries()
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for index, attributes in _dump(_AF_BRIDGE):
         device, mac = names.get(index), attributes.get(_NDA_LLADDR)
-        if device is None or mac is None:
-            continue
-        if _NDA_MASTER in attributes:
-            found.ports[device].add(mac.hex(":"))
-        elif len(attributes.get(_NDA_DST, b"")) == 4:
-            found.tunnels[device][mac.hex(":")].add(socket.inet_ntoa(attributes[_NDA_DST]))
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for index, attributes in _dump(family):
-            device, mac, address = names.get(index), attributes.get(_NDA_LLADDR), attributes.get(_NDA_DST)
-            if device is not None and mac is not None and address is not None:
-                found.neighbours[device][socket.inet_ntop(family, address)] = mac.hex(":")
+        if device is not None and mac is not None and len(attributes.get(_NDA_DST, b"")) == 4:
+            found[device][mac.hex(":")].add(socket.inet_ntoa(attributes[_NDA_DST]))
     return found
 
 

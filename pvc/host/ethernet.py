@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pvc.errors import HostError
-from pvc.host import neighbours, netlink, netns, sysctl, tap
+from pvc.host import netlink, netns, sysctl, tap
 from pvc.model.node import Tap
-from pvc.plan.members import Numbering, Peer
 
 _BUSY_TRIES = 50
 _BUSY_WAIT_S = 0.02
+_MOST_LEARNT = 1 << 17  # addresses on an L2 network: two for each VM that a cluster may have
 
 
 def ensure_netns(name: str) -> None:
@@ -60,11 +60,10 @@ def ensure_bridge(name: str, bridge: str, mac: str, mtu: int, addresses: Sequenc
     netns.run_inside(name, make)
 
 
-def ensure_vxlan(name: str, vxlan: str, bridge: str, vni: int, local: str, port: int, mtu: int, flood: bool) -> None:
+def ensure_vxlan(name: str, vxlan: str, bridge: str, vni: int, local: str, port: int, mtu: int, learns: bool) -> None:
     """A tunnel end made from the caller's namespace, so its packets travel there, as a port of ``bridge``.
 
-    Without ``flood`` only frames for known addresses and for groups enter it, and questions for these addresses are
-    answered at once.
+    ``learns``: it is a switch's port, see ``actions.AddVxlan``.
 
     :raise HostError: the VNI stays taken, or the kernel refused.
     """
@@ -78,24 +77,17 @@ def ensure_vxlan(name: str, vxlan: str, bridge: str, vni: int, local: str, port:
                 vxlan_id=vni,
                 vxlan_local=local,
                 vxlan_port=port,
-                vxlan_learning=False,
+                vxlan_learning=learns,
+                vxlan_limit=_MOST_LEARNT if learns else 0,
             )
 
     def join() -> None:
         with netlink.opened(f"join VXLAN {vni} to {bridge}") as links:
             links.set(vxlan, master=bridge, mtu=mtu, state="up")
             # On L3 everything is known: nothing is learnt, nothing unknown leaves the node. On L2 users may have
-            # addresses that nobody knows; which node they are behind is not learnt, that they are not here is.
-            # What is for groups goes to all nodes on both; what of it stays at home is for rules (plan.guard).
-            to_all = int(flood)
-            links.set_port(
-                vxlan,
-                learning=to_all,
-                neigh_suppress=1 - to_all,
-                unicast_flood=to_all,
-                mcast_flood=1,
-                bcast_flood=1,
-            )
+            # addresses that nobody gave out. What is for groups goes to all nodes on both; what of it stays at home is
+            # for rules (plan.guard).
+            links.set_port(vxlan, learning=int(learns), unicast_flood=int(learns), mcast_flood=1, bcast_flood=1)
 
     # The kernel frees a VNI some milliseconds after its device is deleted, and tells nobody.
     for _ in range(_BUSY_TRIES):
@@ -128,14 +120,6 @@ def ensure_taps(name: str, bridge: str, mtu: int, taps: tuple[str, ...], limit: 
                 links.limit(taps, limit)
 
     netns.run_inside(name, make)
-
-
-def ensure_peers(name: str, bridge: str, vxlan: str, numbering: Numbering, peers: Sequence[Peer]) -> None:
-    """Static entries for the VMs of other nodes.
-
-    :raise HostError: the kernel refused.
-    """
-    netns.run_inside(name, lambda: neighbours.ensure_peers(bridge, vxlan, numbering, peers))
 
 
 @dataclass(frozen=True)

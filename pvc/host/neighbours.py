@@ -1,8 +1,7 @@
-"""Forwarding and ARP entries of a cluster's remote VMs, written in bulk over one netlink socket.
+"""Forwarding entries of tunnels and bridges, written in bulk over one netlink socket.
 
-The kernel has no masks here, so there are two or three messages for each VM of the cluster (HACKING.md has what that
-costs). They are packed as bytes that differ in a few places: a general encoder costs seconds for 10,000 VMs
-(rtnetlink(7), linux/neighbour.h).
+There is one for each other node and each VM of this one. They are packed as bytes: a general encoder takes 0.1 ms
+for each (rtnetlink(7), linux/neighbour.h).
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from pvc.errors import HostError
-from pvc.plan.members import Numbering, Peer, mac_number
+from pvc.plan import addresses
 
 _RTM_NEWNEIGH = 28
 _REQUEST, _ACK, _REPLACE, _CREATE, _APPEND = 1, 4, 0x100, 0x400, 0x800
@@ -28,46 +27,55 @@ _NDMSG = struct.Struct("=BxxxiHBB")
 _BATCH = 1000  # some 50 KB; a socket takes 200 KB at once
 
 
-def ensure_peers(bridge: str, vxlan: str, numbering: Numbering, peers: Sequence[Peer]) -> None:
-    """Write the entries of the VMs that ``peers`` run: FDB of tunnel and bridge, ARP and ND of the bridge.
+def ensure_peers(vxlan: str, nodes: Sequence[str], *, labelled: bool) -> None:
+    """Have a tunnel lead what is for groups, or for nobody known, to each of ``nodes``, and what has its label to one.
 
-    Static FDB entries say which node a MAC is behind; permanent neighbours let the bridge answer for it
-    (bridge(8), neigh_suppress). What the bridge lets in for everybody, or for nobody known, goes to each peer. Runs in
-    the namespace of the calling thread.
+    Runs in the namespace of the calling thread.
+
+    :raise HostError: the device is missing, or the kernel refuses an entry.
+    """
+    if not nodes:
+        return
+    index = _index(vxlan)
+    _write(_floods(index, nodes))
+    if labelled:
+        _write(_labels(index, nodes))
+
+
+def ensure_ports(ports: Sequence[tuple[str, str]]) -> None:
+    """Say which MAC is behind which port of a bridge, so that what is for one is never seen at another.
+
+    Runs in the namespace of the calling thread.
 
     :raise HostError: a device is missing, or the kernel refuses an entry.
     """
-    if not peers:
-        return
-    vxlan_index, bridge_index = _index(vxlan), _index(bridge)
+    begin = _HEADER.size + _NDMSG.size + 4 + 8
+    _write(
+        _HEADER.pack(begin, _RTM_NEWNEIGH, _REQUEST | _CREATE | _REPLACE, 0, 0)
+        + _NDMSG.pack(_AF_BRIDGE, _index(name), _NUD_NOARP | _NUD_REACHABLE, _NTF_MASTER, 0)
+        + struct.pack("=HH", 4 + 6, _NDA_LLADDR)
+        + _mac(mac)
+        + b"\0\0"
+        for name, mac in ports
+    )
+
+
+def _write(messages: Iterator[bytes]) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
         link.bind((0, 0))
-        entries = _entries(vxlan_index, bridge_index, numbering, peers)
-        for messages in (entries, _floods(vxlan_index, peers)):
-            while batch := list(islice(messages, _BATCH)):
-                _send(link, batch)
+        while batch := list(islice(messages, _BATCH)):
+            _send(link, batch)
 
 
-def _entries(vxlan: int, bridge: int, first: Numbering, peers: Iterable[Peer]) -> Iterator[bytes]:
-    head, number = bytes.fromhex(first.mac[:12].replace(":", "")), mac_number(first.mac)
-    kinds = []
-    for family, text in ((socket.AF_INET, first.address), (socket.AF_INET6, first.address6)):
-        if text is not None:
-            packed = socket.inet_pton(family, text)
-            body = _NDMSG.pack(family, bridge, _NUD_PERMANENT, 0, 0)
-            begin, middle = _frame(body, len(packed), _REPLACE)
-            kinds.append((begin + head, middle, int.from_bytes(packed), len(packed)))
-    fdb = _NDMSG.pack(_AF_BRIDGE, vxlan, _NUD_NOARP | _NUD_REACHABLE, _NTF_SELF | _NTF_MASTER, 0)
-    begin, middle = _frame(fdb, 4, _REPLACE)
-    begin += head
-    for peer in peers:
-        way = middle + socket.inet_aton(peer.node)
-        for start, end in peer.ranks:
-            for rank in range(start, end):
-                low = (number + rank & 0xFFFF).to_bytes(2)
-                yield begin + low + way
-                for before, between, base, size in kinds:
-                    yield before + low + between + (base + rank).to_bytes(size)
+def _labels(vxlan: int, nodes: Sequence[str]) -> Iterator[bytes]:
+    body = _NDMSG.pack(_AF_BRIDGE, vxlan, _NUD_NOARP | _NUD_REACHABLE, _NTF_SELF, 0)
+    begin, middle = _frame(body, 4, _REPLACE)
+    for label, node in enumerate(nodes):
+        yield begin + _mac(addresses.label_mac(label)) + middle + socket.inet_aton(node)
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
 
 
 def _frame(body: bytes, size: int, how: int) -> tuple[bytes, bytes]:
@@ -77,12 +85,12 @@ def _frame(body: bytes, size: int, how: int) -> tuple[bytes, bytes]:
     return begin + struct.pack("=HH", 4 + 6, _NDA_LLADDR), b"\0\0" + struct.pack("=HH", 4 + size, _NDA_DST)
 
 
-def _floods(vxlan: int, peers: Iterable[Peer]) -> Iterator[bytes]:
+def _floods(vxlan: int, nodes: Sequence[str]) -> Iterator[bytes]:
     # The all-zero address stands for all that is not known; it has one entry for each destination (vxlan, bridge(8)).
     body = _NDMSG.pack(_AF_BRIDGE, vxlan, _NUD_NOARP | _NUD_PERMANENT, _NTF_SELF, 0)
     begin, middle = _frame(body, 4, _APPEND)
-    for peer in peers:
-        yield begin + bytes(6) + middle + socket.inet_aton(peer.node)
+    for node in nodes:
+        yield begin + bytes(6) + middle + socket.inet_aton(node)
 
 
 def _send(link: socket.socket, messages: list[bytes]) -> None:

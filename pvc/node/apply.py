@@ -22,16 +22,19 @@ from pvc.host import (
     ethernet,
     forwarding6,
     hostbridge,
+    neighbours,
     netlink,
     netns,
     nft,
     ovs,
+    portprogs,
     switchports,
     sysctl,
     vfio,
 )
-from pvc.plan import actions, guard, nftables, openflow
+from pvc.plan import actions, nftables, openflow
 from pvc.plan.dnsmasq import render_hosts
+from pvc.plan.ethernet import burst_bytes
 from pvc.state import membership
 from pvc.state.store import Store
 
@@ -152,7 +155,7 @@ def _add_bridge(step: actions.AddBridge, _: Hands) -> None:
 
 
 def _add_vxlan(step: actions.AddVxlan, _: Hands) -> None:
-    ethernet.ensure_vxlan(step.netns, step.name, step.bridge, step.vni, step.local, step.port, step.mtu, step.flood)
+    ethernet.ensure_vxlan(step.netns, step.name, step.bridge, step.vni, step.local, step.port, step.mtu, step.learns)
 
 
 def _remove_vxlan(step: actions.AddVxlan, _: Hands) -> None:
@@ -161,12 +164,21 @@ def _remove_vxlan(step: actions.AddVxlan, _: Hands) -> None:
 
 def _add_taps(step: actions.AddTaps, _: Hands) -> None:
     mbit = step.bandwidth_mbit
-    limit = None if mbit is None else netlink.Limit(mbit * 125_000, guard.burst_bytes(mbit))
+    limit = None if mbit is None else netlink.Limit(mbit * 125_000, burst_bytes(mbit))
     ethernet.ensure_taps(step.netns, step.bridge, step.mtu, step.names, limit)
 
 
 def _add_peers(step: actions.AddPeers, _: Hands) -> None:
-    ethernet.ensure_peers(step.netns, step.bridge, step.vxlan, step.numbering, step.peers)
+    nodes = [peer.node for peer in step.peers]
+    netns.run_inside(step.netns, lambda: neighbours.ensure_peers(step.vxlan, nodes, labelled=step.labelled))
+
+
+def _add_programs(step: actions.AddPrograms, _: Hands) -> None:
+    def add() -> None:
+        portprogs.ensure(step)
+        neighbours.ensure_ports([(port.name, port.mac) for port in step.ports])
+
+    netns.run_inside(step.netns, add)
 
 
 def _add_switch_taps(step: actions.AddSwitchTaps, _: Hands) -> None:
@@ -290,6 +302,7 @@ _TABLE: dict[type[Any], tuple[Callable[[Any, Hands], None], Callable[[Any, Hands
     actions.AddVxlan: (_add_vxlan, _remove_vxlan),
     actions.AddTaps: (_add_taps, _nothing),
     actions.AddPeers: (_add_peers, _nothing),
+    actions.AddPrograms: (_add_programs, _nothing),
     actions.AddSwitchTaps: (_add_switch_taps, _remove_group),
     actions.AddGateway: (_add_gateway, _remove_group),
     actions.AddSwitchPorts: (_add_switch_ports, _remove_switch_ports),

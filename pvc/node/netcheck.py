@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pvc.host import dnsmasq, netlink, netns, nft, ovsview, sysctl, vfio
-from pvc.host.entries import Entries, read_entries
+from pvc.host import dnsmasq, netlink, netns, nft, ovsview, portprogs, sysctl, vfio
+from pvc.host.entries import read_tunnels
 from pvc.model.netview import CheckReport
 from pvc.node.netview import read_inputs
 from pvc.plan import actions
@@ -29,7 +29,12 @@ def observe(plan: NodePlan) -> Seen:
     inside = plan.netns if netns.exists(plan.netns) else None
     places = [None, inside] if inside else [None]
     devices = {(place, name): device for place in places for name, device in _devices(place).items()}
-    entries = read_entries(inside) if inside else Entries()
+    ports = [
+        name
+        for step in plan.actions
+        if isinstance(step, actions.AddPrograms)
+        for name in (*(port.name for port in step.ports), *([step.tunnel] if step.tunnel is not None else []))
+    ]
     wanted = {step.netns for step in plan.actions if isinstance(step, actions.LoadRules)}
     rules = {
         (place, family, table): count
@@ -44,9 +49,8 @@ def observe(plan: NodePlan) -> Seen:
     return Seen(
         namespaces=frozenset({inside} if inside else ()),
         devices=devices,
-        tunnels=entries.tunnels,
-        ports=entries.ports,
-        neighbours=entries.neighbours,
+        tunnels=read_tunnels(inside) if inside else {},
+        guarded=netns.run_inside(inside, lambda: portprogs.read_attached(ports)) if inside else frozenset(),
         rules=rules,
         services=frozenset(each for each in servers if dnsmasq.is_running(Path(each))),
         settings={key: value for key in keys if (value := sysctl.read(key))},

@@ -14,6 +14,7 @@ from pathlib import Path
 from pvc import run
 from pvc.config.load import find_site_dir, load_root_config, load_user_config
 from pvc.errors import ConfigError, HostError
+from pvc.host import portprogs
 from pvc.host.kvm import read_kvm
 from pvc.model.site import SiteConfig
 from pvc.model.vm import Accel
@@ -42,6 +43,8 @@ def examine_node() -> Iterator[Finding]:
         yield from examine("etcd", lambda: _check_etcd(config))
     yield from examine("programs", _check_programs)
     yield from examine("kernel", _check_kernel)
+    if is_root:
+        yield from examine("bpf", _check_bpf)
     yield from examine("qemu", lambda: _check_qemu(config))
     yield from examine("kvm", lambda: _check_kvm(config))
     yield from examine("run-dir", lambda: _check_run_dir(Path(config.batch.run_dir)))
@@ -107,6 +110,11 @@ def _check_kernel() -> Iterator[Finding]:
         yield warn("kernel", f"cannot tell whether it has {', '.join(missing)}: {known} is not there")
     if not Path("/dev/net/tun").exists():
         yield fail("kernel", "there is no /dev/net/tun", "modprobe tun")
+
+
+def _check_bpf() -> Iterator[Finding]:
+    portprogs.try_loading()
+    yield ok("bpf", "the kernel takes the programs for the ports of networks")
 
 
 def _check_qemu(config: SiteConfig) -> Iterator[Finding]:

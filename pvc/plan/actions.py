@@ -51,8 +51,8 @@ class AddBridge:
 class AddVxlan:
     """A VXLAN end whose underlay stays in the node's namespace and whose device is a port of ``bridge``.
 
-    It learns nothing. Multicast and broadcast go to all members (AddPeers); so do frames for a MAC that nobody knows,
-    with ``flood``, and without they are dropped.
+    Multicast and broadcast go to all members (AddPeers). With ``learns`` it is a switch's port: it learns behind which
+    node an address is, and what is for an address that nobody knows goes to all; without, that is dropped.
     """
 
     netns: str
@@ -62,14 +62,14 @@ class AddVxlan:
     local: str
     port: int
     mtu: int
-    flood: bool = False
+    learns: bool = False
 
 
 @dataclass(frozen=True)
 class AddTaps:
     """Persistent taps of VMs on this node, as ports of ``bridge``; isolated ports are not used: VMs talk.
 
-    ``bandwidth_mbit`` limits what each VM receives; what it sends is limited by rules (plan.guard).
+    ``bandwidth_mbit`` limits what each VM receives; what it sends is limited at the tap (AddPrograms).
     """
 
     netns: str
@@ -81,13 +81,45 @@ class AddTaps:
 
 @dataclass(frozen=True)
 class AddPeers:
-    """The VMs of other nodes, in both FDBs and in ARP; what is for a group, or for nobody known, goes to each peer."""
+    """Where a tunnel leads: what is for a group, or for nobody known, goes to each peer.
+
+    ``labelled``: what is for the label of a peer (addresses.label_mac of its place) goes there.
+    """
 
     netns: str
     bridge: str
     vxlan: str
-    numbering: Numbering
     peers: tuple[Peer, ...]
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class Port:
+    """A tap and its VM's addresses, which are None on an L2 network."""
+
+    name: str
+    mac: str
+    address: str | None
+    address6: str | None
+
+
+@dataclass(frozen=True)
+class AddPrograms:
+    """What taps let in, and where it goes (bpf/port.c); on an L2 network the rate alone.
+
+    ``elsewhere`` are the members that other nodes run, by label. ``limit`` is bytes a second, and bytes at once.
+    Without ``tunnel`` all goes to the bridge.
+    """
+
+    netns: str
+    bridge: str
+    tunnel: str | None
+    gateway_mac: str
+    mtu: int
+    numbering: Numbering
+    ports: tuple[Port, ...]
+    elsewhere: tuple[Ranks, ...]
+    limit: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -248,6 +280,7 @@ Action = (
     | AddVxlan
     | AddTaps
     | AddPeers
+    | AddPrograms
     | AddSwitchTaps
     | AddGateway
     | AddSwitchPorts

@@ -37,6 +37,11 @@ def gateway_mac(network: EthernetNetwork, index: int) -> str:
     return f"{network.mac_prefix}:{_GATEWAY_INDEX:02x}:ff:{index:02x}"
 
 
+def label_mac(label: int) -> str:
+    """The MAC that stands for another node in a tunnel (bpf/port.c)."""
+    return f"02:00:{label.to_bytes(4).hex(':')}"
+
+
 def vm_address(network: EthernetNetwork, rank: int) -> str:
     """The IPv4 address of VM ``rank``.
 

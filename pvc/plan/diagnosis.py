@@ -9,7 +9,7 @@ from typing import Any
 
 from pvc.model.host import BridgeKind
 from pvc.model.netview import Fault
-from pvc.plan import actions, members, names
+from pvc.plan import actions, addresses, members, names
 from pvc.plan.inputs import Inputs
 from pvc.plan.openflow import SWITCH
 from pvc.plan.pci import VFIO
@@ -35,16 +35,15 @@ class Device:
 class Seen:
     """What there is on a node; namespaces are names, None is the node's own.
 
-    ``tunnels``: device -> MAC -> nodes; ``ports``: device -> MACs; ``neighbours``: device -> address -> MAC; ``rules``:
-    (namespace, family, table) -> number of rules; ``services``: directories of name servers that live.
+    ``tunnels``: device -> MAC -> nodes; ``guarded``: devices with a program of ours; ``rules``: (namespace, family,
+    table) -> number of rules; ``services``: directories of name servers that live.
     ``flows`` of the job in the shared switch: (table, match); ``drivers`` of PCI devices.
     """
 
     namespaces: frozenset[str]
     devices: Mapping[tuple[str | None, str], Device]
     tunnels: Mapping[str, Mapping[str, set[str]]]
-    ports: Mapping[str, set[str]]
-    neighbours: Mapping[str, Mapping[str, str]]
+    guarded: frozenset[str]
     rules: Mapping[tuple[str | None, str, str], int]
     services: frozenset[str]
     settings: Mapping[str, str]
@@ -191,34 +190,31 @@ def _bound(_: Inputs, step: actions.BindDevice, seen: Seen) -> Iterator[Fault]:
 
 
 def _peers(inputs: Inputs, step: actions.AddPeers, seen: Seen) -> Iterator[Fault]:
-    # Without their device there are no entries; that was said already.
-    if (step.netns, step.vxlan) not in seen.devices or (step.netns, step.bridge) not in seen.devices:
+    # Without its device there are no entries; that was said already.
+    if (step.netns, step.vxlan) not in seen.devices:
         return
-    tunnels, ports = seen.tunnels.get(step.vxlan, {}), seen.ports.get(step.vxlan, set())
-    known = seen.neighbours.get(step.bridge, {})
-    wrong: dict[str, list[str]] = {"no forwarding entry": [], "no bridge entry": [], "no neighbour entry": []}
-    elsewhere: dict[str, str] = {}
-    for peer in step.peers:
-        for rank, mac, *where in members.expand(step.numbering, peer.ranks):
-            nodes = tunnels.get(mac, set())
-            if not nodes:
-                wrong["no forwarding entry"].append(names.vm(rank))
-            elif peer.node not in nodes:
-                elsewhere[names.vm(rank)] = f"sent to {', '.join(sorted(nodes))} instead of {peer.node}"
-            if mac not in ports:
-                wrong["no bridge entry"].append(names.vm(rank))
-            if any(address is not None and known.get(address) != mac for address in where):
-                wrong["no neighbour entry"].append(names.vm(rank))
+    tunnels = seen.tunnels.get(step.vxlan, {})
     network = _network(inputs, step.bridge)
-    for what, vms in wrong.items():
-        if vms:
-            yield Fault(f"{what} for {_some(vms)} on network {network}", _AGAIN)
-    for vm, how in elsewhere.items():
-        yield Fault(f"frames for {vm} on network {network} are {how}", _AGAIN)
+    for label, peer in enumerate(step.peers if step.labelled else ()):
+        nodes = tunnels.get(addresses.label_mac(label), set())
+        vms = _vms(peer.ranks)
+        if not nodes:
+            yield Fault(f"no forwarding entry for {vms} on network {network}", _AGAIN)
+        elif nodes != {peer.node}:
+            how = f"sent to {', '.join(sorted(nodes))} instead of {peer.node}"
+            yield Fault(f"frames for {vms} on network {network} are {how}", _AGAIN)
     to_all = tunnels.get(_FOR_ALL, set())
     left_out = [peer.node for peer in step.peers if peer.node not in to_all]
     if left_out:
         yield Fault(f"no entry that leads multicast and broadcast of network {network} to {_some(left_out)}", _AGAIN)
+
+
+def _programs(inputs: Inputs, step: actions.AddPrograms, seen: Seen) -> Iterator[Fault]:
+    devices = [*(port.name for port in step.ports), *([step.tunnel] if step.tunnel is not None else [])]
+    missing = [name for name in devices if (step.netns, name) in seen.devices and name not in seen.guarded]
+    if missing:
+        network = _network(inputs, step.bridge)
+        yield Fault(f"nothing guards or forwards what {_some(missing)} of network {network} brings", _AGAIN)
 
 
 def _uplink(_: Inputs, step: actions.AddUplink, seen: Seen) -> Iterator[Fault]:
@@ -292,6 +288,10 @@ def _number(mac: str) -> int:
     return int(mac.replace(":", ""), 16)
 
 
+def _vms(ranks: members.Ranks) -> str:
+    return ", ".join(names.vm(first) if end == first + 1 else f"vm[{first}-{end - 1}]" for first, end in ranks)
+
+
 def _some(texts: Sequence[str]) -> str:
     shown = ", ".join(texts[:_SHOWN])
     return shown if len(texts) <= _SHOWN else f"{shown} and {len(texts) - _SHOWN} more"
@@ -303,6 +303,7 @@ _CHECKS: dict[type[Any], Callable[[Inputs, Any, Seen], Iterator[Fault]]] = {
     actions.AddVxlan: _vxlan,
     actions.AddTaps: _taps,
     actions.AddPeers: _peers,
+    actions.AddPrograms: _programs,
     actions.JoinBridge: _joined,
     actions.BindDevice: _bound,
     actions.AddSwitchTaps: _switch_taps,

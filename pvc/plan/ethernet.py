@@ -1,4 +1,4 @@
-"""The kernel data path: bridge, taps, VXLAN end, static peers."""
+"""The kernel data path: bridge, taps, VXLAN end, peers, and the programs that know them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pvc.model.network import EthernetNetwork, Layer
 from pvc.model.node import Nic
 from pvc.plan import actions, addresses, names
 from pvc.plan.members import Peer, Ranks, numbering, to_ranks
+
+_MIN_BURST = 256 << 10  # four of the largest frames that a guest hands over in one piece
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,46 @@ def plan_links(
     """Bridge, tunnel end and taps of one network, and the way to the members that ``peers`` run."""
     index, network = membership.index, membership.network
     bridge, vxlan, mtu = names.bridge(index), names.vxlan(index), addresses.guest_mtu(network)
-    flood = network.layer is Layer.L2
+    switch = network.layer is Layer.L2
     taps = tuple(names.tap(rank, index) for rank in local)
-    return (
+    steps: tuple[actions.Action, ...] = (
         actions.AddBridge(netns, bridge, addresses.gateway_mac(network, index), mtu, gateway_addresses(network, vni)),
         actions.AddVxlan(
-            netns, vxlan, bridge, vni, facts.underlay(network.host_suffix).address, network.vxlan_port, mtu, flood
+            netns, vxlan, bridge, vni, facts.underlay(network.host_suffix).address, network.vxlan_port, mtu, switch
         ),
         actions.AddTaps(netns, bridge, mtu, taps, network.bandwidth_mbit),
-        actions.AddPeers(netns, bridge, vxlan, numbering(network, index, vni), peers),
+        actions.AddPeers(netns, bridge, vxlan, peers, labelled=not switch),
     )
+    mbit = network.bandwidth_mbit
+    if switch and mbit is None:
+        return steps
+    programs = actions.AddPrograms(
+        netns,
+        bridge,
+        None if switch else vxlan,
+        addresses.gateway_mac(network, index),
+        mtu,
+        numbering(network, index, vni),
+        tuple(_plan_port(network, index, rank, vni) for rank in local),
+        () if switch else tuple(peer.ranks for peer in peers),
+        None if mbit is None else (mbit * 125_000, burst_bytes(mbit)),
+    )
+    return (*steps, programs)
+
+
+def _plan_port(network: EthernetNetwork, index: int, rank: int, vni: int) -> actions.Port:
+    layer3 = network.layer is Layer.L3
+    return actions.Port(
+        names.tap(rank, index),
+        addresses.vm_mac(network, index, rank),
+        addresses.vm_address(network, rank) if layer3 else None,
+        addresses.vm_address6(network, rank, vni) if layer3 else None,
+    )
+
+
+def burst_bytes(mbit: int) -> int:
+    """What may pass at once at a rate: 20 ms of it, and some of the largest frames."""
+    return max(_MIN_BURST, mbit * 125_000 // 50)
 
 
 def gateway_addresses(network: EthernetNetwork, vni: int) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Probe frames between the nodes of a cluster: who sends which to whom, and how they look.
 
-They have the local experimental EtherType 1 (IEEE 802, 0x88B5), the address of a VM of the other node, and go the way
-of the VMs' own frames: through the bridge or switch, the tunnel and the nodes' network. Their payload is
+They have the local experimental EtherType 1 (IEEE 802, 0x88B5), the address of a VM of the other node or that node's
+label, and go the way of the VMs' own frames: through the bridge or switch, the tunnel and the nodes' network. Their
+payload is
 
     "PVCP", 8 bytes that name the test, the sender's number among the job's nodes, the payload's size, zeros
 """
@@ -53,7 +54,8 @@ def plan_probes(inputs: Inputs) -> tuple[Probe, ...]:
         ranks = {share.node: membership.ranks_of(share) for share in placement.shares}
         local = ranks.pop(inputs.job.node, [])
         network, index = membership.network, membership.index
-        targets = {node: addresses.vm_mac(network, index, there[0]) for node, there in ranks.items() if there}
+        first = {node: there[0] for node, there in ranks.items() if there}
+        targets = {node: addresses.vm_mac(network, index, rank) for node, rank in first.items()}
         if not local or not targets:
             continue
         probe = Probe(
@@ -70,6 +72,10 @@ def plan_probes(inputs: Inputs) -> tuple[Probe, ...]:
             tap = _tap_of(plan, network.name, local[0])
             port = tap if network.layer is Layer.L2 else None
             probe = replace(probe, listener=(None, tap), switch_port=port, to_vm=names.vm(local[0]))
+        elif network.layer is Layer.L3:
+            # As the programs at the taps send what is for a VM there (bpf/port.c); no VM has the number 0.
+            labels = {node: addresses.label_mac(label) for label, node in enumerate(first)}
+            probe = replace(probe, sender=probe.listener, source=addresses.label_mac(0), targets=labels)
         found.append(probe)
     return tuple(found)
 

@@ -92,27 +92,7 @@ def _inner_rules(setting: Setting) -> str:
         for each in setting.layer3
         if not is_switched(each.network)
     ]
-    return text + guard.guard_table(_guarded(setting), tunnels)
-
-
-def _guarded(setting: Setting) -> list[guard.Port]:
-    ports = []
-    for each in setting.memberships:
-        network, layer3 = each.network, each.network.layer is Layer.L3
-        if is_switched(network):
-            continue  # guarded by its flows
-        for rank in each.ranks_of(setting.share):
-            ports.append(
-                guard.Port(
-                    tap=names.tap(rank, each.index),
-                    network=network,
-                    mac=addresses.vm_mac(network, each.index, rank),
-                    gateway_mac=addresses.gateway_mac(network, each.index),
-                    address=addresses.vm_address(network, rank) if layer3 else None,
-                    address6=addresses.vm_address6(network, rank, setting.vni(each)) if layer3 else None,
-                )
-            )
-    return ports
+    return text + guard.guard_table(tunnels)
 
 
 def _host_rules(setting: Setting) -> actions.LoadRules:

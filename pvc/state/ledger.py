@@ -37,6 +37,7 @@ _TYPES: dict[str, Any] = {
         actions.AddVxlan,
         actions.AddTaps,
         actions.AddPeers,
+        actions.AddPrograms,
         actions.AddSwitchTaps,
         actions.AddGateway,
         actions.AddSwitchPorts,
@@ -193,6 +194,8 @@ def _slim(step: actions.Action) -> actions.Action:
     match step:
         case actions.AddPeers():
             return replace(step, peers=())
+        case actions.AddPrograms():
+            return replace(step, ports=(), elsewhere=())
         case actions.LoadRules():
             return replace(step, text="")
         case actions.LoadFlows():

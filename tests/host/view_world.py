@@ -194,14 +194,19 @@ def broken_nodes() -> None:
     node = Node("n1")
     assert faults(node) == []
     assert node.check().checked > 8
-    network = netview.read_inputs(node.ledger).memberships()[0].network
-    mac, also = addresses.vm_mac(network, 0, 3), addresses.vm_mac(network, 0, 5)
+    mac, also = addresses.label_mac(0), addresses.label_mac(1)
     inside = f"ip netns exec {SPACE}"
     for command, words in (
-        (f"{inside} bridge fdb del {mac} dev vx0 self", ["no forwarding entry for vm3 on network nat"]),
-        (f"{inside} bridge fdb del {mac} dev vx0 master", ["no forwarding entry for vm3", "no bridge entry for vm3"]),
-        (f"{inside} ip neigh del 10.200.0.6 dev br0", ["no neighbour entry for vm5 on network nat"]),
-        (f"{inside} bridge fdb replace {also} dev vx0 dst 10.99.0.9 self", ["vm5", "10.99.0.9 instead of 10.99.0.3"]),
+        (f"{inside} bridge fdb del {mac} dev vx0 self", ["no forwarding entry for vm[2-3] on network nat"]),
+        (
+            f"{inside} bridge fdb replace {also} dev vx0 dst 10.99.0.9 self",
+            ["vm[4-5]", "10.99.0.9 instead of 10.99.0.3"],
+        ),
+        (f"{inside} tc qdisc del dev t0n0 clsact", ["nothing guards or forwards what t0n0 of network nat brings"]),
+        (
+            f"{inside} tc filter del dev vx0 ingress",
+            ["nothing guards or forwards what t0n0, vx0 of network nat brings"],
+        ),
         (
             f"{inside} bridge fdb del 00:00:00:00:00:00 dev vx0 dst 10.99.0.3 self",
             ["no entry that leads multicast and broadcast of network nat to 10.99.0.3"],
@@ -246,11 +251,9 @@ def broken_paths() -> None:
         assert any("eth0 carries 1400 bytes" in text for text in there.check())
         there.run("ip link set eth0 mtu 9000")
 
-        network = netview.read_inputs(here.ledger).memberships()[0].network
-        entry = f"{addresses.vm_mac(network, 0, 2)} dev vx0"
-        run(f"ip netns exec {SPACE} bridge fdb del {entry} self")
+        run(f"ip netns exec {SPACE} bridge fdb del {addresses.label_mac(0)} dev vx0 self")
         # A frame for nobody known goes to all members, as broadcast does; it is named all the same.
-        assert faults(here) == ["no forwarding entry for vm2 on network nat"]
+        assert faults(here) == ["no forwarding entry for vm[2-3] on network nat"]
         (well,) = try_paths(here, there).values()
         assert well.verdict is Verdict.OK
         run(f"ip netns exec {SPACE} bridge fdb del 00:00:00:00:00:00 dev vx0 dst 10.99.0.2 self")

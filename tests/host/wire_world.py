@@ -248,7 +248,9 @@ def tunnels() -> None:
     with cluster_on(world, Cluster((NET,), 4)) as (plan, _):
         victim = one.call(nodes.open_tap, plan, 0)
         inner = frames.ethernet("52:54:00:00:00:03", "52:54:00:00:00:01", 0x88B5, b"injected")
-        packet = frames.vxlan(5001, inner)
+        # On the kernel's path the tunnel knows nodes by labels, and VMs by numbers in the source (bpf/port.c).
+        sent = inner if OVS else frames.ethernet("02:00:00:01:00:03", "02:00:00:00:00:00", 0x88B5, b"injected")
+        packet = frames.vxlan(5001, sent)
 
         def arrives(node: Node | None, uid: int, data: bytes = packet) -> bool:
             one.call(received, victim)
@@ -263,7 +265,7 @@ def tunnels() -> None:
         assert not arrives(one, 4322), "a user of the node itself"
         assert not arrives(three, 0), "a node that is no peer"
         assert not arrives(None, 0), "the rest of the world"
-        assert not arrives(two, 0, frames.vxlan(5002, inner)), "another cluster's VNI"
+        assert not arrives(two, 0, frames.vxlan(5002, sent)), "another cluster's VNI"
         one.call(nodes.close, victim)
     world.close()
 
@@ -287,9 +289,6 @@ def limits() -> None:
         one.call(nodes.drain, receiver)
         # 2.8 MB in some milliseconds, through a limit of 1 MB a second that lets 256 KiB pass at once.
         one.call(nodes.send_frames, sender, [frame] * 2000)
-        if not OVS:
-            rules = one.run("nft", "list", "table", "bridge", "pvc", inside=plan.netns).stdout
-            assert "limit rate over 976 kbytes/second burst 256 kbytes" in rules, rules
         passed = len(one.call(nodes.drain, receiver))
         assert 100 < passed < 1500, passed
         for fd in (sender, receiver):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pvc.plan.addresses import label_mac
 from tests.slurm.clusters import Cluster
 from tests.slurm.testbed import Snapshot, Testbed
 
@@ -84,8 +85,7 @@ def test_what_is_broken_is_named(tb: Testbed, cluster: Cluster) -> None:
         assert "1500-byte frames are lost, 100-byte ones arrive: MTU" in found[path]
     tb.root(f"ip link set {device} mtu {mtu}", "n3")
 
-    shown = json.loads(tb.run(["pvc", "network", "show", "nat", "--json"]).out)
-    mac = shown["clusters"][0]["members"][1]["interface"]["mac"]
+    mac = label_mac(0)
     inside = f"ip netns exec pvc-{cluster.job_id} bridge fdb"
     tb.root(f"{inside} del {mac} dev vx0 self", "n1")
     # Frames for nobody known go to all members, so nobody but the doctor sees it.

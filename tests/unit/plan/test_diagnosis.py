@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from pvc.model.host import Grants
 from pvc.plan import actions
+from pvc.plan.addresses import label_mac
 from pvc.plan.diagnosis import Device, Seen, count_rules, diagnose
 from pvc.plan.inputs import Inputs, collect
-from pvc.plan.members import expand
 from tests.unit.plan.worlds import SITE, facts_of, job_of, request_of
 
 
@@ -18,7 +18,13 @@ def inputs_of() -> Inputs:
 def as_planned(inputs: Inputs) -> Seen:
     """A node where everything is as the plan says."""
     seen = Seen(
-        frozenset({"pvc-12"}), {(None, "eth0"): Device(True, 9000)}, {}, {}, {}, {}, frozenset({"/run/pvc/net/12"}), {}
+        frozenset({"pvc-12"}),
+        {(None, "eth0"): Device(True, 9000)},
+        {},
+        frozenset(),
+        {},
+        frozenset({"/run/pvc/net/12"}),
+        {},
     )
     for step in inputs.plan().actions:
         match step:
@@ -36,18 +42,11 @@ def as_planned(inputs: Inputs) -> Seen:
                 counts = {(step.netns, *table): count for table, count in count_rules(step.text).items()}
                 seen = replace(seen, rules={**seen.rules, **counts})
             case actions.AddPeers():
-                entries = [(peer, *each) for peer in step.peers for each in expand(step.numbering, peer.ranks)]
-                seen = replace(
-                    seen,
-                    tunnels={
-                        step.vxlan: {
-                            "00:00:00:00:00:00": {peer.node for peer in step.peers},
-                            **{mac: {peer.node} for peer, _, mac, *_ in entries},
-                        }
-                    },
-                    ports={step.vxlan: {mac for _, _, mac, *_ in entries}},
-                    neighbours={step.bridge: {text: mac for _, _, mac, *where in entries for text in where if text}},
-                )
+                labels = {label_mac(label): {peer.node} for label, peer in enumerate(step.peers)}
+                to_all = {"00:00:00:00:00:00": {peer.node for peer in step.peers}}
+                seen = replace(seen, tunnels={step.vxlan: {**to_all, **labels}})
+            case actions.AddPrograms():
+                seen = replace(seen, guarded=frozenset({"vx0", *(port.name for port in step.ports)}))
     return seen
 
 
@@ -60,14 +59,29 @@ def test_a_node_as_planned_has_no_fault() -> None:
     assert said(inputs, as_planned(inputs)) == []
 
 
-def test_many_missing_entries_are_one_fault() -> None:
+def test_missing_entries_are_told_by_the_vms_behind_them() -> None:
     inputs = inputs_of()
     texts = said(inputs, replace(as_planned(inputs), tunnels={}))
     nodes = "10.99.0.2, 10.99.0.3, 10.99.0.4, 10.99.0.5 and 35 more"
     assert texts == [
-        "no forwarding entry for vm2, vm3, vm4, vm5 and 74 more on network nat",
+        *(f"no forwarding entry for vm[{first}-{first + 1}] on network nat" for first in range(2, 80, 2)),
         f"no entry that leads multicast and broadcast of network nat to {nodes}",
     ]
+
+
+def test_an_entry_that_leads_elsewhere_is_told() -> None:
+    inputs = inputs_of()
+    seen = as_planned(inputs)
+    moved = {"vx0": {**seen.tunnels["vx0"], label_mac(2): {"10.99.0.77"}}}
+    assert said(inputs, replace(seen, tunnels=moved)) == [
+        "frames for vm[6-7] on network nat are sent to 10.99.0.77 instead of 10.99.0.4"
+    ]
+
+
+def test_ports_without_their_program_are_told() -> None:
+    inputs = inputs_of()
+    texts = said(inputs, replace(as_planned(inputs), guarded=frozenset({"t0n0"})))
+    assert texts == ["nothing guards or forwards what t1n0, vx0 of network nat brings"]
 
 
 def test_a_vni_that_differs_is_told() -> None:
@@ -79,7 +93,7 @@ def test_a_vni_that_differs_is_told() -> None:
 
 def test_behind_a_missing_namespace_nothing_more_is_said() -> None:
     inputs = inputs_of()
-    nothing = Seen(frozenset(), {}, {}, {}, {}, {}, frozenset(), {})
+    nothing = Seen(frozenset(), {}, {}, frozenset(), {}, frozenset(), {})
     assert said(inputs, nothing) == ["the cluster's network namespace pvc-12 is gone"]
 
 

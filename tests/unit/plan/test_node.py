@@ -114,8 +114,12 @@ def test_all_nodes_agree_and_no_two_vms_share_an_address(nodes: int, cpus: int, 
                 assert ips.setdefault(nic.address or "", vm.rank) == vm.rank
                 assert plan.taps[nic.tap_index] == Tap(names.tap(vm.rank, 0), plan.netns)
         peers = [step for step in plan.actions if isinstance(step, actions.AddPeers)]
+        programs = [step for step in plan.actions if isinstance(step, actions.AddPrograms)]
         if plan.grant.vms:
-            ranks = [each for peer in peers[0].peers for each in expand(peers[0].numbering, peer.ranks)]
+            assert {port.mac for port in programs[0].ports} == local
+            # A label is the place of a node in both.
+            assert programs[0].elsewhere == tuple(peer.ranks for peer in peers[0].peers)
+            ranks = [each for ranks in programs[0].elsewhere for each in expand(programs[0].numbering, ranks)]
             remote = {mac for _, mac, *_ in ranks}
             assert not remote & local
             assert len(remote) + len(local) == count

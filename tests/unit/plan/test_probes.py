@@ -21,18 +21,19 @@ def inputs_of(nodes: int, *sets: tuple[str, int], layer: Layer = Layer.L3) -> In
     return collect(job, request, site, facts_of(job), Grants({"nat": 5001, "back": 5002}, 0, ()))
 
 
-def test_a_vm_of_each_other_node_is_the_target() -> None:
+def test_the_label_of_each_other_node_is_the_target() -> None:
     nat, back = plan_probes(inputs_of(3, ("both", 4), ("nat", 2)))
-    assert nat.targets == {"n2": addresses.vm_mac(NAT, 0, 2), "n3": addresses.vm_mac(NAT, 0, 4)}
-    assert back.targets == {"n2": addresses.vm_mac(NAT, 1, 2)}
-    assert (nat.sender, nat.listener) == (("pvc-12", "br0"), ("pvc-12", "vx0"))
+    assert nat.targets == {"n2": addresses.label_mac(0), "n3": addresses.label_mac(1)}
+    assert back.targets == {"n2": addresses.label_mac(0)}
+    assert (nat.sender, nat.listener) == (("pvc-12", "vx0"), ("pvc-12", "vx0"))
     assert (nat.sizes, nat.carrier, nat.underlay_mtu) == ((100, 1500), "UDP 4789", 1550)
 
 
-def test_frames_say_truly_where_they_come_from_where_that_is_learnt() -> None:
-    (layer3,), (layer2,) = (plan_probes(inputs_of(2, ("nat", 4), layer=layer)) for layer in (Layer.L3, Layer.L2))
-    assert layer3.source == addresses.gateway_mac(NAT, 0)
+def test_where_addresses_are_learnt_frames_go_between_vms() -> None:
+    (layer2,) = plan_probes(inputs_of(3, ("nat", 6), layer=Layer.L2))
     assert layer2.source == addresses.vm_mac(NAT, 0, 0)
+    assert layer2.targets == {"n2": addresses.vm_mac(NAT, 0, 2), "n3": addresses.vm_mac(NAT, 0, 4)}
+    assert layer2.sender == ("pvc-12", "br0")
 
 
 def test_one_node_needs_no_probes() -> None:

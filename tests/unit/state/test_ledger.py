@@ -33,6 +33,8 @@ def test_every_action_comes_back_with_what_undoing_needs(ledger: Ledger) -> None
         match step:
             case actions.AddPeers():
                 assert back == replace(step, peers=())
+            case actions.AddPrograms():
+                assert back == replace(step, ports=(), elsewhere=())
             case actions.LoadRules():
                 assert back == replace(step, text="")
             case actions.StartDnsmasq():
