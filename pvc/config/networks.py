@@ -236,7 +236,7 @@ ETHERNET = Table(
         Setting(
             "manage-ip-forward",
             setting.boolean(),
-            "Whether pvc turns a node's IP forwarding on while clusters need it, and back afterwards.",
+            "Whether pvc turns a node's IP forwarding on while clusters need it, for them alone, and back afterwards.",
             default=True,
         ),
         Setting("domain-name", _DOMAIN, "The domain of the VMs' names (L3).", default="pvc.internal"),

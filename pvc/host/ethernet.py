@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pvc.errors import HostError
 from pvc.host import netlink, netns, sysctl, tap
 from pvc.model.node import Tap
+from pvc.plan.names import UPLINK_GROUP
 
 _BUSY_TRIES = 50
 _BUSY_WAIT_S = 0.02
@@ -142,7 +143,7 @@ def ensure_uplink(name: str, uplink: Uplink) -> None:
     """
     device, inner = uplink.device, uplink.inner
     with netlink.target(name) as fd, netlink.opened(f"make {device}") as links:
-        links.add(device, "veth", peer={"ifname": inner, "net_ns_fd": fd})
+        links.add(device, "veth", group=UPLINK_GROUP, peer={"ifname": inner, "net_ns_fd": fd})
         _prepare6(device, uplink.addresses6 is not None)
         links.ensure_address(device, uplink.host_address, uplink.length)
         links.set(device, state="up")

@@ -175,13 +175,15 @@ class Links:
                     latency=f"{_TBF_LATENCY_MS}ms",
                 )
 
-    def exits(self) -> tuple[str, ...]:
-        """The devices that IPv4 default routes lead to."""
-        found = set()
-        for route in self._route.get_default_routes(family=socket.AF_INET):
-            hops = route.get_attr("RTA_MULTIPATH") or ()
-            found |= {route.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)} - {None}
-        return tuple(sorted(link.name for link in self.all() if link.index in found))
+    def exits(self, but: int) -> tuple[str, ...]:
+        """The devices that have an IPv4 address, but for loopback's, and for those of the link group ``but``."""
+        found = {
+            message["index"]
+            for message in self._route.get_addr(family=socket.AF_INET)
+            if message["scope"] == _RT_SCOPE_UNIVERSE
+        }
+        links = [each for each in self._route.get_links() if each.get_attr("IFLA_GROUP") != but]
+        return tuple(sorted(each.get_attr("IFLA_IFNAME") for each in links if each["index"] in found))
 
     def addresses(self) -> tuple[str, ...]:
         """All addresses of this namespace with prefix lengths, but for loopback's and IPv6's of single links."""

@@ -64,6 +64,14 @@ def release(record: Path, key: str, job_id: int) -> None:
         record.unlink(missing_ok=True)
 
 
+def read_prior(record: Path, key: str) -> str:
+    """What a setting was before any job of ours; empty when there is none. The caller needs no lock."""
+    # Whoever acquires it writes the record first.
+    now = read(key)
+    entry = _read(record).get(key)
+    return str(entry["prior"]) if entry is not None else now
+
+
 def held(record: Path) -> frozenset[str]:
     """The settings that jobs hold."""
     return frozenset(_read(record))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pvc.errors import HostError
 from pvc.files import read_text
-from pvc.host import netlink
+from pvc.host import netlink, sysctl
 from pvc.model.host import NodeFacts, Underlay
+from pvc.plan.names import UPLINK_GROUP
 
 
 def read_facts(
@@ -20,12 +21,13 @@ def read_facts(
     *,
     suffixes: Sequence[str] = (),
     ovs_datapath: str = "netdev",
+    sysctl_record: Path | None = None,
     etc: Path = Path("/etc"),
 ) -> NodeFacts:
     """Addresses of all ``nodes`` by hosts(5) and DNS, and the local device that holds this node's.
 
     ``device`` None: whichever holds the address that the node's own name has. ``suffixes``: the same for the
-    names with each of these added.
+    names with each of these added. ``sysctl_record`` says what settings were before jobs changed them.
 
     :raise HostError: a name has no IPv4 address, or this node does not hold its own.
     """
@@ -34,8 +36,26 @@ def read_facts(
     tunnels = {suffix: _read_underlay(node, nodes, None, suffix, known) for suffix in suffixes if suffix}
     resolvers = _read_resolvers(etc / "resolv.conf")
     with netlink.opened("read the node's addresses") as links:
-        held, exits = links.addresses(), links.exits()
-    return NodeFacts(own.address, own.device, own.device_mtu, own.peers, resolvers, tunnels, ovs_datapath, held, exits)
+        held, exits = links.addresses(), links.exits(but=UPLINK_GROUP)
+
+    def is_off(key: str) -> bool:
+        return sysctl_record is not None and sysctl.read_prior(sysctl_record, key) == "0"
+
+    connections = sysctl.read("net/netfilter/nf_conntrack_max")
+    return NodeFacts(
+        own.address,
+        own.device,
+        own.device_mtu,
+        own.peers,
+        resolvers,
+        tunnels,
+        ovs_datapath,
+        held,
+        exits,
+        tuple(device for device in exits if is_off(f"net/ipv4/conf/{device}/forwarding")),
+        is_off("net/ipv6/conf/all/forwarding"),
+        int(connections or 0),
+    )
 
 
 def _read_underlay(node: str, nodes: Sequence[str], device: str | None, suffix: str, known: dict[str, str]) -> Underlay:

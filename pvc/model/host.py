@@ -116,7 +116,10 @@ class NodeFacts:
     tunnels: dict[str, Underlay] = field(default_factory=dict)
     ovs_datapath: str = "netdev"
     addresses: tuple[str, ...] = ()  # all of this node, IPv4 and IPv6, with prefix lengths
-    exits: tuple[str, ...] = ()  # devices of default routes: where answers from outside come in
+    exits: tuple[str, ...] = ()  # devices with an IPv4 address: where answers and calls from outside come in
+    quiet: tuple[str, ...] = ()  # those that forward nothing but for clusters
+    quiet6: bool = False  # the node forwards no IPv6 but for clusters
+    most_connections: int = 0  # that the kernel keeps track of; 0: it does not say
     bridges: dict[str, HostBridge] = field(default_factory=dict)  # those that the job needs and that are there
     devices: dict[str, PciDevice] = field(default_factory=dict)  # those of the site's lists that are there
 

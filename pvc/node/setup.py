@@ -206,7 +206,12 @@ def _read_needs(context: Context, job: JobFacts, request_text: str) -> _Needs:
         memberships,
         _read_host(
             underlay.read_facts(
-                job.node, job.nodes, context.config().batch.underlay_device, suffixes=suffixes, ovs_datapath=datapath
+                job.node,
+                job.nodes,
+                context.config().batch.underlay_device,
+                suffixes=suffixes,
+                ovs_datapath=datapath,
+                sysctl_record=context.hands().sysctl_record,
             ),
             request,
             site,

@@ -11,6 +11,7 @@ MAX_DEVICE = 15
 MAX_PREFIX = 8
 SWITCH = "pvc-ovs"
 _LINK_GROUPS = 0x70000000  # of ip-link(8), out of the way of those that people use
+UPLINK_GROUP = _LINK_GROUPS - 1  # all devices that lead to clusters, whatever they are called
 
 
 def netns(job_id: int) -> str:

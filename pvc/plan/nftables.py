@@ -12,6 +12,7 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from pvc.model.network import UPLINKS6, Access, EthernetNetwork, Outbound, Outbound6, Protocol
 from pvc.plan.forwards import Forward
+from pvc.plan.names import UPLINK_GROUP
 
 UPLINK = "up0"
 TABLE = "pvc"
@@ -53,7 +54,8 @@ class Tunnel:
 class Outside:
     """A cluster as the node's namespace sees it. ``device`` leads to it, and its address there is ``inner``.
 
-    ``vxlan_ports`` are those of all networks of the site.
+    ``vxlan_ports`` are those of all networks of the site. ``quiet`` are devices that forward for clusters alone, and
+    ``quiet6`` is whether IPv6 is forwarded for them alone. ``most_connections`` is what the cluster may have at once.
     """
 
     uid: int
@@ -63,6 +65,9 @@ class Outside:
     allow_host: bool
     forwards: tuple[Forward, ...]
     vxlan_ports: tuple[int, ...]
+    quiet: tuple[str, ...] = ()
+    quiet6: bool = False
+    most_connections: int = 65536
 
 
 def inner_tables(
@@ -235,6 +240,8 @@ def _host_filters(family: str, outside: Outside, entering: Sequence[str]) -> lis
     # A VM's datagram would reach a tunnel with the address of its node, which is a peer.
     tunnels = f'iifname "{device}" udp dport {{ {", ".join(map(str, outside.vxlan_ports))} }} drop'
     answers = f'iifname "{device}" ct state established,related accept'
+    # Each of a VM's connections is one of the node's, which has places for so many, its own included.
+    limit = f'iifname "{device}" ct state new ct count over {outside.most_connections} drop'
     only_forwarded = [
         # What is not the cluster's, as tunnels and all else of the node, is let go with one look.
         f'oifname != "{device}" accept',
@@ -246,12 +253,22 @@ def _host_filters(family: str, outside: Outside, entering: Sequence[str]) -> lis
     receive = [*entering, f'iifname != "{device}" accept', tunnels, answers]
     if family == "ip6":
         receive.append(f'iifname "{device}" icmpv6 type {_ND} accept')
-    receive.append(f'iifname "{device}" {"accept" if outside.allow_host else "drop"}')
+    receive += [limit, f'iifname "{device}" accept'] if outside.allow_host else [f'iifname "{device}" drop']
+    forward = [tunnels, limit, *_closed_ways(family, outside), *only_forwarded]
     return [
-        *_chain("forward", "type filter hook forward priority filter;", [tunnels, *only_forwarded]),
+        *_chain("forward", "type filter hook forward priority filter;", forward),
         *_chain("input", "type filter hook input priority filter;", receive),
         *_chain("output", "type filter hook output priority filter;", only_forwarded),
     ]
+
+
+def _closed_ways(family: str, outside: Outside) -> list[str]:
+    """What the node began to forward because clusters need it, and is no cluster's: it stays no router."""
+    elsewhere = f"oifgroup != {UPLINK_GROUP} drop"
+    if family == "ip6":
+        return [f"iifgroup != {UPLINK_GROUP} {elsewhere}"] if outside.quiet6 else []
+    names = ", ".join(f'"{device}"' for device in outside.quiet)
+    return [f"iifname {{ {names} }} {elsewhere}"] if names else []
 
 
 def surroundings(own: Iterable[str], peers: Iterable[str], external: Iterable[IPv4Network]) -> Surroundings:

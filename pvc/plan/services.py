@@ -13,6 +13,10 @@ from pvc.plan.ethernet import Membership, plan_peers
 from pvc.plan.forwards import Forward
 from pvc.plan.switch import is_switched
 
+# So many clusters fill a node's table of connections, unless it is very small; the kernel's has 262,144 places where
+# nobody said how many (nf_conntrack-sysctl).
+_CLUSTERS_FILL, _FEW_CONNECTIONS, _CONNECTIONS = 8, 4096, 262144
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -110,6 +114,7 @@ def _host_rules(setting: Setting) -> actions.LoadRules:
     if setting.layer3:
         outer = setting.layer3[0].network
         slot = setting.grants.uplink_slot
+        managed = [each.network for each in setting.layer3 if each.network.manage_forwarding]
         outside = nftables.Outside(
             uid=job.uid,
             device=names.uplink(outer.dev_prefix, job.job_id),
@@ -118,6 +123,9 @@ def _host_rules(setting: Setting) -> actions.LoadRules:
             allow_host=any(each.network.allow_host for each in setting.layer3),
             forwards=setting.forwards,
             vxlan_ports=tuple(sorted({each.vxlan_port for each in setting.networks})),
+            quiet=facts.quiet if managed else (),
+            quiet6=facts.quiet6 and any(each.int_network6 is not None for each in managed),
+            most_connections=max(_FEW_CONNECTIONS, (facts.most_connections or _CONNECTIONS) // _CLUSTERS_FILL),
         )
     tables: tuple[tuple[str, str], ...] = (("ip", table), ("ip6", table)) if setting.with6 else (("ip", table),)
     text = nftables.host_tables(table, tunnels, outside)

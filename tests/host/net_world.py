@@ -278,6 +278,67 @@ def routed() -> None:
     world.close()
 
 
+def second_network() -> None:
+    """A node's other networks are open to VMs where the site says so, and to nobody else by way of this node."""
+    world = World(2)
+    one, two = world.nodes
+    nodes.serve_tcp(7000)
+    nodes.ip(f"link add s1 type veth peer name eth2 netns {one.pid}")
+    for line in ("addr add 10.97.0.100/24 dev s1", "-6 addr add fd97::100/64 dev s1 nodad", "link set s1 up"):
+        nodes.ip(line)
+    for line in ("addr add 10.97.0.1/24 dev eth2", "-6 addr add fd97::1/64 dev eth2 nodad", "link set eth2 up"):
+        one.call(nodes.ip, line)
+    for line in (f"route add 10.97.0.0/24 via {one.address}", f"-6 route add fd97::/64 via {one.address6}"):
+        two.call(nodes.ip, line)
+
+    def passes() -> list[bool]:
+        """Whether another node gets through this one."""
+        said = [two.call(nodes.try_connect, address, 7000) for address in ("10.97.0.100", "fd97::100")]
+        return [each.startswith("from ") for each in said]
+
+    assert passes() == [False, False]
+    with cluster_on(world, Cluster((NET,), 4)) as (first, _):
+        mine = booted(one, first, 0)
+        assert one.call(nodes.try_connect, OUTSIDE, 7000, inside=mine).startswith("from ")
+        assert one.call(nodes.try_connect, "10.97.0.100", 7000, inside=mine) == "silence"
+        assert passes() == [False, False]
+    opened = replace(NET, allow_networks=(IPv4Network("10.97.0.0/24"), IPv6Network("fd97::/64")))
+    again = Cluster((opened,), 4, job_id=13, first_vni=6001, slot=1, ports_taken=TAKEN)
+    with cluster_on(world, Cluster((opened,), 4)), cluster_on(world, again) as (first, _):
+        mine = booted(one, first, 0)
+        one.call(nodes.serve_tcp, 22, inside=mine)
+        one.call(nodes.wait_for_router, inside=mine)
+        assert one.call(nodes.try_connect, "10.97.0.100", 7000, inside=mine).startswith("from 10.97.0.1 ")
+        said = first_answer(lambda: one.call(nodes.try_connect, "fd97::100", 7000, inside=mine))
+        assert said.startswith("from fd97::1 "), said
+        assert nodes.try_connect("10.97.0.1", first.grant.vms[0].ports["22"]).startswith("from ")
+        assert passes() == [False, False]
+    assert passes() == [False, False]
+    # The control: a node that is a router anyway remains one.
+    for key in ("net/ipv4/conf/eth0/forwarding", "net/ipv6/conf/all/forwarding"):
+        one.call(set_value, key, "1")
+    first_answer(lambda: two.call(nodes.try_connect, "fd97::100", 7000))
+    assert passes() == [True, True]
+    with cluster_on(world, Cluster((NET,), 4)):
+        assert passes() == [True, True]
+    world.close()
+
+
+def crowding() -> None:
+    """A VM that opens connections without end takes a part of its node's table, not all of it."""
+    world = World(2)
+    one, _ = world.nodes
+    with cluster_on(world, Cluster((NET,), 4, most_connections=16384)) as (plan, _):
+        evil, hardware = one.call(nodes.open_tap, plan, 0), plan.grant.vms[0].nics[0].mac
+        for port in range(1000, 7000):
+            packet = frames.ipv4("10.200.0.1", OUTSIDE, 17, frames.udp(port, 9, b"hello"))
+            one.call(nodes.send_frames, evil, [frames.ethernet(hardware, "52:54:00:ff:ff:00", 0x0800, packet)])
+        count = int(one.call(read, "/proc/sys/net/netfilter/nf_conntrack_count"))
+        assert 3000 < count < 4200, count
+        one.call(nodes.close, evil)
+    world.close()
+
+
 def first_answer(ask: Callable[[], str]) -> str:
     """What comes back at first; over IPv6 each new link on the way may take a second to find its neighbour."""
     return next((said for said in (ask() for _ in range(6)) if said != "silence"), "silence")
@@ -297,7 +358,7 @@ def read(path: str) -> str:
     return Path(path).read_text().strip()
 
 
-SCENARIOS = (leases, jumbo, traffic, closed_networks, ports, neighbours, routed)
+SCENARIOS = (second_network, crowding, leases, jumbo, traffic, closed_networks, ports, neighbours, routed)
 
 
 def main() -> None:

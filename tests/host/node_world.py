@@ -385,6 +385,7 @@ def restarted_switch() -> None:
     watch.refresh()
     flows = dump_flows()
     assert len(flows) > 50
+    assert "nx-match" in read_fragments()
     for _ in range(2):
         process = ovs.find_process()
         assert process is not None
@@ -392,6 +393,7 @@ def restarted_switch() -> None:
         wait_for(lambda: ovs.find_process() is None)
         start_vswitchd()
         wait_for(lambda: dump_flows() == flows)
+        wait_for(lambda: "nx-match" in read_fragments())
     # One that was replaced while nobody watched is found by the next who does.
     subprocess.run(["ovs-ofctl", "del-flows", "pvc-ovs"], check=True)
     late = Watch(SwitchWatch(context()).find)
@@ -420,6 +422,12 @@ def missing_switch() -> None:
     wait_for(lambda: not ovs.listens(ovs.RUN_DIR / "db.sock"))
     with pytest.raises(HostError, match="ovsdb-server does not answer"):
         setup.set_up(context(), job(), REQUEST)
+
+
+def read_fragments() -> str:
+    """How flows see them."""
+    argv = ["ovs-ofctl", "-OOpenFlow15", "get-frags", "pvc-ovs"]
+    return subprocess.run(argv, check=False, capture_output=True, text=True).stdout
 
 
 def dump_flows() -> list[str]:

@@ -19,7 +19,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -190,6 +190,7 @@ class Cluster:
     first_vni: int = 5001
     slot: int = 0
     ports_taken: frozenset[int] = frozenset()
+    most_connections: int | None = None  # of the node; None: what its kernel says
 
     def plan(self, node: int) -> NodePlan:
         """The plan of node ``node``; called there, for it looks at the node."""
@@ -210,7 +211,12 @@ class Cluster:
         meters = count_meters([(each, each.ranks_of(share)) for each in members])
         ports = take_ports(self.ports_taken, wants)
         grants = Grants(vnis, self.slot, ports, tuple(range(1, 1 + meters)))
-        facts = underlay.read_facts(job.node, job.nodes, "eth0", etc=ROOT, suffixes=[own_suffix()])
+        record = hands().sysctl_record
+        facts = underlay.read_facts(
+            job.node, job.nodes, "eth0", etc=ROOT, suffixes=[own_suffix()], sysctl_record=record
+        )
+        if self.most_connections is not None:
+            facts = replace(facts, most_connections=self.most_connections)
         return plan_node(job, request, placement, site, facts, grants)
 
 
