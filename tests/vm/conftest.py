@@ -16,3 +16,10 @@ def tmp_path() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="pvc-vm-", dir="/tmp"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def short_path() -> Iterator[Path]:
+    """The same for what all tests of a module share."""
+    with tempfile.TemporaryDirectory(prefix="pvc-vm-", dir="/tmp") as path:
+        yield Path(path)

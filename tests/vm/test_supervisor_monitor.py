@@ -31,10 +31,10 @@ pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module", params=HYPERVISORS)
-def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Launched]:
+def cluster(short_path: Path, request: pytest.FixtureRequest) -> Iterator[Launched]:
     hypervisor: str = request.param
-    path = tmp_path_factory.mktemp("cluster")
-    (path / "run").mkdir()
+    path = short_path / hypervisor
+    (path / "run").mkdir(parents=True)
     guest = build_guest()
     node = FakeNode(path / "sock", make_grant(path / "run", [VmGrant(i, (), {}) for i in range(4)]))
     templates = [
@@ -44,11 +44,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         guest_template(guest, name="spice", remote_display="spice", machine_type="pc", hypervisor=hypervisor),
     ]
     cluster = Launched(make_spec(templates, make_keys(path / "keys")), path / "sock", home=path)
-    cluster.wait_phase(0, Phase.BOOTING)
-    cluster.wait_phase(1, Phase.FAILED)
-    cluster.wait_phase(2, Phase.BOOTING)
-    cluster.wait_phase(3, Phase.BOOTING)
     try:
+        for rank, started in enumerate((Phase.BOOTING, Phase.FAILED, Phase.BOOTING, Phase.BOOTING)):
+            cluster.wait_phase(rank, started)
         with cluster.connect() as connection:
             Console(connection, 0).wait_prompt()
         yield cluster
