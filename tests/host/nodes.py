@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from pvc.host import ethernet, netns, tap, underlay
 from pvc.model.host import Grants, JobFacts
 from pvc.model.network import DataPath, EthernetNetwork, ResourceSet
+from pvc.model.node import Tap
 from pvc.node import apply
 from pvc.plan.forwards import plan_wants
 from pvc.plan.grants import take_ports
@@ -246,7 +247,7 @@ def start_guest(plan: NodePlan, rank: int, *, index: int = 0) -> str:
     vm = next(each for each in plan.grant.vms if each.rank == rank)
     nic = vm.nics[index]
     guest, header = f"guest{next(_NUMBERS)}", plan.taps[nic.tap_index].vnet_header
-    (theirs,) = ethernet.open_taps((plan.taps[nic.tap_index],))
+    theirs = _open_tap(plan.taps[nic.tap_index])
     netns.ensure(guest)
 
     def prepare() -> int:
@@ -269,7 +270,21 @@ def start_guest(plan: NodePlan, rank: int, *, index: int = 0) -> str:
 def open_tap(plan: NodePlan, rank: int, *, index: int = 0) -> int:
     """On a node: the descriptor that QEMU would have, for a guest that is no kernel but an attacker."""
     vm = next(each for each in plan.grant.vms if each.rank == rank)
-    (fd,) = ethernet.open_taps((plan.taps[vm.nics[index].tap_index],))
+    return _open_tap(plan.taps[vm.nics[index].tap_index])
+
+
+def _open_tap(wanted: Tap) -> int:
+    """Its descriptor, once frames pass: the kernel (linkwatch) tells queue and bridge of a carrier when it has time,
+    and drops frames until then.
+    """
+    (fd,) = ethernet.open_taps((wanted,))
+
+    def passes() -> bool:
+        shown = run("ip", "-o", "-d", "link", "show", wanted.name).stdout
+        forwards = wanted.netns is None or "bridge_slave state forwarding" in shown
+        return forwards and " state UP " in shown and " qdisc noop " not in shown
+
+    netns.run_inside(wanted.netns, lambda: site.wait_for(passes, 30))
     return fd
 
 

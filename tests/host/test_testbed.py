@@ -270,7 +270,7 @@ def test_the_daemon_is_started_again(shared: Testbed) -> None:
     first = shared.root(pgrep, "n1").split()
     assert len(first) == 1
     shared.root(["kill", "-9", *first], "n1")
-    wait_until(lambda: shared.root(pgrep, "n1", check=False).split() not in ([], first), 10, "no new pvc-node")
+    wait_until(lambda: shared.root(pgrep, "n1", check=False).split() not in ([], first), 60, "no new pvc-node")
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
