@@ -35,7 +35,7 @@ class Cluster:
             assert code is None, f"pvc alloc ended with {code}: {self.process.stdout.read()}"
             return self.started.exists()
 
-        wait_until(check, 40, "the script has not started")
+        wait_until(check, 120, "the script has not started")
         rows = self.tb.run(["squeue", "-h", "-u", self.user, "-t", "R", "-o", "%A"], user=self.user).out.split()
         self.job_id = min(map(int, rows))  # the leader of a heterogeneous job
         return self

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -82,21 +84,34 @@ class Watch:
 
     def __init__(self, lab: Lab, marks: list[str], watchers: tuple[tuple[int, Cluster], ...]) -> None:
         self.lab, self.watchers = lab, watchers
+        watch = f"frames watch eth0 {' '.join(marks)} > /seen & echo $! > /watcher"
         for rank, cluster in watchers:
-            command = f"rm -f /seen; (frames watch eth0 600 {' '.join(marks)} > /seen & echo $! > /watcher)"
-            assert lab.vm(rank, cluster).run(f"{command}; sleep 0.3")[0] == 0
+            for command in ("rm -f /seen", f"({watch})", until("grep -q watching /seen")):
+                code, out = lab.vm(rank, cluster).run(command)
+                assert code == 0, out
 
-    def counts(self) -> list[dict[str, int]]:
-        """How often each mark was seen, by VM."""
+    def counts(self, expected: list[dict[str, int]]) -> list[dict[str, int]]:
+        """How often each mark was seen, by VM, once what is expected came, and a moment later."""
+
+        def have_come() -> bool:
+            return all(wanted.items() <= found.items() for wanted, found in zip(expected, self._read(), strict=True))
+
+        with contextlib.suppress(AssertionError):  # which says less than what was seen
+            wait_until(have_come, 30, "frames are missing")
         time.sleep(1.0)
-        found = []
+        found = self._read()
         for rank, cluster in self.watchers:
-            vm = self.lab.vm(rank, cluster)
-            code, out = vm.run("kill $(cat /watcher); sleep 0.3; cat /seen")
-            assert code == 0, out
-            rows = (line.split() for line in out.splitlines() if line.startswith("mark-"))
-            found.append({row[0]: int(row[1]) for row in rows if len(row) == 2})
+            self.lab.vm(rank, cluster).run("kill $(cat /watcher)")
         return found
+
+    def _read(self) -> list[dict[str, int]]:
+        said = (self.lab.vm(rank, cluster).run("cat /seen")[1].split() for rank, cluster in self.watchers)
+        return [dict(Counter(word for word in words if word.startswith("mark-"))) for words in said]
+
+
+def until(command: str) -> str:
+    """A guest's command that waits for another one to succeed."""
+    return f"until {command}; do sleep 0.1; done"
 
 
 def start(tb: Testbed, template: str, name: str) -> Lab:
@@ -127,7 +142,7 @@ def run_lab(tb: Testbed, template: str, name: str) -> Iterator[Lab]:
         lost = [node for node in tb.nodes() if tb.place.find_node(node) is None]
         for node in lost:
             tb.boot(node)
-        tb.wait_no_jobs(60)
+        tb.wait_no_jobs()
     tb.assert_clean({node: snapshot for node, snapshot in before.items() if node not in lost})
 
 
@@ -149,12 +164,13 @@ def log(tb: Testbed, cluster: Cluster, vm: str) -> str:
 
 def check_bulk(lab: Lab, source: int, to: int, address: str) -> None:
     """Megabytes over TCP arrive as they were sent."""
-    lab.ask(to, "(nc -l -p 9000 | md5sum > /sum) & sleep 0.3")
+    listens = until("grep -q ':2328 0*:0000 0A' /proc/net/tcp /proc/net/tcp6")  # 9000, TCP_LISTEN
+    lab.ask(to, f"rm -f /sum; (nc -l -p 9000 | md5sum > /sum) & {listens}")
     lab.ask(source, "dd if=/dev/urandom of=/piece bs=1M count=2 2>/dev/null", 60)
     pieces = " ".join(["/piece"] * BULK_PIECES)
     lab.ask(source, f"cat {pieces} | nc {address} 9000", 120)
     sent = lab.ask(source, f"cat {pieces} | md5sum")
-    assert _digest(lab.ask(to, "sleep 0.5; cat /sum")) == _digest(sent)
+    assert _digest(lab.ask(to, f"{until('[ -s /sum ]')}; cat /sum")) == _digest(sent)
 
 
 def _digest(said: str) -> str:

@@ -206,7 +206,7 @@ def test_waiting_for_what_never_answers(running: Running) -> None:
     running.pvc("wait", "vm2", "--timeout", "200s")
     supervisor = running.tb.root("pgrep -f 'pvc supervise' | head -1", "n2").strip()
     running.tb.root(["kill", "-9", supervisor], "n2")
-    wait_until(lambda: "failed" in running.pvc("status", "vm2"), 10, "nobody noticed")
+    wait_until(lambda: "failed" in running.pvc("status", "vm2"), 60, "nobody noticed")
     assert "vm2 has failed" in running.pvc("wait", "--timeout", "5s", code=7)
     assert "vm2: has failed" in running.pvc("ssh", "vm2", code=7)
     # The rest goes on, and so does the script

@@ -84,7 +84,7 @@ def lab(request: pytest.FixtureRequest, underlay: Testbed, small: str) -> Iterat
         made.close()
     finally:
         cluster.close()
-        underlay.wait_no_jobs(60)
+        underlay.wait_no_jobs()
     underlay.assert_clean(before)
 
 

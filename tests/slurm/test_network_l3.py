@@ -100,8 +100,8 @@ def test_a_vm_cannot_pretend(l3: Lab) -> None:
     forge("router", frames.router_advertisement(own, "fe80::1", "mark-router"))
     watch = l3.watch(marks, (0, l3.mine), (2, l3.mine), (0, l3.theirs), (1, l3.theirs))
     l3.send(attacker, sent)
-    seen = [{mark: count for mark, count in each.items() if count} for each in watch.counts()]
-    assert seen == [{"mark-honest-0": 1}, {"mark-honest-2": 1}, {}, {}]
+    expected = [{"mark-honest-0": 1}, {"mark-honest-2": 1}, {}, {}]
+    assert watch.counts(expected) == expected
     for victim in (0, 2):
         l3.ask(victim, f"ping -c 1 -w 10 {gateway}")
         assert addresses.gateway_mac(l3.network, 0) in l3.ask(victim, f"ip neigh show {gateway}")
@@ -126,9 +126,9 @@ def test_nobody_else_sends_into_a_tunnel(l3: Lab) -> None:
         packet = frames.vxlan(vni, frames.ethernet(*tunnelled(l3, 2, 0), frames.IPV4, inner))
         argv = ["/usr/bin/python3", "-I", "-", target, str(port), packet.hex()]
         l3.tb.run(argv, node=node, user=user, stdin=SEND_UDP)
-    seen = [{mark: count for mark, count in each.items() if count} for each in watch.counts()]
     # Root of a node of the cluster is trusted, and shows that the datagram is a right one.
-    assert seen == [{"mark-root-n2": 3}, {}]
+    expected = [{"mark-root-n2": 3}, {}]
+    assert watch.counts(expected) == expected
 
 
 def test_a_name_server_that_is_killed(l3: Lab) -> None:
@@ -140,7 +140,7 @@ def test_a_name_server_that_is_killed(l3: Lab) -> None:
     l3.tb.root(["kill", "-9", *map(str, killed)], "n2")
     assert l3.address(2) in answer(l3, 0, f"vm2.{domain}")
     l3.ask(2, f"frames ping {l3.address(0)} 1500")
-    wait_until(lambda: find_pids(l3.tb, "n2", pattern) not in ([], killed), 15, "n2 has no name server")
+    wait_until(lambda: find_pids(l3.tb, "n2", pattern) not in ([], killed), 60, "n2 has no name server")
     assert l3.address(0) in answer(l3, 2, f"vm0.{domain}")
     assert f"lease of {l3.address(2)} " in l3.ask(2, "udhcpc -n -q -f -t 5 -i eth0 -s /bin/true 2>&1")
     assert "starting it again" in l3.tb.log("n2", "pvc-node")
@@ -154,7 +154,7 @@ def test_a_switch_that_is_started_again(l3: Lab) -> None:
     (switch,) = find_pids(l3.tb, "n1", pattern)
     words = l3.tb.root(["cat", f"/proc/{switch}/cmdline"], "n1").rstrip("\0").split("\0")
     l3.tb.root(["kill", "-9", str(switch)], "n1")
-    wait_until(lambda: switch not in find_pids(l3.tb, "n1", pattern), 10, "it did not end")
+    wait_until(lambda: switch not in find_pids(l3.tb, "n1", pattern), 60, "it did not end")
     l3.ask(2, f"frames ping {l3.address(3)} 1500")
     if not find_pids(l3.tb, "n1", pattern):
         l3.tb.root(f"setsid {' '.join(words)} </dev/null >/dev/null 2>&1 &", "n1")

@@ -59,7 +59,7 @@ def _run(tb: Testbed, name: str) -> Iterator[Lab]:
         lab.close()
     finally:
         cluster.close()
-    tb.wait_no_jobs(60)
+    tb.wait_no_jobs()
     tb.assert_clean(before)
 
 

@@ -41,4 +41,4 @@ def check_a_killed_switch(tb: Testbed, cluster: Cluster) -> None:
     flows = tb.root(_FLOWS, node)
     assert f"cookie={cluster.job_id:#x}" in flows
     tb.root("kill -9 $(cat /run/openvswitch/ovs-vswitchd.pid)", node)
-    wait_until(lambda: tb.root(_FLOWS, node, check=False) == flows, 20, "the flows have not come back")
+    wait_until(lambda: tb.root(_FLOWS, node, check=False) == flows, 60, "the flows have not come back")

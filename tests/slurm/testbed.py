@@ -126,7 +126,7 @@ class Testbed:
         """Ids of the jobs that are not over."""
         return self.run(["squeue", "-h", "-o", "%i"]).out.split()
 
-    def wait_no_jobs(self, timeout: float = 30.0) -> None:
+    def wait_no_jobs(self, timeout: float = 60.0) -> None:
         """Wait until Slurm has no job left, those that are completing included."""
         wait_until(lambda: not self.jobs(), timeout, "jobs are left")
 
@@ -140,7 +140,7 @@ class Testbed:
         done = self.run(["/usr/bin/python3", "-I", "-"], node=node, user="root", stdin=script)
         return Snapshot(**json.loads(done.out))
 
-    def assert_clean(self, before: Mapping[str, Snapshot], timeout: float = 15.0) -> None:
+    def assert_clean(self, before: Mapping[str, Snapshot], timeout: float = 60.0) -> None:
         """Every node is as it was in ``before``, at the latest after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while True:

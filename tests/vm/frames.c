@@ -2,7 +2,7 @@
  * A guest's tool for the tests of networks; statically linked, because the guest has no C library.
  *
  *   frames send DEVICE HEX...            send raw Ethernet frames
- *   frames watch DEVICE SECONDS MARK...  print in how many of the frames that came in each MARK (text) was; SIGTERM: now
+ *   frames watch DEVICE MARK...          print "watching", then each MARK (text) that is in a frame that comes in
  *   frames ping ADDRESS BYTES            one ICMP echo of an IPv4 packet of BYTES with DF set; 0 when it is answered
  */
 #define _GNU_SOURCE
@@ -13,15 +13,12 @@
 #include <net/if.h>
 #include <netinet/ip_icmp.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
-
-#define MOST_MARKS 64
 
 static int fail(const char *what)
 {
@@ -82,39 +79,32 @@ static int do_send(const char *device, char **words)
     return 0;
 }
 
-/* poll(2) is interrupted, which ends the watch. */
-static void stop(int number)
-{
-    (void)number;
-}
-
-static int do_watch(const char *device, const char *seconds, char **marks)
+static int do_watch(const char *device, char **marks)
 {
     struct packet_mreq all = {.mr_type = PACKET_MR_PROMISC};
     struct sockaddr_ll address, from;
     static char frame[65536];
-    static int counts[MOST_MARKS];
-    double deadline = now() + atof(seconds);
     int fd = open_packet(device, &address);
 
     if (fd < 0)
         return fail(device);
-    signal(SIGTERM, stop);
     all.mr_ifindex = address.sll_ifindex;
     if (setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &all, sizeof(all)) < 0)
         return fail("PACKET_MR_PROMISC");
-    while (wait_input(fd, deadline)) {
+    setlinebuf(stdout);
+    puts("watching");
+    while (1) {
         socklen_t length = sizeof(from);
         ssize_t size = recvfrom(fd, frame, sizeof(frame), 0, (struct sockaddr *)&from, &length);
 
-        if (size <= 0 || from.sll_pkttype == PACKET_OUTGOING)
+        if (size < 0)
+            return fail("recvfrom");
+        if (from.sll_pkttype == PACKET_OUTGOING)
             continue;
-        for (int at = 0; marks[at] && at < MOST_MARKS; at++)
-            counts[at] += memmem(frame, (size_t)size, marks[at], strlen(marks[at])) != NULL;
+        for (int at = 0; marks[at]; at++)
+            if (memmem(frame, (size_t)size, marks[at], strlen(marks[at])))
+                puts(marks[at]);
     }
-    for (int at = 0; marks[at] && at < MOST_MARKS; at++)
-        printf("%s %d\n", marks[at], counts[at]);
-    return 0;
 }
 
 static unsigned short checksum(const void *data, size_t size)
@@ -170,10 +160,10 @@ int main(int argc, char **argv)
 {
     if (argc >= 4 && !strcmp(argv[1], "send"))
         return do_send(argv[2], argv + 3);
-    if (argc >= 5 && !strcmp(argv[1], "watch"))
-        return do_watch(argv[2], argv[3], argv + 4);
+    if (argc >= 4 && !strcmp(argv[1], "watch"))
+        return do_watch(argv[2], argv + 3);
     if (argc == 4 && !strcmp(argv[1], "ping"))
         return do_ping(argv[2], argv[3]);
-    fprintf(stderr, "frames send DEVICE HEX... | watch DEVICE SECONDS MARK... | ping ADDRESS BYTES\n");
+    fprintf(stderr, "frames send DEVICE HEX... | watch DEVICE MARK... | ping ADDRESS BYTES\n");
     return 2;
 }

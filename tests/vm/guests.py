@@ -17,7 +17,7 @@ from pathlib import Path
 
 TOOL = Path(__file__).parent / "frames.c"
 AGENT = Path(__file__).parents[2] / "agent"
-CACHE = Path("/var/tmp/pvc-test-guest-11")
+CACHE = Path("/var/tmp/pvc-test-guest-12")
 
 MODULES = (
     "drivers/virtio/virtio",

@@ -239,7 +239,7 @@ class Launched:
         """Those of them that are QEMU."""
         return [pid for pid in self.children() if b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
-    def wait_end(self, timeout_s: float = 20) -> int:
+    def wait_end(self, timeout_s: float = 60) -> int:
         """The supervisor's exit code."""
         code = self.process.wait(timeout_s)
         self._reader.join(5)
@@ -269,7 +269,7 @@ class Console:
         self.answer = json.loads(self.wait(b"\n"))
         self.data = self.data.partition(b"\n")[2]
 
-    def wait(self, text: bytes, timeout_s: float = 30) -> bytes:
+    def wait(self, text: bytes, timeout_s: float = 60) -> bytes:
         """All output once ``text`` is in it."""
         deadline = time.monotonic() + timeout_s
         while text not in self.data:
@@ -296,7 +296,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(true: Any, timeout_s: float = 10, lack: str = "waited in vain") -> None:
+def wait_until(true: Any, timeout_s: float = 30, lack: str = "waited in vain") -> None:
     """Return once ``true()`` holds; ``lack``: what it is when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not true():

@@ -43,6 +43,13 @@ def launch(tmp_path: Path, taps: list[int], templates: list[VmTemplate], memory_
     return node, Launched(spec, tmp_path / "sock", home=tmp_path, wrapper=ENTER)
 
 
+def read_log(tmp_path: Path, rank: int, *, starts: int) -> str:
+    """What a guest has said, once all is said of so many starts; its port answers a moment before."""
+    path = tmp_path / f"run/vm{rank}/console.log"
+    wait_until(lambda: path.read_text().count("GUEST-READY") == starts, lack=f"vm{rank} has not come up")
+    return path.read_text()
+
+
 def ask(cluster: Launched, **request: Any) -> dict[str, Any]:
     """A request to the supervisor, which is in the network's namespace."""
     return netns.run_inside(NAMESPACE, lambda: cluster.ask(**request))
@@ -55,7 +62,7 @@ def test_guests_on_taps(tmp_path: Path, taps: list[int], hypervisor: str) -> Non
     try:
         for rank in range(2):
             cluster.wait_phase(rank, Phase.REACHABLE, timeout_s=180)
-            log = (tmp_path / f"run/vm{rank}/console.log").read_text()
+            log = read_log(tmp_path, rank, starts=1)
             assert f"GUEST-IS vm{rank} " in log
             assert f"GUEST-ADDRESS eth0 10.9.0.{rank + 1}/24" in log
             assert "GUEST-LINK eth0 1400 " + MACS[rank] in log
@@ -65,7 +72,7 @@ def test_guests_on_taps(tmp_path: Path, taps: list[int], hypervisor: str) -> Non
         assert node.requests == [{"op": "attach", "job": 12}, {"op": "attach", "job": 12, "vm": 1}]
         wait_until(lambda: ask(cluster, op="status")["vms"][1]["phase"] == "reachable", 180)
         assert ask(cluster, op="status")["vms"][0]["phase"] == "reachable"
-        assert (tmp_path / "run/vm1/console.log").read_text().count("GUEST-ADDRESS eth0 10.9.0.2/24") == 2
+        assert read_log(tmp_path, 1, starts=2).count("GUEST-ADDRESS eth0 10.9.0.2/24") == 2
         assert cluster.process.stdin is not None
         cluster.process.stdin.close()
         assert cluster.wait_end() == 0
