@@ -5,6 +5,7 @@ The guards raise a BaseException, which no handler in pvc takes for an ordinary 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -21,6 +22,18 @@ _OUTSIDE = ("host", "vm", "slurm")
 # What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let the processes of pytest-xdist undo what they have made: after Ctrl-C it would kill them in seconds."""
+    controller = session.config.pluginmanager.get_plugin("dsession")
+    nodes = getattr(controller, "nodemanager", None)
+    for gateway in nodes.group if nodes is not None else ():
+        gateway.node.shutdown()
+        # That is how it tells of a process that had the Ctrl-C, too, or has crashed.
+        with contextlib.suppress(EOFError, gateway.node.channel.RemoteError):
+            gateway.node.channel.waitclose()
 
 
 class GuardError(BaseException):
