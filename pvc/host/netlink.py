@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from pvc.errors import HostError
-from pvc.host import netns
+from pvc.host import linkbatch, netns
 
 _IFA_F_NODAD = 0x02
 _RT_SCOPE_UNIVERSE = 0
@@ -99,14 +99,7 @@ class Links:
 
     def enslave(self, names: Sequence[str], bridge: str, mtu: int) -> None:
         """Make devices ports of a bridge and put them up."""
-        master = self.get(bridge).index
-        wanted = set(names)
-        for link in self.all():
-            if link.name in wanted:
-                self._route.link("set", index=link.index, master=master, mtu=mtu, state="up")
-                wanted.discard(link.name)
-        if wanted:
-            raise HostError(f"there is no network device {min(wanted)}")
+        linkbatch.put_up(names, mtu=mtu, master=self.get(bridge).index)
 
     def filters_vlans(self, bridge: str) -> bool:
         """Whether a bridge tells VLANs from one another; the kernel may be built without."""

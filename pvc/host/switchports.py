@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
-from pvc.host import netlink, netns, sysctl, tap
+from pvc.host import linkbatch, netlink, netns, sysctl, tap
 
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_STXCSUM = 0x17
@@ -22,10 +22,8 @@ def ensure_taps(group: int, mtu: int, names: Sequence[str], *, vnet_header: bool
     for name in names:
         tap.ensure(name, vnet_header=vnet_header)
         _silence(name)
-    with netlink.opened("prepare taps") as links:
-        # All at once: each change is a message for everybody who listens, Open vSwitch too.
-        for name in names:
-            links.set(name, group=group, mtu=mtu, state="up")
+    # Each device at once: each change is a message for everybody who listens, Open vSwitch too.
+    linkbatch.put_up(names, mtu=mtu, group=group)
 
 
 def ensure_gateway(
