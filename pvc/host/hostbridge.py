@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pvc import run
 from pvc.errors import HostError
-from pvc.host import netlink, sysctl, tap
+from pvc.host import linkbatch, netlink, ovs, packetsockets, sysctl, tap
 from pvc.model.host import BridgeKind, HostBridge
 from pvc.plan import actions
 from pvc.plan.bridged import vlan_columns, vlan_ports
@@ -46,16 +46,14 @@ def join(step: actions.JoinBridge) -> None:
         if sysctl.has(f"net/ipv6/conf/{name}"):
             # A port of a bridge has no address of its own that a VM could reach.
             sysctl.set_own(f"net/ipv6/conf/{name}/disable_ipv6", "1")
-    with netlink.opened(f"join taps to {step.bridge}") as links:
-        if switched:
-            for name in step.names:
-                links.set(name, mtu=step.mtu, state="up")
-        else:
-            links.enslave(step.names, step.bridge, step.mtu)
-            if step.vlans:
-                links.set_vlans(step.names, vlan_ports(step.vlans))
     if switched:
+        linkbatch.put_up(step.names, mtu=step.mtu)
         _add_ports(step)
+        return
+    with netlink.opened(f"join taps to {step.bridge}") as links:
+        links.enslave(step.names, step.bridge, step.mtu)
+        if step.vlans:
+            links.set_vlans(step.names, vlan_ports(step.vlans))
 
 
 def leave(step: actions.JoinBridge) -> None:
@@ -65,7 +63,8 @@ def leave(step: actions.JoinBridge) -> None:
     """
     if step.kind == BridgeKind.OVS.value:
         words = [word for name in step.names for word in ("--", "--if-exists", "del-port", name)]
-        _run(words, step.bridge)
+        with packetsockets.held(ovs.find_process() if step.datapath == "netdev" else None, step.names):
+            _run(words, step.bridge)
     with netlink.opened(f"remove taps from {step.bridge}") as links:
         for name in step.names:
             links.remove(name)

@@ -20,7 +20,7 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 from pvc import run
 from pvc.errors import CommandError, HostError
 from pvc.files import read_text, write_atomic
-from pvc.host import meters, ofsocket
+from pvc.host import meters, ofsocket, packetsockets
 
 RUN_DIR = Path("/run/openvswitch")
 PID = "ovs-vswitchd.pid"
@@ -116,17 +116,6 @@ def ensure_ports(
     _vsctl(words, f"add ports to Open vSwitch bridge {bridge}")
 
 
-def loosen_ports(record: Path, job_id: int, bridge: str, ports: Sequence[str]) -> None:
-    """Have ovs-vswitchd begin to let go of a job's ports while the caller undoes what else there is.
-
-    The first port stays, so that ``remove_ports`` has something to wait for. The caller holds the node's lock.
-
-    :raise HostError: the database does not answer.
-    """
-    if len(ports) > 1 and job_id in _read_jobs(record):
-        _vsctl(_without(ports[1:]), f"remove ports from Open vSwitch bridge {bridge}", "--no-wait")
-
-
 def remove_ports(record: Path, job_id: int, bridge: str, ports: Sequence[str]) -> None:
     """Take a job's ports away, and the bridge with the last job's. Absent is fine.
 
@@ -135,11 +124,12 @@ def remove_ports(record: Path, job_id: int, bridge: str, ports: Sequence[str]) -
     jobs = _read_jobs(record)
     if job_id not in jobs:
         return
-    if jobs == [job_id]:
-        _remove_bridge(record, bridge)
-        return
-    if ports:
-        _vsctl(_without(ports), f"remove ports from Open vSwitch bridge {bridge}")
+    with packetsockets.held(find_process(), ports):
+        if jobs == [job_id]:
+            _vsctl(["--", "--if-exists", "del-br", bridge], f"remove Open vSwitch bridge {bridge}")
+        elif ports:
+            words = [word for name in ports for word in ("--", "--if-exists", "del-port", name)]
+            _vsctl(words, f"remove ports from Open vSwitch bridge {bridge}")
     _write_jobs(record, [each for each in jobs if each != job_id])
 
 
@@ -173,18 +163,9 @@ def _bundle(bridge: str, text: str) -> None:
         raise HostError(f"cannot load flows into Open vSwitch bridge {bridge}", hint=_HINT) from err
 
 
-def _remove_bridge(record: Path, bridge: str) -> None:
-    _vsctl(["--", "--if-exists", "del-br", bridge], f"remove Open vSwitch bridge {bridge}")
-    _write_jobs(record, [])
-
-
-def _without(ports: Sequence[str]) -> list[str]:
-    return [word for name in ports for word in ("--", "--if-exists", "del-port", name)]
-
-
-def _vsctl(words: Sequence[str], what: str, *options: str) -> None:
+def _vsctl(words: Sequence[str], what: str) -> None:
     try:
-        run.run([*_VSCTL, *options, *words])
+        run.run([*_VSCTL, *words])
     except CommandError as err:
         raise HostError(f"cannot {what}", hint=_HINT) from err
 

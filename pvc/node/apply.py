@@ -9,7 +9,6 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +63,11 @@ def create(step: actions.Action, hands: Hands) -> None:
 
 
 def undo(steps: Sequence[actions.Action], hands: Hands) -> tuple[list[actions.Action], list[PvcError]]:
-    """Remove in reverse order; (what is left to undo, in order of creation; why).
-
-    What takes long by itself is begun first and waited for last, see ``_begin``.
-    """
+    """Remove in reverse order; (what is left to undo, in order of creation; why)."""
     left: list[actions.Action] = []
     errors: list[PvcError] = []
 
-    def remove(step: actions.Action) -> None:
+    for step in reversed(steps):
         LOG.debug("remove %s", type(step).__name__)
         try:
             _TABLE[type(step)][1](step, hands)
@@ -83,30 +79,7 @@ def undo(steps: Sequence[actions.Action], hands: Hands) -> tuple[list[actions.Ac
             wrapped.__cause__ = err
             left.append(step)
             errors.append(wrapped)
-
-    slow = [step for step in steps if isinstance(step, actions.AddSwitchPorts | actions.LoadFlows)]
-    _begin(slow, remove, hands)
-    for step in reversed(steps):
-        if step not in slow:
-            remove(step)
-    for step in slow:
-        if isinstance(step, actions.AddSwitchPorts):
-            remove(step)
-    return [step for step in steps if step in left], errors
-
-
-def _begin(slow: Sequence[actions.Action], remove: Callable[[actions.Action], None], hands: Hands) -> None:
-    """Open vSwitch takes 12 ms for each port: it starts now, and the rest of the node is undone meanwhile.
-
-    First the flows, which name ports by numbers that others may get.
-    """
-    for step in reversed(slow):
-        if isinstance(step, actions.LoadFlows):
-            remove(step)
-        elif isinstance(step, actions.AddSwitchPorts):
-            # Whether it can be done is found out when it is this step's turn.
-            with suppress(HostError), locked(hands.node_lock):
-                ovs.loosen_ports(hands.switch_record, step.job_id, step.bridge, step.ports)
+    return left[::-1], errors
 
 
 def ensure_run_parent(parent: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.host import late_world
+from tests.host import late_world, ports_world
 from tests.host.node_world import DATA_PATHS, OF_OVS, SCENARIOS
 from tests.host.scenario import run_scenario
 
@@ -22,3 +22,8 @@ def test_root_side(scenario: str, data_path: str) -> None:
 @pytest.mark.parametrize("scenario", [each.__name__ for each in late_world.SCENARIOS])
 def test_late_set_ups(scenario: str) -> None:
     run_scenario("late_world", scenario, "kernel")
+
+
+@pytest.mark.parametrize("scenario", [each.__name__ for each in ports_world.SCENARIOS])
+def test_many_ports(scenario: str) -> None:
+    run_scenario("ports_world", scenario, "ovs")
