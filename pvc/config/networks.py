@@ -152,9 +152,10 @@ ETHERNET = Table(
         Setting(
             "data-path",
             setting.choice("auto", "kernel", "ovs", parse=DataPath),
-            "What carries the frames: ``kernel`` is a bridge with VXLAN and programs at the taps (BPF), ``ovs`` is Open "
-            "vSwitch with static OpenFlow tables, on one bridge for all clusters of a node, ``pvc-ovs``. ``auto`` takes the "
-            "fastest, which is ``kernel``. Where Open vSwitch has no kernel module, addresses of tunnels must be on a "
+            "What carries the frames: ``kernel`` is a bridge with VXLAN and programs at the taps (BPF), ``ovs`` is "
+            "Open vSwitch with static OpenFlow tables, on one bridge for all clusters of a node, ``pvc-ovs``. "
+            "``auto`` takes the fastest, which is ``kernel``. Where Open vSwitch has no kernel module, addresses of "
+            "tunnels must be on a "
             "bridge of its own (``datapath_type=netdev``), see ``host-if-suffix``.",
             default="auto",
         ),
