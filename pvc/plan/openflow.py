@@ -133,7 +133,7 @@ def _classify_vm(segment: Segment, port: Port) -> Iterator[Flow]:
     asks = f"{own},arp,arp_op=1,arp_sha={port.mac},arp_spa={port.address}"
     yield CLASSIFY, 90, asks, f"{meter}{_enter(segment, ANSWER)}"
     # Clients take an answer of DHCP from any port. A datagram, or its first fragment, is to show its ports.
-    for ports in ("tp_src=67", "tp_dst=68", "tp_src=0,ip_frag=not_later"):
+    for ports in ("tp_src=67", "tp_dst=68", "tp_src=0,tp_dst=0,ip_frag=not_later"):
         yield CLASSIFY, 95, f"{source},udp,{ports}", ""
     for address in ("0.0.0.0", port.address):
         lease = f"{own},udp,nw_src={address},nw_dst=255.255.255.255,tp_src=68,tp_dst=67"
@@ -172,7 +172,7 @@ def _sort_six(segment: Segment, gateway: Port) -> Iterator[Flow]:
     network, to_gateway = f"metadata={segment.vni}", _out(gateway)
     for kind in (_RA, _REDIRECT):
         yield SIX, 110, f"{network},icmp6,icmp_type={kind}", ""
-    for ports in ("tp_src=547", "tp_dst=546", "tp_src=0,ip_frag=not_later"):
+    for ports in ("tp_src=547", "tp_dst=546", "tp_src=0,tp_dst=0,ip_frag=not_later"):
         yield SIX, 110, f"{network},udp6,{ports}", ""
     # RFC 6980: discovery does not come in fragments. RFC 7112: the first one shows what it is the beginning of; where
     # it does not, headers that Open vSwitch cannot follow to their end have the protocol 0.

@@ -106,6 +106,7 @@ def _honest4(to: Vm) -> Named:
     for what, packet in {
         "UDP": frames.ipv4(SELF.address, to.address, 17, HELLO),
         "UDP without data": frames.ipv4(SELF.address, to.address, 17, frames.udp(1000, 1000, b"")),
+        "UDP that wants no answer": frames.ipv4(SELF.address, to.address, 17, frames.udp(0, 1000, b"hello")),
         "TCP": frames.ipv4(SELF.address, to.address, 6, tcp()),
         "ICMP": frames.ipv4(SELF.address, to.address, 1, echo()),
         "IGMP": frames.ipv4(SELF.address, to.address, 2, b"\x16\0\x08\x04\xe1\0\0\xfb", options=b"\x94\x04\0\0"),
@@ -125,6 +126,7 @@ def _honest6(to: Vm) -> Named:
     said = frames.udp6(SELF.address6, to.address6, 1000, 1000, b"hello to you, too")
     for what, packet in {
         "UDP": said,
+        "UDP that wants no answer": frames.udp6(SELF.address6, to.address6, 0, 1000, b"hello"),
         "TCP": frames.ipv6(SELF.address6, to.address6, 6, tcp()),
         "ICMP": frames.icmp6(SELF.address6, to.address6, 128, b"\0\1\0\1"),
         "another protocol": frames.ipv6(SELF.address6, to.address6, 253, b"x" * 20),

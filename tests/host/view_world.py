@@ -274,6 +274,8 @@ def switched_nodes() -> None:
     node.run_vms()
     frame = bytes.fromhex((addresses.vm_mac(network, 0, 4) + nat.members[0].mac).replace(":", "")) + b"\x08\0"
     frame += ip_header(86, bytes([10, 200, 0, 1]), bytes([10, 200, 0, 5]))
+    # Ports of 0 are a header that is cut off.
+    frame += (1000).to_bytes(2, "big") * 2
     os.write(node.taps[0], frame.ljust(100, b"\0"))
     site.wait_for(lambda: _sent(node.report()) == (1, 100))
     run(f"ovs-ofctl -O OpenFlow15 del-flows pvc-ovs table=4,dl_dst={addresses.vm_mac(network, 0, 3)}")
