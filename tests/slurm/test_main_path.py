@@ -101,7 +101,10 @@ def test_a_shell_with_a_prompt(tb: Testbed, small: str, before: dict[str, Snapsh
     terminal.expect(r"\(pvc/\d+\) ")
     terminal.type("pvc ps\n")
     terminal.expect(f"running +1 .*{small}")
+    # A shell that handles Ctrl-C forgets what is typed meanwhile.
+    terminal.expect(r"\(pvc/\d+\) ")
     terminal.type("\x03")
+    terminal.expect(r"\(pvc/\d+\) ")
     terminal.type("echo at $SLURM_JOB_ID; exit 6\n")
     terminal.expect(r"at \d+\r")
     assert terminal.wait() == 6
