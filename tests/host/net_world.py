@@ -51,7 +51,9 @@ def cluster_on(world: World, cluster: Cluster) -> Iterator[list[NodePlan]]:
     yield plans
     for node, plan in zip(used, plans, strict=True):
         node.call(nodes.tear_down, plan)
-    assert [node.call(snapshot) for node in used] == before
+    for node, was in zip(used, before, strict=True):
+        now = node.call(snapshot)
+        assert now == was, (node.name, dict(now.items() - was.items()), dict(was.items() - now.items()))
 
 
 def snapshot() -> dict[str, str]:
