@@ -201,7 +201,8 @@ def test_etcd_lost_before_the_set_up(tb: Testbed, before: dict[str, Snapshot], s
 def leftovers(tb: Testbed, node: str, job_id: int) -> list[str]:
     """What of a job is on a node, and what of the node is in etcd."""
     snapshot = tb.snapshot(node)
-    words = re.compile(rf"(pvc-|nat){job_id}(?!\d)|/{job_id}(?![\w.-])|qemu-system|dnsmasq")
+    # Not any number after a slash: a prefix has a length, too.
+    words = re.compile(rf"(pvc-|nat){job_id}(?!\d)|(jobs|pvc)/{job_id}(?![\w.-])|qemu-system|dnsmasq")
     places: list[Any] = [snapshot.processes, snapshot.links, snapshot.nftables, snapshot.mounts, snapshot.files]
     found = [text for place in places for text in place if words.search(f"{text}")]
     return found + [text for text in snapshot.etcd if text.startswith("/pvc/")]
