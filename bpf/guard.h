@@ -3,6 +3,7 @@
 #define PVC_GUARD_H
 
 #include "frames.h"
+#include "sums.h"
 
 #define FRAGMENT_OFFSET 0xfff8 /* of the IPv6 fragment header, in bytes */
 #define IPV4_OFFSET 0x1fff
@@ -21,7 +22,7 @@ static __always_inline int may_send_arp(struct __sk_buff *skb, const struct port
 {
 	struct arp arp;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
+	if (sum_at(skb) != NO_SUM || bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
 		return 0;
 	if (arp.hardware != bpf_htons(ARP_ETHERNET) || arp.protocol != bpf_htons(ETH_P_IP) ||
 	    arp.hardware_size != ETH_ALEN || arp.protocol_size != 4 || !same_mac(arp.sender_mac, port->mac))
@@ -40,6 +41,8 @@ static __always_inline int may_send_ipv4(struct __sk_buff *skb, const struct por
 	struct iphdr ip;
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+		return 0;
+	if (sum_at(skb) < ETH_HLEN + ip.ihl * 4 + PORTS_SIZE)
 		return 0;
 	if (ip.protocol == IPPROTO_UDP && !(ip.frag_off & bpf_htons(IPV4_OFFSET))) {
 		__u16 udp[2]; /* source and destination port */
@@ -113,7 +116,8 @@ static __always_inline int may_send_ipv6(struct __sk_buff *skb, const struct por
 			return 0;
 		if (next == IPPROTO_FRAGMENT) {
 			if ((head[2] << 8 | head[3]) & FRAGMENT_OFFSET)
-				return !unspecified; /* what it belongs to was decided with the first one */
+				/* What it belongs to was decided with the first one. */
+				return !unspecified && sum_at(skb) == NO_SUM;
 			whole = 0;
 			at += 8;
 		} else {
@@ -121,10 +125,10 @@ static __always_inline int may_send_ipv6(struct __sk_buff *skb, const struct por
 		}
 		next = head[0];
 	}
-	if (more)
+	if (more || sum_at(skb) < at + PORTS_SIZE)
 		return 0;
 	if (next == IPPROTO_ICMPV6)
-		return may_say(skb, at, whole, unspecified, port);
+		return sum_at(skb) == NO_SUM && may_say(skb, at, whole, unspecified, port);
 	if (next == IPPROTO_UDP) {
 		__u16 udp[2]; /* source and destination port */
 

@@ -77,7 +77,9 @@ static __always_inline __u32 *find_label(__u32 number)
 /* More than its VM may send. Two processors that fill one bucket at once give a little too much. */
 static __always_inline int is_over(struct port *port, __u32 size)
 {
-	__u64 now = bpf_ktime_get_ns(), waited_us = (now - port->filled_ns) / 1000, tokens = port->tokens, added;
+	__u64 now = bpf_ktime_get_ns(), filled = port->filled_ns, tokens = port->tokens, added;
+	/* Another processor may have filled it meanwhile. */
+	__u64 waited_us = now > filled ? (now - filled) / 1000 : 0;
 
 	added = waited_us < FULL_US ? waited_us * port->rate / SECOND_US : port->burst;
 	tokens += added;
@@ -229,7 +231,8 @@ int from_vm(struct __sk_buff *skb)
 		/* Most of all traffic with one look. */
 		if ((void *)(ip + 1) > (void *)(long)skb->data_end)
 			return TC_ACT_SHOT;
-		if (!(ip->protocol == IPPROTO_TCP && ip->saddr == port->address && ip->version == 4 && ip->ihl >= 5) &&
+		if (!(ip->protocol == IPPROTO_TCP && ip->saddr == port->address && ip->version == 4 && ip->ihl >= 5 &&
+		      sum_at(skb) >= (__u32)ETH_HLEN + ip->ihl * 4 + PORTS_SIZE) &&
 		    !may_send_ipv4(skb, port, network))
 			return TC_ACT_SHOT;
 		return deliver(skb, network);

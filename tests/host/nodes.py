@@ -290,7 +290,7 @@ def _open_tap(wanted: Tap) -> int:
 
 def send_frames(fd: int, frames: list[bytes]) -> None:
     """On a node: what a guest with that tap sends."""
-    header = bytes(_header(fd))
+    header = bytes(header_size(fd))
     for frame in frames:
         os.write(fd, header + frame)
 
@@ -298,7 +298,7 @@ def send_frames(fd: int, frames: list[bytes]) -> None:
 def drain(fd: int, silence_s: float = 0.3) -> list[bytes]:
     """On a node: what has come to a tap, up to a moment of silence."""
     found = []
-    header = _header(fd)
+    header = header_size(fd)
     with selectors.DefaultSelector() as selector:
         selector.register(fd, selectors.EVENT_READ)
         while selector.select(silence_s):
@@ -306,7 +306,7 @@ def drain(fd: int, silence_s: float = 0.3) -> list[bytes]:
     return found
 
 
-def _header(fd: int) -> int:
+def header_size(fd: int) -> int:
     """Bytes before each frame of a tap (TUNGETIFF, IFF_VNET_HDR)."""
     flags = struct.unpack("16xH22x", fcntl.ioctl(fd, 0x800454D2, bytes(40)))[0]
     return 10 if flags & 0x4000 else 0
