@@ -22,6 +22,7 @@
 #define MOST_PORTS 4096
 #define MOST_BLOCKS 131072
 #define LABELLED 0x02
+#define LEAST_HEADERS 28 /* of each piece of a frame that is cut up later: IPv4 and UDP */
 #define SOURCE_OPTION 1
 #define TARGET_OPTION 2
 #define SOLICITED_OVERRIDE 0x60000000
@@ -180,7 +181,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct network *
 
 	if ((void *)(ether + 1) > (void *)(long)skb->data_end)
 		return TC_ACT_SHOT;
-	if (skb->gso_size ? skb->gso_size > network->mtu : skb->len > network->mtu + ETH_HLEN)
+	if (skb->gso_size ? skb->gso_size + LEAST_HEADERS > network->mtu : skb->len > network->mtu + ETH_HLEN)
 		return TC_ACT_SHOT;
 	if (ether->h_dest[0] & 1 || same_mac(ether->h_dest, network->gateway))
 		return TC_ACT_OK;

@@ -206,7 +206,10 @@ def _check(code: int, what: str, name: bytes) -> None:
 
 def _failed(what: str, name: bytes, code: int) -> HostError:
     text = f"cannot {what} {name.decode()}".rstrip()
-    error = HostError(f"{text}: {os.strerror(code)}", hint="networks with data-path: kernel need a kernel with BPF")
+    error = HostError(
+        f"{text}: {os.strerror(code)}",
+        hint="networks with data-path: kernel need a kernel with BPF and its types (/sys/kernel/btf)",
+    )
     error.__cause__ = OSError(code, os.strerror(code))
     return error
 
