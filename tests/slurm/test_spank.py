@@ -218,7 +218,10 @@ def test_each_component_learns_from_slurm_where_the_others_are(stand_in: StandIn
     tb = stand_in.tb
     # A text of the user's own in its place does not come through.
     env = {"PVC_HET_COMPONENTS": "1/evil/9", "SPANK_PVC_HET_COMPONENTS": "1/evil/9"}
-    tb.run(["salloc", "-n1", "-c2", "--pvc=sized:1", ":", "-N2", "-n2", "-c1", "true"], env=env)
+    # A component that ends before its node has heard of it runs no prolog there.
+    begun = "until [ $(ls stand-in/setup-[0-9]* | wc -l) = 3 ]; do sleep 0.1; done"
+    words = ["timeout", "50", "sh", "-c", begun]
+    tb.run(["salloc", "-n1", "-c2", "--pvc=sized:1", ":", "-N2", "-n2", "-c1", *words], env=env)
     tb.wait_no_jobs()
     found = {}
     for path in stand_in.directory.glob("setup-[0-9]*"):
