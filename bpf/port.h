@@ -29,7 +29,7 @@ struct port {
 	__u64 filled_ns;
 };
 
-/* The numbers of VMs that another node runs: those that begin with `bits` - 16 bits of `number`. */
+/* The numbers of VMs that another node runs: those whose first `bits` bits are those of `number`. */
 struct block {
 	__u32 bits;
 	__u8 number[2];

@@ -24,7 +24,7 @@ from pvc.plan.actions import AddPrograms, Port
 _INGRESS = 1
 _REPLACE = 1
 _HANDLE = _PRIORITY = 1
-_EEXIST, _ENOENT, _EINVAL = -17, -2, -22
+_EEXIST = -17
 # bpf/port.h
 _NETWORK = struct.Struct("=4s6sHII16sII")
 _PORT = struct.Struct("=6sH4s16sIQQQ")

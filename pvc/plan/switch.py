@@ -64,9 +64,11 @@ def plan_switch(
             limits += found
         segments.append(segment)
         ports = tuple(port.name for port in segment.ports)
-        taps[network.name] = tuple(Tap(name, None, system) for name in ports)
+        # The header says where a sum is written once flows have judged the frame: addresses are not safe from it.
+        header = system and network.layer is Layer.L2
+        taps[network.name] = tuple(Tap(name, None, header) for name in ports)
         mtu = addresses.guest_mtu(network)
-        devices.append(actions.AddSwitchTaps(group, mtu, ports, system))
+        devices.append(actions.AddSwitchTaps(group, mtu, ports, header))
         if segment.gateway is not None:
             devices.append(_plan_gateway(job, membership, segment.gateway, system))
     if not segments:

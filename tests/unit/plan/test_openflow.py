@@ -26,14 +26,17 @@ TUNNEL = names.tunnel(4790)
 Frame = dict[str, object]
 
 
-def plan_on(node: int, nodes: int, cpus: int, vms: int, network: EthernetNetwork, meters: int = 0) -> NodePlan:
+def plan_on(
+    node: int, nodes: int, cpus: int, vms: int, network: EthernetNetwork, meters: int = 0, datapath: str = "netdev"
+) -> NodePlan:
     job, request = job_of(nodes, cpus, node=node), request_of(("nat", vms), cpus=1)
     placement = place(job.nodes, job.cpus, request)
     share = placement.shares[node - 1]
     ports = tuple(range(60000, 60000 + share.count)) if network.reverse_nat else ()
     grants = Grants({"nat": VNI}, 0, ports, tuple(range(7, 7 + meters)))
     site = replace(SITE, networks={**SITE.networks, "nat": network})
-    return plan_node(job, request, placement, site, switched(facts_of(job)), grants)
+    facts = replace(switched(facts_of(job)), ovs_datapath=datapath)
+    return plan_node(job, request, placement, site, facts, grants)
 
 
 def switched(facts: NodeFacts) -> NodeFacts:
@@ -382,6 +385,15 @@ def test_flows_do_not_grow_with_the_vms_of_other_nodes() -> None:
     few, many = count(1), count(1000)
     # A range of n numbers is at most 2 log2(n) blocks; 19 peers, of whom each is one or more flows anyway.
     assert many - few <= 19 * 2 * 10 + 2 * 2 * 15
+
+
+def test_a_guarded_vm_leaves_no_sum_to_others() -> None:
+    """Where a virtio-net header says that one is written, flows do not see; so frames have none."""
+    for network, datapath, header in ((L3, "system", False), (L2, "system", True), (L2, "netdev", False)):
+        plan = plan_on(1, 2, 2, 3, network, datapath=datapath)
+        assert {tap.vnet_header for tap in plan.taps} == {header}
+        made = [step.vnet_header for step in plan.actions if isinstance(step, actions.AddSwitchTaps)]
+        assert made == [header]
 
 
 def test_golden_open_vswitch() -> None:
