@@ -16,7 +16,9 @@ _RTM_NEWLINK = 16
 _REQUEST_ACK = 0x5
 _NLMSG_ERROR = 2
 _IFF_UP = 1
-_IFLA_MTU, _IFLA_MASTER, _IFLA_GROUP = 4, 10, 27
+_IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_GROUP = 4, 10, 18, 27
+_INFO_KIND, _INFO_DATA = 1, 2
+_BR_FDB_MAX_LEARNED = 49
 _HEADER = struct.Struct("=IHHII")
 _IFINFOMSG = struct.Struct("=BxHiII")
 _ATTRIBUTE = struct.Struct("=HHI")
@@ -37,6 +39,26 @@ def put_up(names: Sequence[str], *, mtu: int, master: int | None = None, group: 
         link.bind((0, 0))
         for start in range(0, len(names), _AT_ONCE):
             _change(link, names[start : start + _AT_ONCE], attributes)
+
+
+def limit_learning(bridge: int, addresses: int) -> None:
+    """Have the bridge with that index learn no more addresses; Linux before 6.7 has no such limit, and ignores it.
+
+    :raise HostError: the kernel refused.
+    """
+    most = _nested(_INFO_DATA, _ATTRIBUTE.pack(_ATTRIBUTE.size, _BR_FDB_MAX_LEARNED, addresses))
+    kind = struct.pack("=HH8s", 11, _INFO_KIND, b"bridge\0")
+    body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, bridge, 0, 0) + _nested(_IFLA_LINKINFO, kind + most)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
+        link.bind((0, 0))
+        link.send(_HEADER.pack(_HEADER.size + len(body), _RTM_NEWLINK, _REQUEST_ACK, 0, 0) + body)
+        (code,) = _ERROR.unpack_from(link.recv(_BUFFER), _HEADER.size)
+    if code:
+        raise HostError("cannot limit what a bridge learns") from OSError(-code, os.strerror(-code))
+
+
+def _nested(kind: int, content: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(content), kind) + content
 
 
 def _change(link: socket.socket, names: Sequence[str], attributes: bytes) -> None:

@@ -229,6 +229,31 @@ def switch() -> None:
     world.close()
 
 
+def invented() -> None:
+    """A VM of an L2 network that sends from more addresses than there are VMs fills no node's memory."""
+    world = World(2)
+    one, two = world.nodes
+    lan = replace(NET, name="lan", layer=Layer.L2, reverse_nat=(), int_network6=None)
+    most, batch = 1 << 17, 3000
+    with cluster_on(world, Cluster((lan,), 2)) as (plan, theirs):
+        sender, far = one.call(nodes.open_tap, plan, 0), two.call(nodes.open_tap, theirs, 1)
+        for first in range(0, most + 4 * batch, batch):
+            sources = (f"02:00:01:{n >> 16:02x}:{n >> 8 & 255:02x}:{n & 255:02x}" for n in range(first, first + batch))
+            said = [frames.ethernet(source, frames.BROADCAST, 0x88B5, b"here I am") for source in sources]
+            one.call(nodes.send_frames, sender, said)
+            two.call(nodes.drain, far)
+        for node, place in ((one, plan), (two, theirs)):
+            shown = node.run("bridge", "fdb", "show", inside=place.netns).stdout.splitlines()
+            learnt = [line for line in shown if line.startswith("02:00:01:")]
+            # By the bridge, and by the tunnel.
+            counts = [sum(word in line for line in learnt) for word in (" master ", " self")]
+            assert max(counts) <= most, counts
+            assert OVS or counts[0] > most // 2, counts
+        one.call(nodes.close, sender)
+        two.call(nodes.close, far)
+    world.close()
+
+
 def netboot() -> None:
     """A machine with nothing but its interface's ROM boots over an L2 network, from a VM that is the users' server."""
     world = World(2)
@@ -325,7 +350,7 @@ def received(fd: int, least: int = 0) -> list[bytes]:
             return found
 
 
-SCENARIOS = (answers, groups, strangers, spoofing, switch, netboot, tunnels, limits)
+SCENARIOS = (answers, groups, strangers, spoofing, switch, invented, netboot, tunnels, limits)
 
 
 def main() -> None:
