@@ -99,7 +99,7 @@ static __always_inline int is_over(struct port *port, __u32 size)
 	return 0;
 }
 
-/* Whether somebody of another node has the IPv4 address; its number. */
+/* Whether another node runs the VM with that rank; its number. */
 static __always_inline int is_elsewhere(const struct network *network, __u32 rank, __u32 *number)
 {
 	*number = (network->first + rank) & 0xffff;
@@ -224,19 +224,11 @@ int from_vm(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 
 	const struct ethhdr *ether = (void *)(long)skb->data;
-	const struct iphdr *ip = (void *)(ether + 1);
 	if ((void *)(ether + 1) > (void *)(long)skb->data_end || !same_mac(ether->h_source, port->mac))
 		return TC_ACT_SHOT;
 	switch (ether->h_proto) {
 	case bpf_htons(ETH_P_IP):
-		/* Most of all traffic with one look. */
-		if ((void *)(ip + 1) > (void *)(long)skb->data_end)
-			return TC_ACT_SHOT;
-		if (!(ip->protocol == IPPROTO_TCP && ip->saddr == port->address && ip->version == 4 && ip->ihl >= 5 &&
-		      sum_at(skb) >= (__u32)ETH_HLEN + ip->ihl * 4 + PORTS_SIZE) &&
-		    !may_send_ipv4(skb, port, network))
-			return TC_ACT_SHOT;
-		return deliver(skb, network);
+		return may_send_ipv4(skb, port, network) ? deliver(skb, network) : TC_ACT_SHOT;
 	case bpf_htons(ETH_P_ARP): {
 		if (!may_send_arp(skb, port))
 			return TC_ACT_SHOT;

@@ -51,8 +51,9 @@ def ensure_bridge(name: str, bridge: str, mac: str, mtu: int, addresses: Sequenc
     def make() -> None:
         with netlink.opened(f"make bridge {bridge}") as links:
             links.add(bridge, "bridge", address=mac, br_mcast_snooping=0, br_stp_state=0)
-            # A VM may send from any address on an L2 network, and each that is learnt is memory of the node's.
-            linkbatch.limit_learning(links.get(bridge).index, _MOST_LEARNT)
+            if not addresses:
+                # A VM may send from any address on an L2 network, and each that is learnt is memory of the node's.
+                linkbatch.limit_learning(bridge, _MOST_LEARNT)
             if any(":" in address for address in addresses):
                 sysctl.set_own(f"net/ipv6/conf/{bridge}/disable_ipv6", "0")
             links.set(bridge, mtu=mtu, state="up")

@@ -62,9 +62,8 @@ def leave(step: actions.JoinBridge) -> None:
     :raise HostError: the kernel or Open vSwitch refuses.
     """
     if step.kind == BridgeKind.OVS.value:
-        words = [word for name in step.names for word in ("--", "--if-exists", "del-port", name)]
         with packetsockets.held(ovs.find_process() if step.datapath == "netdev" else None, step.names):
-            _run(words, step.bridge)
+            _run(ovs.removal_words(step.names), step.bridge)
     with netlink.opened(f"remove taps from {step.bridge}") as links:
         for name in step.names:
             links.remove(name)

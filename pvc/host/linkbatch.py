@@ -35,41 +35,39 @@ def put_up(names: Sequence[str], *, mtu: int, master: int | None = None, group: 
     """
     given = ((_IFLA_MTU, mtu), (_IFLA_MASTER, master), (_IFLA_GROUP, group))
     attributes = b"".join(_ATTRIBUTE.pack(_ATTRIBUTE.size, kind, value) for kind, value in given if value is not None)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
-        link.bind((0, 0))
-        for start in range(0, len(names), _AT_ONCE):
-            _change(link, names[start : start + _AT_ONCE], attributes)
+    bodies = [_IFINFOMSG.pack(socket.AF_UNSPEC, 0, get_index(name), _IFF_UP, _IFF_UP) + attributes for name in names]
+    _change(names, bodies, "put {} up")
 
 
-def limit_learning(bridge: int, addresses: int) -> None:
-    """Have the bridge with that index learn no more addresses; Linux before 6.7 has no such limit, and ignores it.
+def limit_learning(bridge: str, addresses: int) -> None:
+    """Have a bridge learn no more addresses; Linux before 6.7 has no such limit, and ignores it.
 
-    :raise HostError: the kernel refused.
+    :raise HostError: there is no such bridge, or the kernel refused.
     """
     most = _nested(_INFO_DATA, _ATTRIBUTE.pack(_ATTRIBUTE.size, _BR_FDB_MAX_LEARNED, addresses))
     kind = struct.pack("=HH8s", 11, _INFO_KIND, b"bridge\0")
-    body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, bridge, 0, 0) + _nested(_IFLA_LINKINFO, kind + most)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
-        link.bind((0, 0))
-        link.send(_HEADER.pack(_HEADER.size + len(body), _RTM_NEWLINK, _REQUEST_ACK, 0, 0) + body)
-        (code,) = _ERROR.unpack_from(link.recv(_BUFFER), _HEADER.size)
-    if code:
-        raise HostError("cannot limit what a bridge learns") from OSError(-code, os.strerror(-code))
+    body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, get_index(bridge), 0, 0) + _nested(_IFLA_LINKINFO, kind + most)
+    _change([bridge], [body], "limit what {} learns")
 
 
 def _nested(kind: int, content: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(content), kind) + content
 
 
-def _change(link: socket.socket, names: Sequence[str], attributes: bytes) -> None:
-    messages = []
-    for number, name in enumerate(names):
-        try:
-            body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(name), _IFF_UP, _IFF_UP) + attributes
-        except OSError as err:
-            raise HostError(f"there is no network device {name}") from err
-        messages.append(_HEADER.pack(_HEADER.size + len(body), _RTM_NEWLINK, _REQUEST_ACK, number, 0) + body)
-    link.send(b"".join(messages))
+def _change(names: Sequence[str], bodies: Sequence[bytes], what: str) -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
+        link.bind((0, 0))
+        for start in range(0, len(names), _AT_ONCE):
+            _send(link, names[start : start + _AT_ONCE], bodies[start : start + _AT_ONCE], what)
+
+
+def _send(link: socket.socket, names: Sequence[str], bodies: Sequence[bytes], what: str) -> None:
+    link.send(
+        b"".join(
+            _HEADER.pack(_HEADER.size + len(body), _RTM_NEWLINK, _REQUEST_ACK, number, 0) + body
+            for number, body in enumerate(bodies)
+        )
+    )
     missing = len(names)
     while missing:
         data, at = link.recv(_BUFFER), 0
@@ -77,6 +75,17 @@ def _change(link: socket.socket, names: Sequence[str], attributes: bytes) -> Non
             length, kind, _, number, _ = _HEADER.unpack_from(data, at)
             (code,) = _ERROR.unpack_from(data, at + _HEADER.size)
             if kind == _NLMSG_ERROR and code:
-                raise HostError(f"cannot put {names[number]} up") from OSError(-code, os.strerror(-code))
+                raise HostError(f"cannot {what.format(names[number])}") from OSError(-code, os.strerror(-code))
             missing -= 1
             at += (length + 3) & ~3
+
+
+def get_index(name: str) -> int:
+    """The index of a device of the calling thread's namespace.
+
+    :raise HostError: there is none.
+    """
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as err:
+        raise HostError(f"there is no network device {name}") from err

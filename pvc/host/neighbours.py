@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 
 from pvc.errors import HostError
+from pvc.host import linkbatch
 from pvc.plan import addresses
 
 _RTM_NEWNEIGH = 28
@@ -36,10 +36,16 @@ def ensure_peers(vxlan: str, nodes: Sequence[str], *, labelled: bool) -> None:
     """
     if not nodes:
         return
-    index = _index(vxlan)
-    _write(_floods(index, nodes))
+    index, ways = linkbatch.get_index(vxlan), [socket.inet_aton(node) for node in nodes]
+    # The all-zero address stands for all that is not known; it has one entry for each destination (vxlan, bridge(8)).
+    entries = [_entry(index, bytes(6), _NUD_PERMANENT, _NTF_SELF, _APPEND, way) for way in ways]
     if labelled:
-        _write(_labels(index, nodes))
+        labels = (addresses.pack_mac(addresses.label_mac(label)) for label in range(len(ways)))
+        entries += [
+            _entry(index, label, _NUD_REACHABLE, _NTF_SELF, _REPLACE, way)
+            for label, way in zip(labels, ways, strict=True)
+        ]
+    _write(entries)
 
 
 def ensure_ports(ports: Sequence[tuple[str, str]]) -> None:
@@ -49,48 +55,27 @@ def ensure_ports(ports: Sequence[tuple[str, str]]) -> None:
 
     :raise HostError: a device is missing, or the kernel refuses an entry.
     """
-    begin = _HEADER.size + _NDMSG.size + 4 + 8
     _write(
-        _HEADER.pack(begin, _RTM_NEWNEIGH, _REQUEST | _CREATE | _REPLACE, 0, 0)
-        + _NDMSG.pack(_AF_BRIDGE, _index(name), _NUD_NOARP | _NUD_REACHABLE, _NTF_MASTER, 0)
-        + struct.pack("=HH", 4 + 6, _NDA_LLADDR)
-        + _mac(mac)
-        + b"\0\0"
-        for name, mac in ports
+        [
+            _entry(linkbatch.get_index(name), addresses.pack_mac(mac), _NUD_REACHABLE, _NTF_MASTER, _REPLACE)
+            for name, mac in ports
+        ]
     )
 
 
-def _write(messages: Iterator[bytes]) -> None:
+def _entry(device: int, mac: bytes, state: int, where: int, how: int, way: bytes = b"") -> bytes:
+    body = _NDMSG.pack(_AF_BRIDGE, device, _NUD_NOARP | state, where, 0)
+    body += struct.pack("=HH", 4 + len(mac), _NDA_LLADDR) + mac + b"\0\0"
+    if way:
+        body += struct.pack("=HH", 4 + len(way), _NDA_DST) + way
+    return _HEADER.pack(_HEADER.size + len(body), _RTM_NEWNEIGH, _REQUEST | _CREATE | how, 0, 0) + body
+
+
+def _write(entries: Sequence[bytes]) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
         link.bind((0, 0))
-        while batch := list(islice(messages, _BATCH)):
-            _send(link, batch)
-
-
-def _labels(vxlan: int, nodes: Sequence[str]) -> Iterator[bytes]:
-    body = _NDMSG.pack(_AF_BRIDGE, vxlan, _NUD_NOARP | _NUD_REACHABLE, _NTF_SELF, 0)
-    begin, middle = _frame(body, 4, _REPLACE)
-    for label, node in enumerate(nodes):
-        yield begin + _mac(addresses.label_mac(label)) + middle + socket.inet_aton(node)
-
-
-def _mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
-
-
-def _frame(body: bytes, size: int, how: int) -> tuple[bytes, bytes]:
-    """What comes before a MAC, and between that and a destination of ``size`` bytes, which is the end."""
-    length = _HEADER.size + len(body) + 4 + 8 + 4 + size
-    begin = _HEADER.pack(length, _RTM_NEWNEIGH, _REQUEST | _CREATE | how, 0, 0) + body
-    return begin + struct.pack("=HH", 4 + 6, _NDA_LLADDR), b"\0\0" + struct.pack("=HH", 4 + size, _NDA_DST)
-
-
-def _floods(vxlan: int, nodes: Sequence[str]) -> Iterator[bytes]:
-    # The all-zero address stands for all that is not known; it has one entry for each destination (vxlan, bridge(8)).
-    body = _NDMSG.pack(_AF_BRIDGE, vxlan, _NUD_NOARP | _NUD_PERMANENT, _NTF_SELF, 0)
-    begin, middle = _frame(body, 4, _APPEND)
-    for node in nodes:
-        yield begin + bytes(6) + middle + socket.inet_aton(node)
+        for start in range(0, len(entries), _BATCH):
+            _send(link, list(entries[start : start + _BATCH]))
 
 
 def _send(link: socket.socket, messages: list[bytes]) -> None:
@@ -110,10 +95,3 @@ def _send(link: socket.socket, messages: list[bytes]) -> None:
                 if sequence:
                     return
             offset += (length + 3) & ~3
-
-
-def _index(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as err:
-        raise HostError(f"there is no network device {name}") from err

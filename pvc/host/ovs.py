@@ -128,9 +128,13 @@ def remove_ports(record: Path, job_id: int, bridge: str, ports: Sequence[str]) -
         if jobs == [job_id]:
             _vsctl(["--", "--if-exists", "del-br", bridge], f"remove Open vSwitch bridge {bridge}")
         elif ports:
-            words = [word for name in ports for word in ("--", "--if-exists", "del-port", name)]
-            _vsctl(words, f"remove ports from Open vSwitch bridge {bridge}")
+            _vsctl(removal_words(ports), f"remove ports from Open vSwitch bridge {bridge}")
     _write_jobs(record, [each for each in jobs if each != job_id])
+
+
+def removal_words(ports: Sequence[str]) -> list[str]:
+    """Commands of ovs-vsctl(8) that take ports away, wherever they are. Absent is fine."""
+    return [word for name in ports for word in ("--", "--if-exists", "del-port", name)]
 
 
 def load_flows(bridge: str, text: str, limits: Sequence[tuple[int, int]]) -> None:

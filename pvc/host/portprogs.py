@@ -18,7 +18,8 @@ from typing import Any
 
 from pvc.config.share import find_share
 from pvc.errors import HostError
-from pvc.plan import members
+from pvc.host import linkbatch
+from pvc.plan import addresses, members
 from pvc.plan.actions import AddPrograms, Port
 
 _INGRESS = 1
@@ -58,8 +59,8 @@ def ensure(step: AddPrograms) -> None:
 
     :raise HostError: there is no libbpf, the kernel refuses the programs, or a device is missing.
     """
-    taps = {port.name: _index(port.name) for port in step.ports}
-    tunnel = _index(step.tunnel) if step.tunnel is not None else 0
+    taps = {port.name: linkbatch.get_index(port.name) for port in step.ports}
+    tunnel = linkbatch.get_index(step.tunnel) if step.tunnel is not None else 0
     with loaded(step, taps, tunnel) as programs:
         for index in taps.values():
             programs.attach(_FROM_VM, index)
@@ -101,11 +102,10 @@ def read_attached(devices: Iterable[str]) -> frozenset[str]:
 
 def _pack_network(step: AddPrograms, tunnel: int) -> bytes:
     first = step.numbering
-    prefix = bytes.fromhex(first.mac[:12].replace(":", ""))
     base = int(ipaddress.IPv4Address(first.address or 0))
     return _NETWORK.pack(
-        prefix[:4],
-        _mac(step.gateway_mac),
+        addresses.pack_mac(first.mac)[:4],
+        addresses.pack_mac(step.gateway_mac),
         members.mac_number(first.mac),
         base,
         first.address6 is not None,
@@ -119,7 +119,7 @@ def _pack_port(step: AddPrograms, port: Port) -> bytes:
     four = socket.inet_aton(port.address) if port.address is not None else bytes(4)
     guarded = port.address is not None
     rate, burst = step.limit if step.limit is not None else (0, 0)
-    return _PORT.pack(_mac(port.mac), guarded, four, _six(port.address6), burst, rate, burst, 0)
+    return _PORT.pack(addresses.pack_mac(port.mac), guarded, four, _six(port.address6), burst, rate, burst, 0)
 
 
 def _pack_here(step: AddPrograms, taps: dict[str, int]) -> Iterator[tuple[bytes, bytes]]:
@@ -131,10 +131,6 @@ def _pack_elsewhere(step: AddPrograms) -> Iterator[tuple[bytes, bytes]]:
     for label, ranks in enumerate(step.elsewhere):
         for block in members.split_macs(step.numbering.mac, ranks):
             yield _BLOCK.pack(16 - block.bits, block.first.to_bytes(2)), _NUMBER.pack(label)
-
-
-def _mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
 
 
 def _six(text: str | None) -> bytes:
@@ -238,10 +234,3 @@ def _read_object() -> bytes:
         return path.read_bytes()
     except OSError as err:
         raise HostError(f"cannot read {path}", hint="build it: make bpf") from err
-
-
-def _index(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as err:
-        raise HostError(f"there is no network device {name}") from err

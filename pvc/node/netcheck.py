@@ -9,7 +9,7 @@ from pvc.host.entries import read_tunnels
 from pvc.model.netview import CheckReport
 from pvc.node.netview import read_inputs
 from pvc.plan import actions
-from pvc.plan.diagnosis import Device, Seen, diagnose
+from pvc.plan.diagnosis import Device, Seen, diagnose, programmed
 from pvc.plan.node import NodePlan
 from pvc.state.ledger import Ledger
 
@@ -29,12 +29,7 @@ def observe(plan: NodePlan) -> Seen:
     inside = plan.netns if netns.exists(plan.netns) else None
     places = [None, inside] if inside else [None]
     devices = {(place, name): device for place in places for name, device in _devices(place).items()}
-    ports = [
-        name
-        for step in plan.actions
-        if isinstance(step, actions.AddPrograms)
-        for name in (*(port.name for port in step.ports), *([step.tunnel] if step.tunnel is not None else []))
-    ]
+    ports = [name for step in plan.actions if isinstance(step, actions.AddPrograms) for name in programmed(step)]
     wanted = {step.netns for step in plan.actions if isinstance(step, actions.LoadRules)}
     rules = {
         (place, family, table): count

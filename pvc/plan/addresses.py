@@ -37,6 +37,11 @@ def gateway_mac(network: EthernetNetwork, index: int) -> str:
     return f"{network.mac_prefix}:{_GATEWAY_INDEX:02x}:ff:{index:02x}"
 
 
+def pack_mac(mac: str) -> bytes:
+    """Its six bytes."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 def label_mac(label: int) -> str:
     """The MAC that stands for another node in a tunnel (bpf/port.c)."""
     return f"02:00:{label.to_bytes(4).hex(':')}"
@@ -88,7 +93,7 @@ def _base6(prefix: IPv6Network, network: EthernetNetwork, vni: int) -> int:
 
 def link_local(mac: str) -> str:
     """The link-local address that the kernel makes of a MAC (RFC 4291, appendix A)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
+    octets = pack_mac(mac)
     return str(IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]))
 
 

@@ -64,6 +64,11 @@ def diagnose(inputs: Inputs, steps: Sequence[actions.Action], seen: Seen) -> tup
     return (*found, *_underlays(inputs, seen))
 
 
+def programmed(step: actions.AddPrograms) -> list[str]:
+    """The devices that have a program."""
+    return [*(port.name for port in step.ports), *([step.tunnel] if step.tunnel is not None else [])]
+
+
 def count_rules(text: str) -> dict[tuple[str, str], int]:
     """(family, table) -> rules of nftables' text: the lines of chains that are neither heads nor brackets."""
     counts: dict[tuple[str, str], int] = {}
@@ -210,8 +215,7 @@ def _peers(inputs: Inputs, step: actions.AddPeers, seen: Seen) -> Iterator[Fault
 
 
 def _programs(inputs: Inputs, step: actions.AddPrograms, seen: Seen) -> Iterator[Fault]:
-    devices = [*(port.name for port in step.ports), *([step.tunnel] if step.tunnel is not None else [])]
-    missing = [name for name in devices if (step.netns, name) in seen.devices and name not in seen.guarded]
+    missing = [name for name in programmed(step) if (step.netns, name) in seen.devices and name not in seen.guarded]
     if missing:
         network = _network(inputs, step.bridge)
         yield Fault(f"nothing guards or forwards what {_some(missing)} of network {network} brings", _AGAIN)

@@ -94,7 +94,7 @@ def _tap_of(plan: NodePlan, network: str, rank: int) -> str:
 
 def render_frame(probe: Probe, node: str, nonce: bytes, sender: int, size: int) -> bytes:
     """The frame to one node."""
-    addresses_ = bytes.fromhex((probe.targets[node] + probe.source).replace(":", ""))
+    addresses_ = addresses.pack_mac(probe.targets[node]) + addresses.pack_mac(probe.source)
     payload = _HEAD.pack(MAGIC, nonce, sender, size).ljust(size, b"\0")
     return addresses_ + ETHERTYPE.to_bytes(2, "big") + payload
 
