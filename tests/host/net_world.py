@@ -332,12 +332,17 @@ def crowding() -> None:
     one, _ = world.nodes
     with cluster_on(world, Cluster((NET,), 4, most_connections=16384)) as (plan, _):
         evil, hardware = one.call(nodes.open_tap, plan, 0), plan.grant.vms[0].nics[0].mac
-        for port in range(1000, 7000):
-            packet = frames.ipv4("10.200.0.1", OUTSIDE, 17, frames.udp(port, 9, b"hello"))
-            one.call(nodes.send_frames, evil, [frames.ethernet(hardware, "52:54:00:ff:ff:00", 0x0800, packet)])
-        count = int(one.call(read, "/proc/sys/net/netfilter/nf_conntrack_count"))
-        # Open vSwitch in its own process may lose some on a busy machine.
-        assert 1000 < count < 4200, count
+
+        def open_many() -> int:
+            for port in range(1000, 7000):
+                packet = frames.ipv4("10.200.0.1", OUTSIDE, 17, frames.udp(port, 9, b"hello"))
+                one.call(nodes.send_frames, evil, [frames.ethernet(hardware, "52:54:00:ff:ff:00", 0x0800, packet)])
+            return int(one.call(read, "/proc/sys/net/netfilter/nf_conntrack_count"))
+
+        # Open vSwitch in its own process loses some on a busy machine: they are sent again, and the limit stays.
+        counts = [next((count for count in (open_many() for _ in range(5)) if count > 3000), 0), open_many()]
+        assert min(counts) > 3000, counts
+        assert max(counts) < 4200, counts
         one.call(nodes.close, evil)
     world.close()
 
