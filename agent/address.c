@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Addresses of a guest that becomes another one, set by its own ip(8). */
 #include "ops.h"
 #include "spawn.h"

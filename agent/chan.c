@@ -1,7 +1,5 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "chan.h"
-
-#include "job.h"
-#include "sock.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -16,7 +14,7 @@ void chan_shut(int *fd)
 	*fd = -1;
 }
 
-struct chan *chan_new(struct chans *chans, enum behind behind, uint32_t stream)
+struct chan *chan_new(struct chans *chans, enum behind behind, const struct chan_kind *kind, uint32_t stream)
 {
 	for (size_t i = 0; i < CHAN_MOST; i++) {
 		struct chan *chan = &chans->table[i];
@@ -24,6 +22,7 @@ struct chan *chan_new(struct chans *chans, enum behind behind, uint32_t stream)
 		if (chan->behind == NOTHING) {
 			memset(chan, 0, sizeof *chan);
 			chan->behind = behind;
+			chan->kind = kind;
 			chan->stream = stream;
 			chan->in = chan->out[0] = chan->out[1] = -1;
 			return chan;
@@ -75,8 +74,8 @@ void chan_leave(struct chan *chan)
 {
 	chan->stream = 0;
 	chan->credit = 0;
-	if (chan->behind == PROCESS)
-		job_left(chan);
+	if (chan->kind->left != NULL)
+		chan->kind->left(chan);
 	else
 		free_chan(chan);
 }
@@ -281,14 +280,10 @@ void chan_pump(struct chans *chans, struct chan *chan)
 {
 	bool still = true; /* nothing more to read now */
 
-	if (chan->behind == LISTENER || chan->connecting) {
-		sock_pump(chans, chan);
+	if (chan->kind->pump != NULL && chan->kind->pump(chans, chan))
 		return;
-	}
 	if (chan->queued > 0)
 		drain_queue(chans, chan);
-	if (chan->ring_length > 0 && chan->stream != 0)
-		job_replay(chans, chan);
 	if (chan->stream != 0 &&
 	    (chan->ring_length > 0 || port_room(chans->port) < PORT_RESERVE + FRAME_MAX + FRAME_HEADER))
 		return;
@@ -302,8 +297,8 @@ void chan_pump(struct chans *chans, struct chan *chan)
 	/* No pipe held more than that when the process ended: the rest is said by others. */
 	if (chan->since_exit > 2 * CHAN_PIPE)
 		still = true;
-	if (chan->behind == PROCESS && chan->exited && still)
-		job_finish(chans, chan);
+	if (chan->kind->over != NULL && chan->exited && still)
+		chan->kind->over(chans, chan);
 	else if (chan->behind == SOCKET && chan->told_end && chan->in_over && chan->queued == 0)
 		chan_close(chans, chan, &(struct answer){.length = 0});
 }

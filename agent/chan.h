@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What is behind a stream: a process with its pipes, a socket, or a listener. One table for all. */
 #ifndef CHAN_H
 #define CHAN_H
@@ -16,8 +17,22 @@
 
 enum behind { NOTHING, PROCESS, SOCKET, DATAGRAMS, LISTENER };
 
+struct chans;
+struct chan;
+
+/* What whoever made it does at certain moments; this file knows none of its users. NULL: nothing. */
+struct chan_kind {
+	/* Before data moves; true: none moves now. */
+	bool (*pump)(struct chans *chans, struct chan *chan);
+	/* Nobody is attached any more; without this it ends. */
+	void (*left)(struct chan *chan);
+	/* Its process has exited, and there is nothing more to read now. */
+	void (*over)(struct chans *chans, struct chan *chan);
+};
+
 struct chan {
 	enum behind behind;
+	const struct chan_kind *kind;
 	uint32_t stream; /* 0: nobody is attached */
 	int in;          /* where DATA goes, -1: nowhere */
 	int out[2];      /* where it comes from, -1: over */
@@ -53,7 +68,7 @@ struct chans {
 };
 
 /* A free place, with nothing open; NULL: there is none. */
-struct chan *chan_new(struct chans *chans, enum behind behind, uint32_t stream);
+struct chan *chan_new(struct chans *chans, enum behind behind, const struct chan_kind *kind, uint32_t stream);
 struct chan *chan_find(struct chans *chans, uint32_t stream);
 struct chan *chan_find_job(struct chans *chans, uint32_t job);
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Frames of pvc-agent(7). */
 #ifndef FRAME_H
 #define FRAME_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Freezing file systems, by a process that thaws them whatever becomes of the agent: its input ends with the agent. */
 #include "ops.h"
 #include "spawn.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Reading a file or a directory, as the user who asked, into a tree. */
 #include "ops.h"
 #include "spawn.h"
@@ -7,12 +8,14 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-static uint8_t block[TREE_BLOCK];
+/* A piece: its head, then its bytes. */
+static uint8_t block[TREE_HEAD + TREE_BLOCK];
 static bool complained;
 
 static void complain(const char *name, const char *what)
@@ -40,38 +43,93 @@ static bool send_bad(const char *name, const char *what)
 	return tree_write_words(&words);
 }
 
-/* A file that shrinks or cannot be read on is filled up, and told to be bad. */
+static bool send_changed(const char *name)
+{
+	struct answer words = {.length = 0};
+
+	words_add(&words, "type", "changed");
+	words_add(&words, "name", "%s", name);
+	return tree_write_words(&words);
+}
+
+static bool send_hole(uint64_t size, uint32_t *crc)
+{
+	frame_put64(block, size | TREE_HOLE);
+	*crc = tree_crc(*crc, block, TREE_HEAD);
+	return tree_write(block, TREE_HEAD);
+}
+
+/* How many bytes from `at` on are no hole; the hole before them is sent. 0: there are none, -1: nobody is there. */
+static ssize_t skip_hole(int fd, uint64_t *at, uint32_t *crc)
+{
+	off_t data = lseek(fd, (off_t)*at, SEEK_DATA), end;
+
+	if (data < 0 && errno != ENXIO)
+		return lseek(fd, (off_t)*at, SEEK_SET) >= 0 ? (ssize_t)TREE_BLOCK : 0;
+	end = data < 0 ? lseek(fd, 0, SEEK_END) : data;
+	if (end > (off_t)*at && !send_hole((uint64_t)end - *at, crc))
+		return -1;
+	*at = end > (off_t)*at ? (uint64_t)end : *at;
+	if (data < 0)
+		return 0;
+	end = lseek(fd, data, SEEK_HOLE);
+	if (lseek(fd, data, SEEK_SET) < 0)
+		return 0;
+	return end - data < (off_t)TREE_BLOCK && end > data ? (ssize_t)(end - data) : (ssize_t)TREE_BLOCK;
+}
+
+/* To its end, wherever that is: files of /proc have no size, and others grow. */
+static bool send_pieces(int fd, bool sparse, uint32_t *crc, const char **problem)
+{
+	uint64_t at = 0;
+
+	for (;;) {
+		ssize_t most = sparse ? skip_hole(fd, &at, crc) : (ssize_t)TREE_BLOCK;
+		ssize_t count = most > 0 ? read(fd, block + TREE_HEAD, (size_t)most) : most;
+
+		if (most < 0)
+			return false;
+		if (count < 0 && errno == EINTR)
+			continue;
+		if (count < 0)
+			*problem = strerror(errno);
+		if (count <= 0)
+			return true;
+		frame_put64(block, (uint64_t)count);
+		*crc = tree_crc(*crc, block, TREE_HEAD + (size_t)count);
+		if (!tree_write(block, TREE_HEAD + (size_t)count))
+			return false;
+		at += (uint64_t)count;
+	}
+}
+
 static bool send_file(int fd, const char *name, const struct stat *facts)
 {
 	struct answer words = {.length = 0};
-	uint64_t left = (uint64_t)facts->st_size;
+	uint64_t stored = (uint64_t)facts->st_blocks * 512;
+	bool sparse = stored < (uint64_t)facts->st_size;
 	const char *problem = NULL;
+	struct stat after;
 	uint32_t crc = 0;
-	uint8_t tail[4];
 
 	add_common(&words, "file", name, facts);
-	words_add(&words, "size", "%llu", (unsigned long long)left);
-	if (!tree_write_words(&words))
+	words_add(&words, "size", "%llu", (unsigned long long)facts->st_size);
+	if (sparse)
+		words_add(&words, "stored", "%llu", (unsigned long long)stored);
+	if (!tree_write_words(&words) || !send_pieces(fd, sparse, &crc, &problem))
 		return false;
-	while (left > 0) {
-		size_t size = left < sizeof block ? (size_t)left : sizeof block;
-		ssize_t count = problem == NULL ? read(fd, block, size) : 0;
-
-		if (count < 0 && errno == EINTR)
-			continue;
-		if (count <= 0) {
-			if (problem == NULL)
-				problem = count < 0 ? strerror(errno) : "became shorter while it was read";
-			memset(block, 0, size);
-			count = (ssize_t)size;
-		}
-		crc = tree_crc(crc, block, (size_t)count);
-		if (!tree_write(block, (size_t)count))
-			return false;
-		left -= (uint64_t)count;
-	}
-	frame_put32(tail, crc);
-	return tree_write(tail, sizeof tail) && (problem == NULL || send_bad(name, problem));
+	frame_put64(block, 0);
+	crc = tree_crc(crc, block, TREE_HEAD);
+	frame_put32(block + TREE_HEAD, crc);
+	if (!tree_write(block, TREE_HEAD + 4))
+		return false;
+	if (problem != NULL)
+		return send_bad(name, problem);
+	if (fstat(fd, &after) == 0 &&
+	    (after.st_size != facts->st_size || after.st_mtim.tv_sec != facts->st_mtim.tv_sec ||
+	     after.st_mtim.tv_nsec != facts->st_mtim.tv_nsec))
+		return send_changed(name);
+	return true;
 }
 
 static bool send_entry(int parent, const char *entry, const char *name, int depth);
@@ -165,7 +223,8 @@ int ops_get(const struct words *words)
 	struct answer end = {.length = 0};
 	const char *path = words_find(words, "path");
 	const char *name;
-	char *real;
+	char *real, *found = NULL;
+	bool sent;
 
 	if (path == NULL || *path == 0) {
 		spawn_say("a get has a path");
@@ -179,14 +238,40 @@ int ops_get(const struct words *words)
 		real[strlen(real) - 1] = 0;
 	name = strrchr(real, '/') != NULL ? strrchr(real, '/') + 1 : real;
 	if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || *name == 0) {
-		char *found = realpath(real, NULL);
-
+		found = realpath(real, NULL);
 		name = found != NULL ? strrchr(found, '/') + 1 : "";
 		if (*name == 0)
 			name = "root";
 	}
-	if (!send_entry(AT_FDCWD, real, name, 0))
+	sent = send_entry(AT_FDCWD, real, name, 0);
+	free(found);
+	free(real);
+	if (!sent)
 		return 1;
 	words_add(&end, "type", "end");
 	return tree_write_words(&end) && !complained ? 0 : 1;
+}
+
+/* The paths that a pattern means, each with a zero behind it; itself, if a file is called so, or nothing fits. */
+int ops_glob(const struct words *words)
+{
+	const char *path = words_find(words, "path");
+	struct stat facts;
+	glob_t found;
+	bool good = true;
+
+	if (path == NULL || *path == 0) {
+		spawn_say("a glob has a path");
+		return 2;
+	}
+	if (lstat(path, &facts) == 0)
+		return tree_write(path, strlen(path) + 1) ? 0 : 1;
+	if (glob(path, GLOB_NOCHECK | GLOB_NOESCAPE, NULL, &found) != 0) {
+		spawn_say("%s: no memory for so many files", path);
+		return 1;
+	}
+	for (size_t i = 0; good && i < found.gl_pathc; i++)
+		good = tree_write(found.gl_pathv[i], strlen(found.gl_pathv[i]) + 1);
+	globfree(&found);
+	return good ? 0 : 1;
 }

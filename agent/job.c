@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "job.h"
 
 #include "spawn.h"
@@ -87,7 +88,9 @@ static _Noreturn void run_child(struct chans *chans, const struct chan *chan, co
 
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	signal(SIGPIPE, SIG_DFL);
+	/* What the agent's own parent ignored (nohup does) a shell could not trap. */
+	for (int number = 1; number < NSIG; number++)
+		signal(number, SIG_DFL);
 	setsid();
 	if (chan->pty)
 		ioctl(child[0], TIOCSCTTY, 0);
@@ -140,9 +143,104 @@ static void keep_title(struct chan *chan, const struct words *words)
 			*at = ' ';
 }
 
+/* The child leads its group only once it has come that far. */
+static void signal_group(pid_t group, int number)
+{
+	if (kill(-group, number) < 0)
+		kill(group, number);
+}
+
+static void ask_to_end(struct chan *chan)
+{
+	signal_group(chan->pid, SIGHUP);
+	signal_group(chan->pid, SIGTERM);
+	signal_group(chan->pid, SIGCONT);
+	chan->kill_at = job_now() + (chan->work ? WORK_PATIENCE_MS : PATIENCE_MS);
+}
+
+static void add_result(struct answer *answer, const struct chan *chan)
+{
+	if (WIFSIGNALED(chan->status))
+		words_add(answer, "signal", "%d", WTERMSIG(chan->status));
+	else
+		words_add(answer, "exit", "%d", WEXITSTATUS(chan->status));
+}
+
+static void forget_oldest(struct chans *chans)
+{
+	struct chan *oldest = NULL;
+	size_t count = 0;
+
+	for (size_t i = 0; i < CHAN_MOST; i++) {
+		struct chan *chan = &chans->table[i];
+
+		if (chan->behind == PROCESS && chan->detach && chan->exited && chan->stream == 0) {
+			count++;
+			if (oldest == NULL || chan->job < oldest->job)
+				oldest = chan;
+		}
+	}
+	if (count > CHAN_ENDED)
+		chan_close(chans, oldest, &(struct answer){.length = 0});
+}
+
+/* Nobody is attached any more: it ends, unless it was to go on. */
+static void left(struct chan *chan)
+{
+	chan->queued = 0;
+	if (chan->detach)
+		return;
+	if (chan->in != chan->out[0])
+		chan_shut(&chan->in);
+	if (!chan->exited)
+		ask_to_end(chan);
+}
+
+/* It has exited and all it said was sent. */
+static void finish(struct chans *chans, struct chan *chan)
+{
+	struct answer answer = {.length = 0};
+
+	if (chan->stream == 0 && chan->detach) {
+		chan_shut(&chan->out[1]);
+		if (chan->in == chan->out[0])
+			chan->out[0] = -1;
+		chan_shut(&chan->out[0]);
+		chan_shut(&chan->in);
+		forget_oldest(chans);
+		return;
+	}
+	/* Its group may have more members that were told to end. */
+	if (chan->kill_at != 0 && kill(-chan->pid, 0) == 0)
+		return;
+	/* There may be more to say than there is credit for. */
+	if (chan->stream != 0 && chan->credit == 0 && chan->since_exit <= 2 * CHAN_PIPE)
+		for (int i = 0; i < 2; i++)
+			if (chan->out[i] >= 0 && poll(&(struct pollfd){.fd = chan->out[i], .events = POLLIN}, 1, 0) > 0)
+				return;
+	add_result(&answer, chan);
+	chan_close(chans, chan, &answer);
+}
+
+/* Send what a detached command said before. */
+static bool replay(struct chans *chans, struct chan *chan)
+{
+	size_t size = chan->ring_length < chan->credit ? chan->ring_length : chan->credit;
+
+	if (chan->stream == 0 || size == 0 || port_room(chans->port) < PORT_RESERVE + FRAME_MAX + FRAME_HEADER)
+		return false;
+	port_send(chans->port, DATA, 0, chan->stream, chan->ring, size);
+	chan->credit -= size;
+	chan->ring_length -= size;
+	memmove(chan->ring, chan->ring + size, chan->ring_length);
+	return false;
+}
+
+static const struct chan_kind KIND = {.pump = replay, .left = left, .over = finish};
+
 void job_start(struct chans *chans, uint32_t stream, const struct words *words, job_work *work)
 {
-	struct chan *chan = chan_new(chans, PROCESS, stream);
+	struct chan *chan = chan_new(chans, PROCESS, &KIND, stream);
 	struct answer answer = {.length = 0};
 	int child[3] = {-1, -1, -1};
 
@@ -205,14 +303,6 @@ void job_attach(struct chans *chans, uint32_t stream, const struct words *words)
 		set_size(chan->in, words);
 }
 
-static void add_result(struct answer *answer, const struct chan *chan)
-{
-	if (WIFSIGNALED(chan->status))
-		words_add(answer, "signal", "%d", WTERMSIG(chan->status));
-	else
-		words_add(answer, "exit", "%d", WEXITSTATUS(chan->status));
-}
-
 void job_list(struct chans *chans, uint32_t stream)
 {
 	struct answer answer = {.length = 0};
@@ -236,13 +326,6 @@ void job_list(struct chans *chans, uint32_t stream)
 	port_send(chans->port, CLOSE, 0, stream, NULL, 0);
 }
 
-/* The child leads its group only once it has come that far. */
-static void signal_group(pid_t group, int number)
-{
-	if (kill(-group, number) < 0)
-		kill(group, number);
-}
-
 void job_note(struct chan *chan, const struct words *words)
 {
 	long number = words_number(words, "signal", 0, 64);
@@ -256,25 +339,6 @@ void job_note(struct chan *chan, const struct words *words)
 	if (!chan->pty || ioctl(chan->in, TIOCGPGRP, &group) < 0 || group <= 0)
 		group = chan->pid;
 	signal_group(group, (int)number);
-}
-
-static void ask_to_end(struct chan *chan)
-{
-	signal_group(chan->pid, SIGHUP);
-	signal_group(chan->pid, SIGTERM);
-	signal_group(chan->pid, SIGCONT);
-	chan->kill_at = job_now() + (chan->work ? WORK_PATIENCE_MS : PATIENCE_MS);
-}
-
-void job_left(struct chan *chan)
-{
-	chan->queued = 0;
-	if (chan->detach)
-		return;
-	if (chan->in != chan->out[0])
-		chan_shut(&chan->in);
-	if (!chan->exited)
-		ask_to_end(chan);
 }
 
 int64_t job_tend(struct chans *chans, int64_t now)
@@ -306,59 +370,4 @@ int64_t job_tend(struct chans *chans, int64_t now)
 		}
 	}
 	return next;
-}
-
-static void forget_oldest(struct chans *chans)
-{
-	struct chan *oldest = NULL;
-	size_t count = 0;
-
-	for (size_t i = 0; i < CHAN_MOST; i++) {
-		struct chan *chan = &chans->table[i];
-
-		if (chan->behind == PROCESS && chan->detach && chan->exited && chan->stream == 0) {
-			count++;
-			if (oldest == NULL || chan->job < oldest->job)
-				oldest = chan;
-		}
-	}
-	if (count > CHAN_ENDED)
-		chan_close(chans, oldest, &(struct answer){.length = 0});
-}
-
-void job_finish(struct chans *chans, struct chan *chan)
-{
-	struct answer answer = {.length = 0};
-
-	if (chan->stream == 0 && chan->detach) {
-		chan_shut(&chan->out[1]);
-		if (chan->in == chan->out[0])
-			chan->out[0] = -1;
-		chan_shut(&chan->out[0]);
-		chan_shut(&chan->in);
-		forget_oldest(chans);
-		return;
-	}
-	/* Its group may have more members that were told to end. */
-	if (chan->kill_at != 0 && kill(-chan->pid, 0) == 0)
-		return;
-	/* There may be more to say than there is credit for. */
-	if (chan->stream != 0 && chan->credit == 0 && chan->since_exit <= 2 * CHAN_PIPE)
-		for (int i = 0; i < 2; i++)
-			if (chan->out[i] >= 0 && poll(&(struct pollfd){.fd = chan->out[i], .events = POLLIN}, 1, 0) > 0)
-				return;
-	add_result(&answer, chan);
-	chan_close(chans, chan, &answer);
-}
-
-void job_replay(struct chans *chans, struct chan *chan)
-{
-	size_t size = chan->ring_length < chan->credit ? chan->ring_length : chan->credit;
-
-	if (size == 0 || port_room(chans->port) < PORT_RESERVE + FRAME_MAX + FRAME_HEADER)
-		return;
-	port_send(chans->port, DATA, 0, chan->stream, chan->ring, size);
-	chan->credit -= size;
-	chan->ring_length -= size;
-	memmove(chan->ring, chan->ring + size, chan->ring_length);
 }

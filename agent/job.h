@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Processes: commands of the host's users, and our own work that may block. */
 #ifndef JOB_H
 #define JOB_H
@@ -13,17 +14,8 @@ void job_attach(struct chans *chans, uint32_t stream, const struct words *words)
 void job_list(struct chans *chans, uint32_t stream);
 void job_note(struct chan *chan, const struct words *words);
 
-/* Nobody is attached any more: it ends, unless it was to go on. */
-void job_left(struct chan *chan);
-
 /* Take in who has exited; kill what does not end. Returns when to look again (ms, as job_now()), 0: never. */
 int64_t job_tend(struct chans *chans, int64_t now);
-
-/* It has exited and all it said was sent. */
-void job_finish(struct chans *chans, struct chan *chan);
-
-/* Send what a detached command said before. */
-void job_replay(struct chans *chans, struct chan *chan);
 
 int64_t job_now(void);
 

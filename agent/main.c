@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pvc-agent(7): finds its port and serves it for ever. */
 #include "job.h"
 #include "session.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "ops.h"
 
 #include "spawn.h"
@@ -23,8 +24,8 @@ static const struct {
 	const char *name;
 	job_work *work;
 } table[] = {
-	{"get", ops_get}, {"put", ops_put}, {"mount", ops_mount}, {"identity", ops_identity}, {"freeze", ops_freeze},
-	{"power", ops_power}, {"settle", ops_settle},
+	{"get", ops_get}, {"put", ops_put}, {"glob", ops_glob}, {"mount", ops_mount}, {"identity", ops_identity},
+	{"freeze", ops_freeze}, {"power", ops_power}, {"settle", ops_settle},
 };
 
 job_work *ops_find(const char *name)
@@ -82,7 +83,31 @@ static void add_load(struct answer *answer)
 	fclose(file);
 }
 
-void ops_metrics(struct answer *answer)
+/* JSON of several lines as one, without the white space before each; what is too long ends early. */
+static void add_json(struct answer *answer, const char *key, const char *path)
+{
+	char text[6144];
+	size_t length = 0;
+	bool begins = true;
+	FILE *file = fopen(path, "re");
+	int found;
+
+	if (file == NULL)
+		return;
+	while (length < sizeof text - 1 && (found = fgetc(file)) != EOF) {
+		if (found == '\n' || found == 0 || (begins && found == ' ')) {
+			begins = true;
+			continue;
+		}
+		begins = false;
+		text[length++] = (char)found;
+	}
+	text[length] = 0;
+	words_add(answer, key, "%s", text);
+	fclose(file);
+}
+
+void ops_metrics(const struct words *words, struct answer *answer)
 {
 	struct timespec now;
 	struct statvfs root;
@@ -99,6 +124,8 @@ void ops_metrics(struct answer *answer)
 	}
 	add_line(answer, "boot-id", "/proc/sys/kernel/random/boot_id");
 	add_line(answer, "hostname", "/proc/sys/kernel/hostname");
+	if (words_is(words, "with", "cloud-init"))
+		add_json(answer, "cloud-init", "/run/cloud-init/status.json");
 }
 
 static void make_dirs(char *path)

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What OPEN may ask for besides commands and connections. */
 #ifndef OPS_H
 #define OPS_H
@@ -7,10 +8,11 @@
 /* The process that does this; NULL: there is no such work. */
 job_work *ops_find(const char *name);
 
-/* How the guest is. */
-void ops_metrics(struct answer *answer);
+/* How the guest is; with "with=cloud-init" also how that got on. */
+void ops_metrics(const struct words *words, struct answer *answer);
 
 int ops_get(const struct words *words);
+int ops_glob(const struct words *words);
 int ops_put(const struct words *words);
 int ops_mount(const struct words *words);
 
@@ -28,6 +30,9 @@ bool ops_give_address(const char *text, int64_t until);
 /* Replace a file at once; a last line gets its end. */
 bool ops_write_file(const char *path, const char *text, mode_t mode);
 bool ops_set_hostname(const char *name);
+
+/* Make the root file system as large as its device; false and a word on what went wrong. */
+bool ops_grow_root(void);
 
 int ops_identity(const struct words *words);
 int ops_settle(const struct words *words);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The port to the host: bytes out through one bounded buffer, frames in, and the session between. */
 #ifndef PORT_H
 #define PORT_H

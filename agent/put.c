@@ -1,5 +1,7 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Writing a tree, as the user who asked. What is not complete never has its name: see ops_put(). */
 #include "ops.h"
+#include "put.h"
 #include "spawn.h"
 #include "tree.h"
 #include "frame.h"
@@ -33,27 +35,12 @@ struct put {
 	int last_fd;
 };
 
-static uint8_t block[TREE_BLOCK];
-static volatile sig_atomic_t told_to_end;
-
 static void note_signal(int number)
 {
 	(void)number;
-	told_to_end = 1;
+	put_told_to_end = 1;
 	/* Whoever waits for input finds its end. */
 	close(0);
-}
-
-static bool fail(const char *name)
-{
-	spawn_say("cannot write %s: %s", name, strerror(errno));
-	return false;
-}
-
-static bool refuse(const char *name, const char *what)
-{
-	spawn_say("%s: %s", name, what);
-	return false;
 }
 
 static void make_name(char name[32])
@@ -105,7 +92,8 @@ static void read_facts(const struct words *words, mode_t *mode, struct timespec 
 	const char *text = words_find(words, "mode");
 	char *end;
 
-	*mode = text != NULL ? (mode_t)strtoul(text, NULL, 8) & 07777 : 0755;
+	/* Set-uid bits were given by the owner of the source, and here it is another one's file. */
+	*mode = text != NULL ? (mode_t)strtoul(text, NULL, 8) & 01777 : 0755;
 	times[0] = times[1] = (struct timespec){.tv_nsec = UTIME_NOW};
 	text = words_find(words, "mtime");
 	if (text == NULL)
@@ -155,20 +143,24 @@ static int open_place(struct put *put, const char *name, const char **base)
 /* The first record says what the top is. */
 static bool find_base(struct put *put, const char *name, bool directory, int *where, const char **base)
 {
+	*where = -1;
+	*base = name;
 	if (strchr(name, '/') != NULL) {
 		if (put->top < 0)
-			return refuse(name, "a tree that does not begin with its top");
+			return put_refuse(name, "a tree that does not begin with its top");
 		*where = open_place(put, name, base);
-		return *where >= 0 || fail(name);
+		return *where >= 0 || put_fail(name);
 	}
 	if (put->final == NULL && (put->final = strdup(name)) == NULL)
-		return fail(name);
+		return put_fail(name);
 	*where = put->parent;
 	*base = put->final;
 	if (!directory || put->top >= 0)
-		return put->top < 0 || refuse(name, "a second top");
+		return put->top < 0 || put_refuse(name, "a second top");
 	put->top = openat(put->parent, put->final, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	put->merges = put->top >= 0;
+	if (!put->merges && errno != ENOENT)
+		return put_fail(put->final);
 	if (!put->merges)
 		make_name(put->temporary);
 	return true;
@@ -182,7 +174,7 @@ static bool put_directory(struct put *put, const struct words *words, const char
 	bool top = strchr(name, '/') == NULL;
 
 	if (later == NULL)
-		return fail(name);
+		return put_fail(name);
 	strcpy(later->name, name);
 	read_facts(words, &later->mode, later->times);
 	later->next = put->later;
@@ -192,16 +184,16 @@ static bool put_directory(struct put *put, const struct words *words, const char
 	if (top && put->merges)
 		return true;
 	if (mkdirat(where, top ? put->temporary : base, 0700) < 0 && (top || errno != EEXIST))
-		return fail(name);
+		return put_fail(name);
 	if (top)
 		put->top = openat(where, put->temporary, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	return !top || put->top >= 0 || fail(name);
+	return !top || put->top >= 0 || put_fail(name);
 }
 
 static bool finish_file(struct put *put, const char *name, const char *base)
 {
 	if (renameat(put->where, put->file, put->where, base) < 0)
-		return fail(name);
+		return put_fail(name);
 	put->file[0] = 0;
 	return true;
 }
@@ -212,77 +204,40 @@ static bool put_link(struct put *put, const struct words *words, const char *nam
 	const char *base;
 
 	if (target == NULL || !find_base(put, name, false, &put->where, &base))
-		return target != NULL ? false : refuse(name, "a link without a target");
+		return target != NULL ? false : put_refuse(name, "a link without a target");
 	make_name(put->file);
-	return (symlinkat(target, put->where, put->file) == 0 || fail(name)) && finish_file(put, name, base);
-}
-
-static bool write_block(int fd, size_t size)
-{
-	size_t done = 0;
-
-	while (done < size) {
-		ssize_t count = write(fd, block + done, size - done);
-
-		if (count < 0 && errno == EINTR && !told_to_end)
-			continue;
-		if (count <= 0)
-			return false;
-		done += (size_t)count;
-	}
-	return true;
-}
-
-static bool copy_file(int fd, const char *name, uint64_t left)
-{
-	uint32_t crc = 0;
-	uint8_t tail[4];
-
-	/* Whether there is room is known before it is sent; a file system that cannot tell will when it is written. */
-	if (left > 0 && fallocate(fd, 0, 0, (off_t)left) < 0 && errno != EOPNOTSUPP && errno != ENOSYS &&
-	    errno != EINVAL)
-		return fail(name);
-	while (left > 0) {
-		size_t size = left < sizeof block ? (size_t)left : sizeof block;
-
-		if (!tree_read(block, size))
-			return refuse(name, "the copy was broken off");
-		crc = tree_crc(crc, block, size);
-		if (!write_block(fd, size))
-			return fail(name);
-		left -= size;
-	}
-	if (!tree_read(tail, sizeof tail))
-		return refuse(name, "the copy was broken off");
-	return frame_get32(tail) == crc || refuse(name, "its checksum is wrong: it was changed on its way");
+	return (symlinkat(target, put->where, put->file) == 0 || put_fail(name)) && finish_file(put, name, base);
 }
 
 static bool put_file(struct put *put, const struct words *words, const char *name)
 {
-	const char *size = words_find(words, "size");
 	const char *base;
 	struct timespec times[2];
+	struct stat there;
 	mode_t mode;
 	bool good;
 	int fd;
 
-	if (size == NULL || *size < '0' || *size > '9' || strlen(size) > 18)
-		return refuse(name, "a file without a size");
 	read_facts(words, &mode, times);
 	if (!find_base(put, name, false, &put->where, &base))
 		return false;
+	/* Said now, not when all of it is there. */
+	if (fstatat(put->where, base, &there, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(there.st_mode)) {
+		errno = EISDIR;
+		return put_fail(name);
+	}
 	make_name(put->file);
 	fd = openat(put->where, put->file, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (fd < 0) {
 		put->file[0] = 0;
-		return fail(name);
+		return put_fail(name);
 	}
-	good = copy_file(fd, name, strtoull(size, NULL, 10));
+	good = put_content(fd, name, words);
 	if (good && (fchmod(fd, mode) < 0 || futimens(fd, times) < 0))
-		good = fail(name);
+		good = put_fail(name);
 	/* Some file systems tell only now that there was no room. */
 	if (close(fd) < 0 && good)
-		good = fail(name);
+		good = put_fail(name);
 	return good && finish_file(put, name, base);
 }
 
@@ -298,14 +253,14 @@ static bool finish_directories(struct put *put)
 			fd = where < 0 ? -1 : openat(where, base, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 		}
 		if (fd < 0 || fchmod(fd, each->mode) < 0 || futimens(fd, each->times) < 0)
-			return fail(each->name);
+			return put_fail(each->name);
 		if (fd != put->top)
 			close(fd);
 	}
 	if (put->temporary[0] == 0)
 		return true;
 	if (renameat(put->parent, put->temporary, put->parent, put->final) < 0)
-		return fail(put->final);
+		return put_fail(put->final);
 	put->temporary[0] = 0;
 	return true;
 }
@@ -321,20 +276,22 @@ static bool take_records(struct put *put)
 		const char *type, *name;
 
 		if (!tree_read(head, sizeof head))
-			return refuse("the copy", "it was broken off");
+			return put_refuse("the copy", "it was broken off");
 		words.length = frame_get32(head);
 		if (words.length > sizeof text || !tree_read(text, words.length) || !words_good(text, words.length))
-			return refuse("the copy", "this is no tree");
+			return put_refuse("the copy", "this is no tree");
 		type = words_find(&words, "type");
 		name = words_find(&words, "name");
 		if (type != NULL && strcmp(type, "end") == 0)
 			return finish_directories(put);
 		if (type == NULL || name == NULL || !good_name(name))
-			return refuse("the copy", "a file without a good name");
+			return put_refuse("the copy", "a file without a good name");
+		if (strcmp(type, "changed") == 0)
+			continue;
 		if (strcmp(type, "dir") == 0 ? !put_directory(put, &words, name)
 		    : strcmp(type, "link") == 0 ? !put_link(put, &words, name)
 		    : strcmp(type, "file") == 0 ? !put_file(put, &words, name)
-						: !refuse(name, "could not be read at its source"))
+						: !put_refuse(name, "could not be read at its source"))
 			return false;
 	}
 }
@@ -346,22 +303,26 @@ static bool find_parent(struct put *put, const struct words *words)
 	char *copy, *slash;
 
 	if (path == NULL || *path == 0)
-		return refuse("put", "a put has a path");
+		return put_refuse("put", "a put has a path");
 	put->parent = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (put->parent >= 0 && words_is(words, "exact", "1")) {
+		errno = EISDIR;
+		return put_fail(path);
+	}
 	if (put->parent >= 0)
 		return true;
 	if (words_is(words, "into", "1") || path[strlen(path) - 1] == '/')
-		return fail(path);
+		return put_fail(path);
 	copy = strdup(path);
 	if (copy == NULL)
-		return fail(path);
+		return put_fail(path);
 	slash = strrchr(copy, '/');
 	put->final = strdup(slash != NULL ? slash + 1 : copy);
 	if (slash != NULL)
 		slash[slash == copy ? 1 : 0] = 0;
 	put->parent = open(slash != NULL ? copy : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	free(copy);
-	return (put->parent >= 0 && put->final != NULL) || fail(path);
+	return (put->parent >= 0 && put->final != NULL) || put_fail(path);
 }
 
 int ops_put(const struct words *words)

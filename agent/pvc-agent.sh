@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Install pvc-agent from the directory of this script, and start it; again and again is fine. See pvc-agent(7).
 # The agent is that of the pvc that runs the VM, so what starts it is made anew at each boot where that can be.
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "session.h"
 
 #include "job.h"
@@ -38,7 +39,7 @@ static void open_stream(struct chans *chans, const struct frame *frame)
 	else if (strcmp(op, "listen") == 0)
 		sock_listen(chans, frame->stream, &words);
 	else if (strcmp(op, "metrics") == 0)
-		ops_metrics(&answer);
+		ops_metrics(&words, &answer);
 	else
 		words_add(&answer, "error", "the agent knows no request %.40s", op);
 	if (answer.length > 0)

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the host's frames mean. */
 #ifndef SESSION_H
 #define SESSION_H

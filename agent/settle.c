@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What a guest is that nobody else makes so: its name, addresses, keys and mounts, as the host knows them. */
 #include "ops.h"
 #include "spawn.h"
@@ -185,6 +186,7 @@ int ops_settle(const struct words *words)
 	good = set_host_key(words) && good;
 	for (text = NULL; (text = words_next(words, "mount", text)) != NULL;)
 		good = mount_share(text) && good;
+	good = ops_grow_root() && good;
 	for (text = NULL; (text = words_next(words, "address", text)) != NULL;)
 		good = ops_give_address(text, until) && good;
 	return good ? 0 : 1;

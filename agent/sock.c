@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "sock.h"
 
 #include <errno.h>
@@ -95,9 +96,13 @@ static void refuse(struct chans *chans, uint32_t stream, const struct answer *an
 	port_send(chans->port, CLOSE, 0, stream, answer->text, answer->length);
 }
 
+static bool pump(struct chans *chans, struct chan *chan);
+
+static const struct chan_kind KIND = {.pump = pump};
+
 static struct chan *new_chan(struct chans *chans, uint32_t stream, enum behind behind, int fd, struct answer *answer)
 {
-	struct chan *chan = chan_new(chans, behind, stream);
+	struct chan *chan = chan_new(chans, behind, &KIND, stream);
 
 	if (chan == NULL) {
 		close(fd);
@@ -330,7 +335,7 @@ static void accept_one(struct chans *chans, const struct chan *listener)
 	if (fd < 0)
 		return;
 	chans->last_stream = (chans->last_stream + 1) & 0x7fffffff;
-	chan = chan_new(chans, SOCKET, 0x80000000u | chans->last_stream);
+	chan = chan_new(chans, SOCKET, &KIND, 0x80000000u | chans->last_stream);
 	if (chan == NULL) {
 		close(fd);
 		return;
@@ -345,30 +350,34 @@ static void accept_one(struct chans *chans, const struct chan *listener)
 	chan_grant(chans, chan);
 }
 
-void sock_pump(struct chans *chans, struct chan *chan)
+/* A connection that is being made, or a listener that has one: no data moves. */
+static bool pump(struct chans *chans, struct chan *chan)
 {
 	struct answer answer = {.length = 0};
 	int error = 0;
 	socklen_t length = sizeof error;
 
+	if (chan->behind != LISTENER && !chan->connecting)
+		return false;
 	if (port_room(chans->port) < PORT_RESERVE)
-		return;
+		return true;
 	if (chan->behind == LISTENER) {
 		if (poll(&(struct pollfd){.fd = chan->in, .events = POLLIN}, 1, 0) > 0)
 			accept_one(chans, chan);
-		return;
+		return true;
 	}
 	if (poll(&(struct pollfd){.fd = chan->in, .events = chan->resolving ? POLLIN : POLLOUT}, 1, 0) <= 0)
-		return;
+		return true;
 	if (chan->resolving) {
 		resolved(chans, chan);
-		return;
+		return true;
 	}
 	getsockopt(chan->in, SOL_SOCKET, SO_ERROR, &error, &length);
 	if (error == 0) {
 		connected(chans, chan);
-		return;
+		return true;
 	}
 	words_add_error(&answer, "cannot connect", error);
 	chan_close(chans, chan, &answer);
+	return true;
 }

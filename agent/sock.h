@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Connections to and from sockets of the guest. */
 #ifndef SOCK_H
 #define SOCK_H
@@ -6,8 +7,5 @@
 
 void sock_connect(struct chans *chans, uint32_t stream, const struct words *words);
 void sock_listen(struct chans *chans, uint32_t stream, const struct words *words);
-
-/* A connection that is being made, or a listener that has one. */
-void sock_pump(struct chans *chans, struct chan *chan);
 
 #endif

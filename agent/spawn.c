@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "spawn.h"
 
 #include <errno.h>
@@ -13,13 +14,17 @@
 
 void spawn_say(const char *format, ...)
 {
+	char text[8192];
 	va_list arguments;
 
-	fputs("pvc-agent: ", stderr);
 	va_start(arguments, format);
-	vfprintf(stderr, format, arguments);
+	vsnprintf(text, sizeof text, format, arguments);
 	va_end(arguments);
-	fputc('\n', stderr);
+	/* A file's name may have the ends of lines in it. */
+	for (char *at = text; *at != 0; at++)
+		if ((unsigned char)*at < ' ' || *at == 0x7f)
+			*at = '?';
+	fprintf(stderr, "pvc-agent: %s\n", text);
 }
 
 int spawn_become(const struct words *words)
@@ -68,8 +73,10 @@ static int set_environment(const struct words *words)
 		if (equals == NULL || equals == each)
 			continue;
 		name = strndup(each, (size_t)(equals - each));
-		if (name == NULL || setenv(name, equals + 1, 1) < 0)
+		if (name == NULL || setenv(name, equals + 1, 1) < 0) {
+			free(name);
 			return 126;
+		}
 		free(name);
 	}
 	return 0;
@@ -79,9 +86,10 @@ int spawn_exec(const struct words *words)
 {
 	const char *each = NULL;
 	const char *file;
-	char *shell[2] = {NULL, NULL};
-	char **argv = NULL;
+	char *shell = NULL;
+	char **argv;
 	size_t count = 0;
+	int code;
 
 	if (set_environment(words) != 0) {
 		spawn_say("no memory for an environment");
@@ -95,21 +103,27 @@ int spawn_exec(const struct words *words)
 
 		file = getenv("SHELL");
 		base = file != NULL ? strrchr(file, '/') : NULL;
-		if (base == NULL || (shell[0] = strdup(base)) == NULL)
+		shell = base != NULL ? strdup(base) : NULL;
+		if (shell == NULL)
 			return 126;
-		*shell[0] = '-';
-		argv = shell;
+		*shell = '-';
 	} else {
-		argv = calloc(count + 1, sizeof *argv);
-		for (size_t i = 0; argv != NULL && i < count; i++) {
-			each = words_next(words, "arg", each);
-			argv[i] = strdup(each);
-		}
-		if (argv == NULL)
-			return 126;
-		file = argv[0];
+		file = words_find(words, "arg");
+	}
+	argv = calloc(count + 2, sizeof *argv);
+	if (argv == NULL) {
+		free(shell);
+		return 126;
+	}
+	argv[0] = shell;
+	for (size_t i = 0; i < count; i++) {
+		each = words_next(words, "arg", each);
+		argv[i] = (char *)each;
 	}
 	execvp(file, argv);
+	code = errno == ENOENT ? 127 : 126;
 	spawn_say("cannot run %s: %s", file, strerror(errno));
-	return errno == ENOENT ? 127 : 126;
+	free(shell);
+	free(argv);
+	return code;
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* KEY=VALUE, each ended by a zero byte: what requests and results are made of. */
 #ifndef WORDS_H
 #define WORDS_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /* Frames, as far as the programs read them, and what they compare. */
 #ifndef PVC_FRAMES_H
 #define PVC_FRAMES_H
@@ -15,6 +16,8 @@
 #define ARP_ETHERNET 1
 #define ARP_REQUEST 1
 #define ARP_REPLY 2
+#define SOURCE_OPTION 1
+#define TARGET_OPTION 2
 #define ROUTER_SOLICIT 133
 #define ROUTER_ADVERT 134
 #define NEIGHBOUR_SOLICIT 135
@@ -33,6 +36,13 @@ struct arp {
 	__u8 target[4];
 } __attribute__((packed));
 
+/* Of discovery, as far as it has a link-layer address; its size is in units of 8 bytes (RFC 4861, 4.6). */
+struct option {
+	__u8 type;
+	__u8 size;
+	__u8 mac[6];
+} __attribute__((aligned(2)));
+
 /* A solicitation or an advertisement with one option (RFC 4861, 4.3 and 4.4). */
 struct neighbour {
 	__u8 type;
@@ -40,9 +50,7 @@ struct neighbour {
 	__u16 checksum;
 	__u32 flags;
 	__u8 target[16];
-	__u8 option;
-	__u8 option_size;
-	__u8 option_mac[6];
+	struct option option;
 };
 
 struct arp_frame {

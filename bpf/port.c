@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /*
  * Programs at the ports of a cluster's networks on the kernel's data path (tc-bpf(8), both at ingress):
  *
@@ -23,8 +24,6 @@
 #define MOST_BLOCKS 131072
 #define LABELLED 0x02
 #define LEAST_HEADERS 28 /* of each piece of a frame that is cut up later: IPv4 and UDP */
-#define SOURCE_OPTION 1
-#define TARGET_OPTION 2
 #define SOLICITED_OVERRIDE 0x60000000
 #define SECOND_US 1000000ULL
 #define SECOND_NS 1000000000ULL
@@ -135,7 +134,8 @@ static __always_inline int answer_neighbour(struct __sk_buff *skb, const struct 
 	__u32 number;
 
 	if (bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)) || frame.ip.nexthdr != IPPROTO_ICMPV6 ||
-	    frame.nd.type != NEIGHBOUR_SOLICIT || frame.nd.option != SOURCE_OPTION || frame.nd.option_size != 1)
+	    frame.nd.type != NEIGHBOUR_SOLICIT || bpf_ntohs(frame.ip.payload_len) < sizeof(frame.nd) ||
+	    frame.nd.option.type != SOURCE_OPTION)
 		return -1;
 	if (!same(frame.nd.target, network->base6, 14))
 		return -1;
@@ -150,8 +150,8 @@ static __always_inline int answer_neighbour(struct __sk_buff *skb, const struct 
 	frame.nd.type = NEIGHBOUR_ADVERT;
 	frame.nd.code = 0;
 	frame.nd.flags = bpf_htonl(SOLICITED_OVERRIDE);
-	frame.nd.option = TARGET_OPTION;
-	copy_mac(frame.nd.option_mac, frame.ether.h_source);
+	frame.nd.option.type = TARGET_OPTION;
+	copy_mac(frame.nd.option.mac, frame.ether.h_source);
 
 	/* The message, and the pseudo header before it (RFC 8200, 8.1): the addresses lie there already. */
 	struct {

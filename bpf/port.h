@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /* What a program at a port is told: pvc/host/portprogs.py packs these. Numbers are of the host, but for addresses. */
 #ifndef PVC_PORT_H
 #define PVC_PORT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /* What a guest leaves to be summed (virtio 1.2, 5.1.6.2): two bytes of a frame that are written after it was judged. */
 #ifndef PVC_SUMS_H
 #define PVC_SUMS_H

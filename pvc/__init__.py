@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc: virtual clusters of VMs as ordinary Slurm jobs.
 
 ``from pvc import Cluster`` is for programs: pvc-api(3).

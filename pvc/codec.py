@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frozen dataclasses to JSON-able data and back, strictly.
 
 ``from_data`` refuses unknown keys, missing keys and wrong types, so it also guards the trust
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -56,11 +58,22 @@ def loads(cls: type[T], text: str | bytes) -> T:
 
     :raise ValueError: not JSON, or not a ``cls``.
     """
+    return from_data(cls, read_json(text))
+
+
+def read_json(text: str | bytes) -> Any:
+    """What a text means that somebody else may have written.
+
+    :raise ValueError: it is not JSON (NaN and its like are not), or is nested too deeply.
+    """
     try:
-        data = json.loads(text)
+        return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return from_data(cls, data)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _wrong(path: str, expected: str, data: Any) -> ValueError:
@@ -90,13 +103,24 @@ def _decoder(kind: Any) -> _Decoder:
 
 def _plain(kind: Any) -> _Decoder:
     def decode(data: Any, path: str) -> Any:
-        if kind is float and isinstance(data, int) and not isinstance(data, bool):
-            return float(data)
+        if kind is float and isinstance(data, int | float) and not isinstance(data, bool):
+            return _finite(data, path)
         if type(data) is not kind:
             raise _wrong(path, kind.__name__, data)
         return data
 
     return decode
+
+
+def _finite(data: float, path: str) -> float:
+    """A number that can be counted with: 1e999 is JSON too, and an integer can be too large for a float."""
+    try:
+        number = float(data)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{path or 'value'}: the number is too large")
+    return number
 
 
 def _enum(kind: type[enum.Enum]) -> _Decoder:

@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files: atomic writes, locks, private directories, safe removal."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-import shutil
 import stat
 import tempfile
 import time
@@ -12,16 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pvc import removal
 from pvc.errors import HostError
 
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644, sync: bool = False) -> None:
     """Replace ``path`` by ``data`` so that a reader sees the old or the new content, never a part.
 
+    A text is UTF-8; what is in it of names that are no text are their bytes.
+
     :raise OSError: the directory is missing or full; the old content stays.
     """
-    content = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    content = os.fsencode(data)
+    # The longest names leave no room for more.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
@@ -30,9 +35,11 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644, sync: bool
                 os.fsync(stream.fileno())
             os.fchmod(stream.fileno(), mode)
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as err:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(err, OSError) and err.filename in {None, temporary}:
+            err.filename = os.fspath(path)  # what is written says nothing of where
         raise
 
 
@@ -78,24 +85,70 @@ def ensure_private_dir(path: Path, *, uid: int | None = None, gid: int = -1) -> 
         if owner != os.geteuid():
             os.chown(path, owner, gid, follow_symlinks=False)
     except FileExistsError:
-        facts = path.lstat()
-        if not stat.S_ISDIR(facts.st_mode):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except NotADirectoryError:
             raise HostError(f"{path} is not a directory") from None
-        if facts.st_uid != owner:
-            raise HostError(f"{path} belongs to uid {facts.st_uid}, not to {owner}") from None
-        path.chmod(0o700)
+        try:
+            facts = os.fstat(fd)
+            if facts.st_uid != owner:
+                raise HostError(f"{path} belongs to uid {facts.st_uid}, not to {owner}") from None
+            os.fchmod(fd, 0o700)
+        finally:
+            os.close(fd)
+
+
+def ensure_own_dir(path: Path) -> None:
+    """As ``ensure_private_dir``, but a link of this user's is followed, as to a file system with more room.
+
+    What it leads to has to be the user's, too; it is made where only the last part of it is missing.
+
+    :raise HostError: something else is there: a file, or a directory or a link of another user.
+    :raise OSError: it cannot be made.
+    """
+    if not path.is_symlink():
+        ensure_private_dir(path)
+        return
+    owner = path.lstat().st_uid
+    if owner != os.geteuid():
+        raise HostError(f"{path} is a link of uid {owner}, not of {os.geteuid()}")
+    target = path.resolve()
+    if not target.parent.is_dir():
+        raise HostError(f"{path} is a link to {os.readlink(path)}, and there is no {target.parent}")
+    ensure_private_dir(target)
+
+
+def open_own(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file or a directory of this user's, in a directory whose owner may exchange it: no link, nobody else's.
+
+    :raise OSError: it cannot be opened; EPERM: it is another user's, or neither a file nor a directory.
+    """
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    facts = os.fstat(fd)
+    if facts.st_uid != os.geteuid() or not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "not a file of yours", os.fspath(path))
+    return fd
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Change the mode of a file or a directory, and of nothing that a link leads to.
+
+    :raise OSError: it is a link, or another user's.
+    """
+    fd = open_own(path)
+    try:
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all below it without following links; absent is fine.
+    """Remove a directory and all below it, or a link, without following links or entering mounts; absent is fine.
 
     :raise OSError: something could not be removed.
     """
-    if path.is_symlink():
-        path.unlink()
-        return
-    with suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    removal.remove(path)
 
 
 def read_text(path: Path, default: str | None = None) -> str:
@@ -104,7 +157,8 @@ def read_text(path: Path, default: str | None = None) -> str:
     :raise OSError: it cannot be read and no default was given.
     """
     try:
-        return path.read_text().strip()
+        # What a process calls itself, and the names of mounts, are any bytes.
+        return path.read_text(errors="replace").strip()
     except OSError:
         if default is None:
             raise

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pure parsers from text to values.
 
 Each raises ``ValueError`` with a message that names the text and what was expected; the caller adds
@@ -13,11 +14,11 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b)?", re.ASCII | re.IGNORECA
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
 _SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+# No disk and no time that anybody means; floats end somewhere, too.
+_MAX_SIZE, _MAX_SECONDS = 1 << 63, 1e12
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 _MAC_PREFIX = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){2}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
-# What VT100s and their heirs take for commands (ECMA-48): CSI and OSC sequences, and two-character escapes.
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 _CPU_RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 
 
@@ -30,12 +31,10 @@ def parse_size(text: str, *, default_unit: str = "") -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 512M or 4G")
     unit = (match[2] or default_unit).lower()
-    return int(float(match[1]) * 1024 ** _UNITS[unit])
-
-
-def strip_controls(text: str) -> str:
-    """``text`` without what would command a terminal: escape sequences and control characters, line ends too."""
-    return "".join(char for char in _ESCAPE.sub("", text).expandtabs() if char.isprintable())
+    size = float(match[1]) * 1024 ** _UNITS[unit]
+    if size >= _MAX_SIZE:
+        raise ValueError(f"{_short(text)} is larger than any size")
+    return int(size)
 
 
 def parse_bool(text: str) -> bool:
@@ -59,7 +58,30 @@ def parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a duration such as 90s or 5m")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds >= _MAX_SECONDS:
+        raise ValueError(f"{_short(text)} is longer than any duration")
+    return seconds
+
+
+def parse_count(text: str, most: int) -> int | None:
+    """The number that decimal digits of somebody else mean; None: they are none, or mean more than ``most``.
+
+    int() refuses some thousands of digits, and takes digits of other scripts.
+    """
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(most)):
+        return None
+    number = int(text)
+    return number if number <= most else None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
+
+
+def expand_home(path: str, homedir: str) -> str:
+    """A path as a shell would have it that saw its ~/; ~ of others stays, for their homes need not be known here."""
+    return homedir.rstrip("/") + path[1:] if path == "~" or path.startswith("~/") else path
 
 
 def parse_name(text: str) -> str:

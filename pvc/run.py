@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The only module that starts processes.
 
 argv lists only, never a shell; standard input is /dev/null unless said; the environment is built, not
@@ -55,7 +56,7 @@ def run(
     try:
         done = subprocess.run(
             words,
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            input=os.fsencode(stdin) if isinstance(stdin, str) else stdin,
             stdin=None if stdin is not None else subprocess.DEVNULL,
             capture_output=True,
             env=dict(BASE_ENV if env is None else env),
@@ -68,6 +69,8 @@ def run(
         raise HostError(f"command {words[0]} not found") from err
     except PermissionError as err:
         raise HostError(f"command {words[0]} may not be run") from err
+    except OSError as err:
+        raise HostError(f"cannot start {words[0]}") from err
     except subprocess.TimeoutExpired as err:
         raise CommandError(words, -1, f"no end after {timeout_s:g} s") from err
     if done.returncode not in ok_codes:

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "client.h"
 
 #include <errno.h>
@@ -27,7 +28,7 @@ static int wait_for(int fd, short events, int64_t deadline_ms)
 }
 
 /* Connected, or -1. A full backlog (EAGAIN) counts as no daemon: the cold path shares its locks. */
-static int open_socket(const char *path)
+static int open_socket(const char *path, const char *end)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = ""};
 	struct ucred peer = {0};
@@ -36,7 +37,8 @@ static int open_socket(const char *path)
 
 	if (fd < 0)
 		goto fail;
-	(void)snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+	if (snprintf(address.sun_path, sizeof(address.sun_path), "%s%s", path, end) >= (int)sizeof(address.sun_path))
+		goto fail;
 	if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) < 0)
 		goto fail;
 	/* A socket that someone else holds open at this path is not the daemon. */
@@ -118,8 +120,11 @@ enum pvc_client_result pvc_client_ask(const char *path, const char *verb, char *
 {
 	enum pvc_client_result result = PVC_CLIENT_NO_ANSWER;
 	char line[PVC_LINE_SIZE] = "";
-	int fd = open_socket(path);
+	/* Users fill the backlog of their socket. Root has one of its own, in any but an older pvc-node. */
+	int fd = open_socket(path, ".root");
 
+	if (fd < 0)
+		fd = open_socket(path, "");
 	if (fd < 0)
 		goto done;
 	result = PVC_CLIENT_TIMED_OUT;

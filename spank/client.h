@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A question to pvc-node's daemon. */
 #ifndef PVC_CLIENT_H
 #define PVC_CLIENT_H

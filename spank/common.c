@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "common.h"
 
 #include <errno.h>
@@ -100,11 +101,25 @@ const char *pvc_common_last_line(char *text)
 	return line == NULL ? text : line + 1;
 }
 
+/* Bytes of what is shown: ASCII and, in UTF-8, letters of Latin, Greek, Cyrillic and CJK; none is drawn as nothing. */
+static size_t shown_bytes(const unsigned char *text)
+{
+	if (text[0] < 0x80)
+		return is_control((char)text[0]) ? 0 : 1;
+	if (text[0] < 0xc3 || text[0] > 0xe9 || (text[1] & 0xc0) != 0x80)
+		return 0;
+	if (text[0] <= 0xd5)
+		return text[0] == 0xcc || text[0] == 0xcd ? 0 : 2;
+	return text[0] >= 0xe3 && (text[2] & 0xc0) == 0x80 && memcmp(text, "\xe3\x85\xa4", 3) != 0 ? 3 : 0;
+}
+
 void pvc_common_clean(char *text)
 {
-	for (char *p = text; *p != '\0'; p++)
-		if (is_control(*p))
-			*p = '?';
+	for (size_t length = 0; *text != '\0'; text += length > 0 ? length : 1) {
+		length = shown_bytes((const unsigned char *)text);
+		if (length == 0)
+			*text = '?';
+	}
 }
 
 void pvc_common_say(void (*say)(const char *format, ...) __attribute__((format(printf, 1, 2))),

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What every part needs: clock, descriptors, text. */
 #ifndef PVC_COMMON_H
 #define PVC_COMMON_H
@@ -38,7 +39,10 @@ uint32_t pvc_common_job_id(const char *name);
 /* The last line of a command's words that says what is wrong: neither empty nor a hint. Cuts the text after it. */
 const char *pvc_common_last_line(char *text);
 
-/* Control characters become '?': a child's words end in logs and on terminals. */
+/*
+ * All but plain text becomes '?', byte by byte: others' words end in logs, in reasons that everybody reads in sinfo -R,
+ * and on terminals. pvc/texts.py does it for the Python, and knows more of Unicode.
+ */
 void pvc_common_clean(char *text);
 
 /* Each line of a text, cleaned, as a message of its own. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Slurm's callbacks, each handed to the part of the context that it runs in. */
 #include <slurm/spank.h>
 #include <stddef.h>
@@ -6,6 +7,9 @@
 #include "slurmd.h"
 #include "stepd.h"
 #include "submit.h"
+
+/* Read from the file by pvc doctor (pvc/ops/slurmcheck.py); nothing else here refers to it. */
+__attribute__((used)) static const char release[] = "pvc plug-in of " PVC_RELEASE ";";
 
 #pragma GCC visibility push(default)
 

@@ -1,10 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "drain.h"
 
 #include <slurm/slurm.h>
 #include <slurm/spank.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "common.h"
 
@@ -17,12 +17,13 @@ void pvc_drain_node(const char *reason)
 	if (node == NULL)
 		return;
 	(void)snprintf(text, sizeof(text), "pvc: %s", reason[0] == '\0' ? "pvc-node failed without a word" : reason);
+	/* Root's terminals show it (sinfo -R), and a word in it may be a user's. */
+	pvc_common_clean(text);
 	/* The process is linked with Slurm's library: no scontrol has to be found and started. */
 	slurm_init_update_node_msg(&message);
 	message.node_names = node;
 	message.node_state = NODE_STATE_DRAIN;
 	message.reason = text;
-	message.reason_uid = geteuid();
 	if (slurm_update_node(&message) != SLURM_SUCCESS)
 		slurm_error("pvc: cannot give Slurm the reason: %s", text);
 }

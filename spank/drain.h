@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Why a node is taken out of service. */
 #ifndef PVC_DRAIN_H
 #define PVC_DRAIN_H

@@ -1,12 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "gres.h"
 
-#include <slurm/slurm.h>
 #include <slurm/spank.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common.h"
+#include "compat.h"
 #include "job.h"
 
 /* So that other jobs cost the controller nothing. What users write here can only spare it the question. */
@@ -16,7 +17,7 @@
 static const char *find_given(const job_info_msg_t *jobs, uint32_t id, const char *node)
 {
 	const slurm_job_info_t *job = pvc_job_find(jobs, id);
-	hostlist_t nodes = job == NULL || job->nodes == NULL ? NULL : slurm_hostlist_create(job->nodes);
+	pvc_compat_hostlist nodes = job == NULL || job->nodes == NULL ? NULL : slurm_hostlist_create(job->nodes);
 	int at = -1;
 
 	if (nodes == NULL)
@@ -47,7 +48,7 @@ void pvc_gres_find(void)
 	if (request == NULL || strstr(request, MARK) == NULL || node == NULL || id == 0)
 		return;
 	/* By the library, not by scontrol's text: users choose some of that (names, paths). */
-	if (slurm_load_job(&jobs, id, SHOW_DETAIL) != SLURM_SUCCESS || jobs == NULL ||
+	if (slurm_load_job(&jobs, pvc_compat_job(id), PVC_JOB_SHOWN) != SLURM_SUCCESS || jobs == NULL ||
 	    slurm_load_node_single(&nodes, node, SHOW_ALL) != SLURM_SUCCESS || nodes == NULL ||
 	    nodes->record_count != 1) {
 		slurm_error("pvc: Slurm's controller does not tell of job %u and node %s", id, node);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The generic resources of a job on this node, as Slurm's controller knows them. */
 #ifndef PVC_GRES_H
 #define PVC_GRES_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "helper.h"
 
 #include <errno.h>
@@ -15,7 +16,7 @@
 #include "common.h"
 
 #define EXIT_NO_EXEC 127
-/* Only where the kernel has no pidfd_open (before 5.3): how often to look. */
+/* How often to look where nothing tells: at forks, and at ends before Linux 5.3 (pidfd_open). */
 #define LOOK_MS 10
 #define KILL_WAIT_MS 2000
 
@@ -100,8 +101,11 @@ int pvc_helper_run(const struct pvc_helper *helper, int *exit_code)
 	int status = 0;
 	int ended = -1;
 	pid_t parent = getpid();
-	pid_t pid = fork();
+	pid_t pid = -1;
 
+	/* Users can have all processes that a node may have, for a moment or until somebody sees to it. */
+	while ((pid = fork()) < 0 && errno == EAGAIN && pvc_common_left_ms(helper->deadline_ms) > 0)
+		(void)poll(NULL, 0, LOOK_MS);
 	if (pid < 0) {
 		slurm_error("pvc: cannot fork: %s", strerror(errno));
 		goto fail;

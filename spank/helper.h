@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Start pvc or pvc-node and wait for its end, no longer than a deadline. */
 #ifndef PVC_HELPER_H
 #define PVC_HELPER_H

@@ -1,11 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "het.h"
 
-#include <slurm/slurm.h>
 #include <slurm/spank.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "common.h"
+#include "compat.h"
 #include "job.h"
 
 static const slurm_job_info_t *find_component(const job_info_msg_t *jobs, uint32_t het_job, uint32_t offset)
@@ -16,32 +18,28 @@ static const slurm_job_info_t *find_component(const job_info_msg_t *jobs, uint32
 	return NULL;
 }
 
-/* Equal neighbours are folded: "4(x2),1". */
-char *pvc_het_cpus(const slurm_job_info_t *job)
+/* Equal neighbours are folded: "4(x2),1", as in SLURM_JOB_CPUS_PER_NODE. */
+char *pvc_het_cpus(uint32_t id)
 {
 	char *text = NULL;
 	size_t size = 0;
-	uint32_t repeats = 0;
-	const char *comma = "";
-	FILE *out = job->job_resrcs == NULL ? NULL : open_memstream(&text, &size);
+	resource_allocation_response_msg_t *given = NULL;
+	FILE *out = NULL;
 
-	for (uint32_t i = 0; out != NULL && i < job->num_nodes; i += repeats) {
-		int cpus = slurm_job_cpus_allocated_on_node_id(job->job_resrcs, (int)i);
+	if (slurm_allocation_lookup(pvc_compat_job(id), &given) != SLURM_SUCCESS || given == NULL)
+		return NULL;
+	if (given->num_cpu_groups > 0)
+		out = open_memstream(&text, &size);
+	for (uint32_t i = 0; out != NULL && i < given->num_cpu_groups; i++) {
+		uint32_t repeats = given->cpu_count_reps[i];
 
-		if (cpus <= 0)
-			goto fail;
-		for (repeats = 1; i + repeats < job->num_nodes; repeats++)
-			if (slurm_job_cpus_allocated_on_node_id(job->job_resrcs, (int)(i + repeats)) != cpus)
-				break;
-		(void)fprintf(out, repeats > 1 ? "%s%d(x%u)" : "%s%d", comma, cpus, repeats);
-		comma = ",";
+		(void)fprintf(out, "%s%u", i == 0 ? "" : ",", given->cpus_per_node[i]);
+		if (repeats > 1)
+			(void)fprintf(out, "(x%u)", repeats);
 	}
+	slurm_free_resource_allocation_response_msg(given);
 	if (out == NULL || fclose(out) == 0)
 		return text;
-	out = NULL;
-fail:
-	if (out != NULL)
-		(void)fclose(out);
 	free(text);
 	return NULL;
 }
@@ -51,7 +49,8 @@ static int print_components(FILE *out, const job_info_msg_t *jobs, uint32_t het_
 {
 	for (uint32_t offset = 0; offset < jobs->record_count; offset++) {
 		const slurm_job_info_t *job = find_component(jobs, het_job, offset);
-		char *cpus = job == NULL || job->nodes == NULL || job->nodes[0] == '\0' ? NULL : pvc_het_cpus(job);
+		bool has_nodes = job != NULL && job->nodes != NULL && job->nodes[0] != '\0';
+		char *cpus = has_nodes ? pvc_het_cpus(job->job_id) : NULL;
 
 		if (cpus == NULL)
 			return -1;
@@ -74,7 +73,7 @@ void pvc_het_find_components(void)
 	if (het_job == 0)
 		return;
 	/* The process is linked with Slurm's library: one question to the controller, no scontrol to be started. */
-	if (slurm_load_job(&jobs, het_job, SHOW_DETAIL) != SLURM_SUCCESS || jobs == NULL) {
+	if (slurm_load_job(&jobs, pvc_compat_job(het_job), PVC_JOB_SHOWN) != SLURM_SUCCESS || jobs == NULL) {
 		slurm_error("pvc: Slurm's controller does not tell of job %u", het_job);
 		return;
 	}

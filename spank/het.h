@@ -1,8 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The other components of a heterogeneous job, as Slurm's controller knows them. */
 #ifndef PVC_HET_H
 #define PVC_HET_H
 
-#include <slurm/slurm.h>
+#include <stdint.h>
 
 /*
  * Put "JOB/NODES/CPUS" of every component, with ";" between them, into the environment as PVC_JOB_HET_COMPONENTS: lists
@@ -10,7 +11,7 @@
  */
 void pvc_het_find_components(void);
 
-/* Cores of each node of a job, as in SLURM_JOB_CPUS_PER_NODE; to be freed. NULL: the controller did not tell. */
-char *pvc_het_cpus(const slurm_job_info_t *job);
+/* CPUs of each node of a running job, as in SLURM_JOB_CPUS_PER_NODE; to be freed. NULL: the controller did not tell. */
+char *pvc_het_cpus(uint32_t id);
 
 #endif

@@ -1,13 +1,14 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "job.h"
 
 #include <errno.h>
-#include <slurm/slurm_errno.h>
 #include <slurm/spank.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common.h"
+#include "compat.h"
 
 /* Linux refuses a longer string in an environment: nothing that reaches a hook is cut by this. */
 #define VALUE_SIZE (128 * 1024)
@@ -20,6 +21,7 @@ static const char *const keys[] = {
 	"SLURM_NODELIST",
 	"SLURM_JOB_CPUS_PER_NODE",
 	"SLURMD_NODENAME",
+	"SLURM_CLUSTER_NAME",
 	"SLURM_RESTART_COUNT",
 	"SLURM_CONF",
 	PVC_JOB_HET_ID,
@@ -76,7 +78,7 @@ bool pvc_job_has_ended(uint32_t id)
 	const slurm_job_info_t *job = NULL;
 	job_info_msg_t *jobs = NULL;
 
-	if (slurm_load_job(&jobs, id, SHOW_DETAIL) != SLURM_SUCCESS || jobs == NULL)
+	if (slurm_load_job(&jobs, pvc_compat_job(id), PVC_JOB_SHOWN) != SLURM_SUCCESS || jobs == NULL)
 		return errno == ESLURM_INVALID_JOB_ID;
 	job = pvc_job_find(jobs, id);
 	ended = job != NULL && !pvc_job_is_running(job);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the prolog and epilog tell pvc-node of a job: allow-listed variables of Slurm's environment. */
 #ifndef PVC_JOB_H
 #define PVC_JOB_H
@@ -17,6 +18,9 @@
 
 /* Sent in place of a request that could break the protocol: pvc-node records a refusal for the launcher. */
 #define PVC_JOB_BAD_REQUEST "invalid"
+
+/* Of this cluster alone: the library asks all clusters of a federation, and one that gave a job away calls it ended. */
+#define PVC_JOB_SHOWN (SHOW_DETAIL | SHOW_LOCAL)
 
 /* A job by its own id in what Slurm's controller tells, or NULL. */
 const slurm_job_info_t *pvc_job_find(const job_info_msg_t *jobs, uint32_t id);

@@ -1,10 +1,11 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "late.h"
 
-#include <slurm/slurm.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "common.h"
+#include "compat.h"
 #include "config.h"
 #include "het.h"
 #include "job.h"
@@ -39,7 +40,7 @@ static int put_number(const char *name, uint32_t number)
 static int put_job(const slurm_job_info_t *job, const char *request)
 {
 	int rv = -1;
-	char *cpus = pvc_het_cpus(job);
+	char *cpus = pvc_het_cpus(job->job_id);
 
 	forget_job();
 	if (cpus == NULL || job->nodes == NULL)
@@ -77,7 +78,7 @@ int pvc_late_set_up(spank_t sp, int ac, char *av[])
 	/* A job that was refused has none either: pvc-node says so at once, and tells the launcher why. */
 	if (pvc_node_has(&config, id, "plan.json"))
 		return 0;
-	if (slurm_load_job(&jobs, id, SHOW_DETAIL) == SLURM_SUCCESS && jobs != NULL)
+	if (slurm_load_job(&jobs, pvc_compat_job(id), PVC_JOB_SHOWN) == SLURM_SUCCESS && jobs != NULL)
 		job = pvc_job_find(jobs, id);
 	if (job != NULL && pvc_job_is_running(job) && put_job(job, request) == 0)
 		rv = pvc_node_prepare(&config, pvc_node_ensure);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What a step does for a prolog that never ran. */
 #ifndef PVC_LATE_H
 #define PVC_LATE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What is asked of pvc-node for a job, by its daemon or by a process of its own. */
 #ifndef PVC_NODE_H
 #define PVC_NODE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The option that users see. */
 #ifndef PVC_OPTIONS_H
 #define PVC_OPTIONS_H

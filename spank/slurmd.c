@@ -1,5 +1,7 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "slurmd.h"
 
+#include <slurm/slurm.h>
 #include <stdlib.h>
 
 #include "common.h"
@@ -23,6 +25,8 @@ int pvc_slurmd_prolog(int ac, char *av[])
 
 	if (getenv(PVC_JOB_REQUEST) == NULL)
 		return 0;
+	/* A hook's process has loaded nothing that questions to the controller need (24.11); twice does no harm. */
+	slurm_init(NULL);
 	if (pvc_config_parse(&config, ac, av) < 0) {
 		pvc_drain_node(bad_arguments);
 		return -1;
@@ -39,10 +43,12 @@ int pvc_slurmd_epilog(int ac, char *av[])
 	if (pvc_config_parse(&config, ac, av) < 0) {
 		if (getenv(PVC_JOB_REQUEST) == NULL)
 			return 0;
+		slurm_init(NULL);
 		pvc_drain_node(bad_arguments);
 		return -1;
 	}
 	if (job_id == 0 || !pvc_node_has(&config, job_id, ""))
 		return 0;
+	slurm_init(NULL);
 	return pvc_node_ask(&config, pvc_node_teardown);
 }

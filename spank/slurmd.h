@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Root's hooks around a job, on each of its nodes. */
 #ifndef PVC_SLURMD_H
 #define PVC_SLURMD_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Inside slurmstepd. */
 #ifndef PVC_STEPD_H
 #define PVC_STEPD_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "submit.h"
 
 #include <errno.h>
@@ -151,6 +152,7 @@ int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[])
 		/* A job that is submitted from inside a job of ours is not one itself. */
 		if (!is_step) {
 			(void)unsetenv(DEFINITION_VARIABLE);
+			(void)unsetenv(REQUEST_VARIABLE);
 			(void)unsetenv("SLURM_SPANK_" DEFINITION_VARIABLE);
 			(void)unsetenv("SLURM_SPANK_" REQUEST_VARIABLE);
 		}
@@ -170,7 +172,7 @@ int pvc_submit_init_post_opt(spank_t sp, int ac, char *av[])
 		slurm_error("pvc: cannot hand the request to Slurm: %s", spank_strerror(err));
 		return -1;
 	}
-	if (setenv(DEFINITION_VARIABLE, definition, 1) < 0) {
+	if (setenv(DEFINITION_VARIABLE, definition, 1) < 0 || setenv(REQUEST_VARIABLE, shared_request, 1) < 0) {
 		slurm_error("pvc: cannot set %s: %s", DEFINITION_VARIABLE, strerror(errno));
 		return -1;
 	}

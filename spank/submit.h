@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The submitting side: salloc, sbatch and an srun that makes its own job. */
 #ifndef PVC_SUBMIT_H
 #define PVC_SUBMIT_H

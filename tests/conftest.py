@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Guards of the unit tests: no process is started, no socket opened, unless a test says so by a marker.
 
 The guards raise a BaseException, which no handler in pvc takes for an ordinary error.
@@ -6,6 +7,7 @@ The guards raise a BaseException, which no handler in pvc takes for an ordinary 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -15,13 +17,37 @@ from typing import Any, NoReturn
 import hypothesis
 import pytest
 
-# A machine that does other work, too, is no failure: no test asserts a time.
-hypothesis.settings.register_profile("house", deadline=None)
+# One testbed for tests/slurm and tests/attacks of a process: each conftest of its own would bring one up.
+from tests.slurm.fixtures import bare, before, debian, small, tb, testbed
+
+__all__ = ["bare", "before", "debian", "small", "tb", "testbed"]
+# A machine that does other work, too, is no failure: no test asserts a time. Each run draws other examples, so few of
+# them find in days what many find at once: `make fuzz` has the many.
+hypothesis.settings.register_profile("house", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("deep", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("house")
 _OUTSIDE = ("host", "vm", "slurm")
+# A file is one worker's, so what takes minutes begins first: the last one would be alone at the end.
+_LONGEST = ("vm/test_images.py", "slurm/test_faults.py", "slurm/test_network_l3.py", "slurm/test_reach_guests.py")
+# Of the unit tests, whose processes take each other's rest, those that take seconds each.
+_LONG = ("unit/test_linters.py", "unit/test_spank.py", "unit/test_agent_sources.py", "unit/images/test_faults.py")
+# Trees of syntax, examples and modules are millions of objects, hardly any of them in rings. Looked through time and
+# again, parsing pvc alone takes four times as long.
+gc.set_threshold(50_000, 20, 20)
 # What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all else in the order in which it was found."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONGEST + _LONG))
+
+
+def pytest_collection_finish() -> None:
+    """What is there for all tests is looked through no more, and what processes are forked shares it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

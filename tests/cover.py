@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hide directories of the machine in this mount namespace, but not the checkout that the tests run from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that nobody here made, for tests: fetched or built once, kept in a cache outside of the tree."""
 
 from __future__ import annotations

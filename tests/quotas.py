@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A directory with a quota, on a file system of its own."""
 
 from __future__ import annotations

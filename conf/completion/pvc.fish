@@ -6,9 +6,9 @@ function __pvc_complete
         set -l parts (string split -m 2 \t -- $item)
         switch $parts[1]
             case file
-                __fish_complete_path $parts[2]
+                __fish_complete_path (string escape -- $parts[2])
             case dir
-                __fish_complete_directories $parts[2]
+                __fish_complete_directories (string escape -- $parts[2])
             case '*'
                 printf '%s\t%s\n' $parts[2] $parts[3]
         end

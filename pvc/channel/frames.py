@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames of pvc-agent(7), "Frames" and "Sessions": how they are packed, and a decoder that believes nothing."""
 
 from __future__ import annotations
@@ -7,6 +8,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+
+from pvc.texts import clean_text
 
 HEADER = struct.Struct("<BBHII")
 CHECK = 0x5650
@@ -27,7 +30,6 @@ CLIENT_BUDGET = 1 << 24
 SECOND = 1  # the flag of DATA: standard error
 _NOT_ZERO = re.compile(rb"[^\0]")
 _KEY = re.compile(rb"[a-z0-9-]{1,32}=")
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\u200a\u2010-\u2027\u2070-\ud7ff\uf900-\ufefe\uff00-\uffef]+")
 
 
 class Kind(IntEnum):
@@ -98,7 +100,7 @@ def parse_hello(payload: bytes) -> Hello:
     protocol = words.get("protocol", "")
     if not protocol.isdecimal() or len(protocol) > 6:
         raise ProtocolError("a HELLO without the version of its protocol")
-    return Hello(session, agent, int(protocol), printable(words.get("release", ""))[:40])
+    return Hello(session, agent, int(protocol), clean_text(words.get("release", ""), 40))
 
 
 def pack_credit(count: int) -> bytes:
@@ -148,14 +150,9 @@ def parse_words(payload: bytes) -> list[tuple[str, str]]:
     return found
 
 
-def printable(text: str) -> str:
-    """Text of a guest for people: without what a terminal would obey."""
-    return _UNPRINTABLE.sub("?", text)
-
-
 def find_hint(words: Mapping[str, str]) -> str | None:
     """What to do about an ``error``; it may be a guest that says so."""
-    return printable(words["hint"]) if "hint" in words else None
+    return clean_text(words["hint"]) if "hint" in words else None
 
 
 class Decoder:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The client's end of a connection that carries streams to agents, without the connection: bytes in, events out.
 
 pvc-agent(7) has the frames; a supervisor leads them to the agents. Whoever has a connection hands what comes to

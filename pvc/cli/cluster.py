@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands for a whole cluster of VMs."""
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from pvc.cli import output
-from pvc.cli.options import cluster_options, json_option
-from pvc.cli.passthrough import SlurmCommand, slurm_words
-
-_MOUNT = "HOSTDIR:GUESTDIR[:ro][:type=9p|virtiofs]"
+from pvc.cli.options import cluster_options, guest_options, json_option, quiet_option, time_option
+from pvc.cli.passthrough import BatchCommand, SlurmCommand, slurm_words
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,15 +29,11 @@ def _wishes_options(function: Function) -> Function:
                      help="Name of the job."),
         click.option("-E", "--script", is_flag=False, metavar="SCRIPT",
                      help="Run SCRIPT with the ARGUMENTS instead of a shell; its exit code is the command's."),
-        click.option("--image", "images", multiple=True, metavar="[TEMPLATE=]IMAGE",
-                     help="Boot this image instead of the template's."),
-        click.option("--user-data", metavar="FILE", help="Give the guests this cloud-config."),
-        click.option("--mount", "mounts", multiple=True, metavar=_MOUNT,
-                     help="Give the guests a directory of their nodes, by 9p or virtio-fs."),
+        guest_options,
         click.option("--resource-set", metavar="NAME", help="Use these networks instead of the templates'."),
-        click.option("--warn", multiple=True, metavar="TIME",
-                     help="Warn here and in the guests so long before the job's end (default: 10m and 1m; 0: never)."),
-        click.option("-Q", "--quiet", is_flag=True, help="Say nothing but errors."),
+        time_option("--warn", "warn_s", multiple=True,
+                    help="Warn here and in the guests so long before the job's end (default: 10m and 1m; 0: never)."),
+        quiet_option,
         click.argument("definition", required=False),
         click.argument("arguments", nargs=-1, type=click.UNPROCESSED),
     ]  # fmt: skip
@@ -59,21 +54,22 @@ def alloc(ctx: click.Context, /, script: str | None, arguments: tuple[str, ...],
     DEFINITION is TEMPLATE[:COUNT][,TEMPLATE[:COUNT]...]; the VMs are vm0, vm1, and so on. With a SCRIPT, or a
     command after the definition, that is run instead of the shell. The VMs end with it.
 
-    Any option of salloc may be given; one that takes a value and is a plug-in's is written --option=value.
+    Any option of salloc may be given, also those of plug-ins.
     """
     from pvc.ops.submission import ClusterWishes, run_alloc
 
     run_alloc(ClusterWishes(slurm=slurm_words(ctx), **options), _command_line(script, arguments))
 
 
-@click.command(cls=SlurmCommand)
+@click.command(cls=BatchCommand)
 @_wishes_options
 @click.option("--wait-vms", "wait", is_flag=True, help="Begin the script when all VMs answer, not when they boot.")
 @click.pass_context
 def batch(ctx: click.Context, /, script: str | None, arguments: tuple[str, ...], **options: Any) -> None:
     """Queue a job that boots a cluster of VMs and runs a script on its first node.
 
-    The job's exit code is the script's. Any option of sbatch may be given; --wait is sbatch's own.
+    The job's exit code is the script's. Any option of sbatch may be given, also in lines of the script that begin with
+    #SBATCH; --wait is sbatch's own.
     """
     from pvc.ops.submission import ClusterWishes, run_batch
 
@@ -87,10 +83,15 @@ def resolve(definition: str) -> None:
     from pvc.config.load import load_user_config
     from pvc.ops import handover
     from pvc.ops.sizing import resolve_by_hand
+    from pvc.ops.wholenodes import find_dealing
+    from pvc.slurm.caller import read_caller
 
     cpus = os.environ.get(handover.CPUS_VARIABLE, "")
     request = resolve_by_hand(definition, load_user_config(), int(cpus) if cpus.isdecimal() else None)
-    click.echo(request.encode())
+    caller = read_caller(os.getppid())
+    if caller is not None:
+        request = find_dealing(request, caller.words, os.environ, caller.program)
+    output.say(request.encode())
 
 
 @click.command(hidden=True)
@@ -124,17 +125,14 @@ def announce(job: int, seconds: int, text: str) -> None:
     from pvc.cli.vm import find_control
     from pvc.ops.announce import announce as tell
 
-    click.echo(f"told {tell(find_control(job, None), seconds, text)} VMs")
+    output.say(f"told {tell(find_control(job, None), seconds, text)} VMs")
 
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[DEFINITION | VM...]")
-@click.option("--image", "images", multiple=True, metavar="[TEMPLATE=]IMAGE", help="Boot this image instead.")
-@click.option("--user-data", metavar="FILE", help="Give the guests this cloud-config.")
-@click.option("--mount", "mounts", multiple=True, metavar=_MOUNT,
-              help="Give the guests a directory of their nodes, by 9p or virtio-fs.")  # fmt: skip
-@click.option("--wait", is_flag=True, help="Return when all VMs answer, not when they boot.")
-@click.option("-Q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@guest_options
+@click.option("--wait", is_flag=True, help="Wait until all VMs answer, not only until they boot.")
+@quiet_option
 @cluster_options
 @json_option
 def start(
@@ -237,10 +235,10 @@ def ps(all_users: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("vms", nargs=-1)
-@click.option("--grace", metavar="TIME", default="10s", show_default=True, help="Time for the guests to shut down.")
+@time_option("--grace", "grace_s", default="10s", show_default=True, help="Time for the guests to shut down.")
 @cluster_options
 @json_option
-def stop(vms: tuple[str, ...], grace: str, job_id: int | None, job_name: str | None, as_json: bool) -> None:
+def stop(vms: tuple[str, ...], grace_s: float, job_id: int | None, job_name: str | None, as_json: bool) -> None:
     """Shut a cluster's VMs down; the job of pvc alloc and pvc batch ends with them.
 
     With VMS, names or sets such as vm0 or vm[2-5], only these, and the cluster goes on even without a running VM: they
@@ -251,12 +249,7 @@ def stop(vms: tuple[str, ...], grace: str, job_id: int | None, job_name: str | N
     from pvc.errors import UsageError
     from pvc.model.vm import Order
     from pvc.ops.cluster import Cluster
-    from pvc.parse import parse_duration
 
-    try:
-        grace_s = parse_duration(grace)
-    except ValueError as err:
-        raise UsageError(f"--grace: {err}") from None
     if vms:
         give_order(Cluster.find(job_id, job_name), Order.STOP, vms, grace_s=grace_s, as_json=as_json)
     elif as_json:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers the shells' questions for completions; see ``pvc completion`` for the shells' side.
 
 The shell puts the line up to the cursor into COMP_LINE and starts ``pvc`` with PVC_COMPLETE=bash, zsh or fish. The
@@ -14,6 +15,8 @@ from typing import Any
 
 import click
 from click.shell_completion import CompletionItem, ShellComplete, split_arg_string
+
+from pvc.texts import clean_text
 
 VARIABLE, LINE = "PVC_COMPLETE", "COMP_LINE"
 _MOST = 2000
@@ -53,8 +56,13 @@ def _format(item: CompletionItem[str], shell: str, incomplete: str) -> str:
         # COMP_WORDBREAKS: to bash, the word begins after these
         cut = max(incomplete.rfind(sign) for sign in ":=@") + 1
         value = value[cut:] if value.startswith(incomplete[:cut]) else value
+    if not {"\t", "\r", "\n"}.isdisjoint(value):
+        return ""  # no line of an answer can say it
     kind = "open" if item.type == "plain" and value.endswith((":", "=", "/")) else item.type
-    return "\t".join([kind, value, *([" ".join(item.help.split())] if item.help else [])]) + "\n"
+    if any(sign in value for sign in "\t\n\r\0"):
+        return ""  # a word that this answer has no form for
+    # The value goes into the line that is typed, with its user's own bytes; the help is only shown.
+    return "\t".join([kind, value, *([clean_text(" ".join(item.help.split()))] if item.help else [])]) + "\n"
 
 
 class _Live(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
@@ -62,10 +70,10 @@ class _Live(click.ParamType):  # type: ignore[type-arg]  # not generic before cl
 
     def __init__(self, inner: click.ParamType[Any], lister: Lister) -> None:
         self.name = inner.name
-        self._inner, self._lister = inner, lister
+        self.inner, self._lister = inner, lister
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return self._inner.convert(value, param, ctx)
+        return self.inner.convert(value, param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         del param  # it is the one that this type was made for
@@ -197,6 +205,7 @@ LISTERS: dict[str, Lister] = {
     "[TEMPLATE=]IMAGE": _images,
     "IMAGE": _images,
     "arguments": _shell_words,
+    "cp.words": _places,
     "definition": _templates,
     "job_id": _jobs,
     "job_name": _names,
@@ -219,8 +228,8 @@ def main(group: click.Group, helps: Mapping[str, str], shell: str) -> int:
     """Answer the question in the environment, and nothing else; returns the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
-        sys.stdout.write(answer(group, helps, shell, os.environ.get(LINE, "")))
-        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(answer(group, helps, shell, os.environ.get(LINE, ""))))
+        sys.stdout.buffer.flush()
     except Exception:  # noqa: BLE001  nothing of it may reach the line that is being typed
         return 1
     return 0

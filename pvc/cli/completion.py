@@ -1,8 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc completion``."""
 
 from __future__ import annotations
 
 import click
+
+from pvc.cli import output
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -21,4 +24,4 @@ def completion(shell: str) -> None:
         text = (find_share() / "conf" / "completion" / f"pvc.{shell}").read_text(encoding="utf-8")
     except OSError as err:
         raise HostError("the completions are missing from this installation of pvc") from err
-    click.echo(text, nl=False)
+    output.pass_on(text.encode())

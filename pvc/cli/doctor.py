@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc doctor``."""
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import click
 from pvc.cli import output
 from pvc.cli.options import json_option, narrowing_options
 from pvc.errors import HostError
+from pvc.texts import clean_text
 
 if TYPE_CHECKING:
     from pvc.ops.checkup import Finding
@@ -20,12 +22,12 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 @click.command()
 @click.option("--node", is_flag=True, help="Examine this machine as a compute node; as root, more is seen.")
-@click.option("--nodes", metavar="NODES", help="Examine these nodes, each in a small job of yours, as n[1-3].")
+@click.option("--nodelist", metavar="NODES", help="Examine these nodes, each in a small job of yours, as n[1-3].")
 @narrowing_options("Examine the networks of")
 @json_option
 @click.pass_context
 def doctor(
-    ctx: click.Context, /, node: bool, nodes: str | None, job_id: int | None, job_name: str | None, as_json: bool
+    ctx: click.Context, /, node: bool, nodelist: str | None, job_id: int | None, job_name: str | None, as_json: bool
 ) -> None:
     """Say what this machine, your set-up, a node or a running cluster lacks, and how to fix it.
 
@@ -51,8 +53,8 @@ def doctor(
         from pvc.ops.launch import find_pvc
 
         findings = list(examine_user())
-        if nodes is not None:
-            findings += examine_nodes(nodes, find_pvc())
+        if nodelist is not None:
+            findings += examine_nodes(nodelist, find_pvc())
     if as_json:
         output.print_json(findings)
     else:
@@ -64,10 +66,11 @@ def _print(findings: Sequence[Finding]) -> None:
     width = max(len(_label(finding)) for finding in findings)
     for finding in findings:
         verdict = output.paint(f"{finding.verdict.value:<4}", _COLOURS[finding.verdict.value], sys.stdout)
-        click.echo(f"{verdict}  {_label(finding):<{width}}  {finding.text}")
+        output.say(f"  {_label(finding):<{width}}  {clean_text(finding.text)}", label=verdict)
         if finding.fix:
-            click.echo(f"{'':<{width + 8}}{output.paint('fix:', 'cyan', sys.stdout)} {finding.fix}")
+            fix = output.paint("fix:", "cyan", sys.stdout)
+            output.say(clean_text(finding.fix), label=f"{'':<{width + 8}}{fix} ")
 
 
 def _label(finding: Finding) -> str:
-    return f"{finding.where} {finding.check}" if finding.where else finding.check
+    return clean_text(f"{finding.where} {finding.check}" if finding.where else finding.check)

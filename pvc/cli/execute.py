@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``pvc exec``."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pvc.cli import output
-from pvc.cli.options import cluster_options, json_option
+from pvc.cli.options import cluster_options, json_option, raw_option, time_option, user_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,13 +25,14 @@ _SETTINGS = {"allow_interspersed_args": False}
 @click.option(
     "-w", "--vms", "wanted", multiple=True, metavar="VMS", help="In these VMs, such as vm[0-3]; default: all."
 )
-@click.option("-u", "--user", default="root", show_default=True, help="As this user of the guest.")
+@user_option
 @click.option("-t", "--pty", is_flag=True, help="With a terminal; one VM only. ~. at the beginning of a line leaves.")
 @click.option("-C", "--chdir", "cwd", metavar="DIR", help="In this directory of the guest; default: the user's home.")
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="With this variable in its environment.")
-@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="End what takes longer; its code is 124.")
+@time_option("--timeout", "timeout_s", help="End what takes longer, as 90s or 5m; its code is 124.")
 @click.option("-n", "--no-stdin", is_flag=True, help="Do not read standard input.")
 @click.option("-b", "--gather", is_flag=True, help="Print output at the end, the same output of several VMs once.")
+@raw_option
 @click.option("--detach", is_flag=True, help="Leave it running, and print its number.")
 @click.option("--attach", type=click.IntRange(1), metavar="ID", help="Take up a detached command; one VM only.")
 @click.option("--list", "listing", is_flag=True, help="List detached commands, those too whose result nobody has seen.")
@@ -48,8 +50,14 @@ def execute(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> No
     from pvc.errors import UsageError
     from pvc.ops.cluster import Cluster
 
+    if options["detach"] and options["timeout_s"] is not None:
+        raise UsageError(
+            "nobody looks at the clock for a command that is left running: --timeout does not go with --detach",
+            hint="let the guest do it: pvc exec --detach -- timeout 90 COMMAND",
+        )
     cluster = Cluster.find(options["job_id"], options["job_name"])
-    wanted, words = split_words(options["wanted"], words)
+    chosen, words = split_words(options["wanted"], words)
+    wanted = chosen or None
     ranks = cluster.ranks(wanted)
     if options["listing"]:
         _print_detached(cluster, wanted, as_json=options["as_json"])
@@ -63,6 +71,11 @@ def execute(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> No
         )
     if options["detach"] and single:
         raise UsageError("--detach goes with neither --pty nor --attach")
+    if options["detach"] and options["timeout_s"] is not None:
+        raise UsageError(
+            "--timeout is for what is waited for, and nobody waits with --detach",
+            hint="let the guest do it: pvc exec --detach vm0 -- timeout 60 COMMAND",
+        )
     ctx.exit(_run(cluster, wanted, _make_command(words, options), options))
 
 
@@ -95,7 +108,7 @@ def _make_command(words: tuple[str, ...], options: dict[str, Any]) -> Command:
     )
 
 
-def _run(cluster: Cluster, wanted: tuple[str, ...], command: Command, options: dict[str, Any]) -> int:
+def _run(cluster: Cluster, wanted: tuple[str, ...] | None, command: Command, options: dict[str, Any]) -> int:
     from contextlib import nullcontext
     from dataclasses import replace
 
@@ -105,9 +118,10 @@ def _run(cluster: Cluster, wanted: tuple[str, ...], command: Command, options: d
 
     ranks = cluster.ranks(wanted)
     as_json, many = options["as_json"], len(ranks) > 1
-    printer: Gathered | Passed | Prefixed = Prefixed(len(f"vm{ranks[-1]}")) if many else Passed()
+    raw = options["raw"]
+    printer: Gathered | Passed | Prefixed = Prefixed(len(f"vm{ranks[-1]}"), raw=raw) if many else Passed()
     if as_json or options["gather"]:
-        printer = Gathered()
+        printer = Gathered(raw=raw)
     # A person at a terminal types for one VM, not for all.
     command = replace(command, stdin=command.stdin and not (many and sys.stdin.isatty()))
     with raw_terminal() if command.pty else nullcontext():
@@ -124,7 +138,7 @@ def _run(cluster: Cluster, wanted: tuple[str, ...], command: Command, options: d
         output.print_json([_describe(outcome, printer) for outcome in outcomes])
         return total_code(outcomes)
     if isinstance(printer, Gathered):
-        printer.print(outcomes)
+        printer.show(outcomes)
     _tell(outcomes)
     return total_code(outcomes)
 
@@ -150,7 +164,7 @@ def _tell(outcomes: Sequence[Outcome]) -> None:
 
     for outcome in outcomes:
         if outcome.detached:
-            print(f"{outcome.name} {outcome.id}")
+            output.say(f"{outcome.name} {outcome.id}")
     groups: dict[tuple[str, str | None], list[int]] = {}
     for outcome in outcomes:
         if outcome.error is not None:
@@ -169,7 +183,7 @@ def _tell(outcomes: Sequence[Outcome]) -> None:
         output.print_hint(hint)
 
 
-def _print_detached(cluster: Cluster, vms: Sequence[str], *, as_json: bool) -> None:
+def _print_detached(cluster: Cluster, vms: Sequence[str] | None, *, as_json: bool) -> None:
     from pvc.ops.execute import list_detached
 
     found = list_detached(cluster.control, cluster.ranks(vms), _LIST_S)

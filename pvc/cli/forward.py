@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc forward``."""
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _tell(ready: Sequence[Forward], as_json: bool) -> None:
     if as_json:
         output.print_json(ready)
     else:
-        print("\n".join(map(str, ready)))
+        output.say("\n".join(map(str, ready)))
     sys.stdout.flush()
 
 

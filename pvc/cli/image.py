@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc image: bring images in, make them, look at them."""
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pvc.cli import output
-from pvc.cli.options import json_option
+from pvc.cli.imagefiles import export, repository_option, take_over
+from pvc.cli.options import HostPath, json_option
 from pvc.cli.progress import CopyProgress, StepProgress, format_size
 from pvc.cli.repo import find_user, open_repositories, print_collected, print_verdicts
 from pvc.errors import UsageError
@@ -22,10 +24,7 @@ if TYPE_CHECKING:
     from pvc.images.repository import FoundImage, Repositories
     from pvc.images.transfer import Incoming
 
-_repository_option = click.option(
-    "-R", "--repository", metavar="NAME", help="The repository (see repos.yaml). Default: the first, usually your own."
-)
-_path = click.Path(path_type=Path)
+_path = HostPath()
 
 
 @click.group()
@@ -51,40 +50,65 @@ def image() -> None:
 @click.option("--initrd", type=_path, help="The initial file system of the kernel.")
 @click.option("--append", default="", metavar="TEXT", help="The kernel's command line, e.g. 'root=/dev/vda1 rw'.")
 @click.option("--description", default="", metavar="TEXT", help="One line for lists.")
-@click.option("--user", metavar="TEXT", help="Whom to log in as: told by pvc image show.")
-@_repository_option
-def import_(source: str, name: str | None, repository: str | None, **options: Any) -> None:
+@click.option("--user", metavar="USER", help="Whom to log in as: told by pvc image show.")
+@click.option("--from-pcocc", is_flag=True, help="SOURCE is a repository of pcocc's: take all its images, or NAME.")
+@click.option("--update", is_flag=True, help="Of what names its images itself, also next revisions of those there are.")
+@repository_option
+def import_(
+    source: str, name: str | None, repository: str | None, from_pcocc: bool, update: bool, **options: Any
+) -> None:
     """Copy the disk image SOURCE into a repository as NAME.
 
-    SOURCE is raw or qcow2, or a VMDK, VDI, VHDX or VHD (vpc), which becomes qcow2; zstd, xz or gzip around it is taken
-    off. The format is read from the file's header. An image that needs other files (a backing file, an external data
-    file, a parent) or is encrypted is refused. If the name exists already, the image becomes its next revision.
+    SOURCE is raw or qcow2, or a VMDK, VDI, VHDX or VHD (vpc), which becomes qcow2, as does a raw disk with more than
+    4 GiB of holes that are most of it; zstd, xz or gzip around it is taken off. The format is read from the file's
+    header. An image that needs other files (a backing file, an external data file, a parent) or is encrypted is
+    refused. If the name exists already, the image becomes its next revision. SOURCE may be an address, https://...,
+    and - is standard input.
 
-    SOURCE may also be an archive of pvc image export; without NAME its images keep their names. Or it is an image of
+    SOURCE may also be an archive of pvc image export; without NAME its images keep their names, and must be new ones
+    but for --update: whoever made the archive chose them. Or it is an image of
     an OCI layout or registry, oci:DIR[:TAG] or docker://HOST/REPOSITORY[:TAG]: one that pvc image export wrote there,
     or a container image with one disk below /disk (KubeVirt's containerDisk).
-    """
-    from pvc.images.oci import parse_reference
 
-    reference = parse_reference(source)
-    if reference is None:
-        found = _import_file(Path(source), name, repository, **options)
+    With --from-pcocc, SOURCE is the directory of an image repository of pcocc's. All its images come with all their
+    revisions, N as N + 1, and what cannot be taken is named. What is there already is passed over, so the command can
+    be given again, also after it was interrupted.
+    """
+    from dataclasses import replace
+
+    from pvc.images.oci import parse_reference
+    from pvc.images.spool import is_spooled, spooled
+
+    reference, repositories = parse_reference(source), open_repositories()
+    if from_pcocc:
+        if update or any(options.values()):
+            raise UsageError(f"{source} says all but NAME and -R itself")
+        take_over(Path(source), name, repository)
+        return
+    if is_spooled(source):
+        with spooled(repositories.ensure(repository), source, CopyProgress("fetching")) as path:
+            found = _import_file(path, name, repository, update, **options)
+    elif reference is None:
+        found = _import_file(Path(source), name, repository, update, **options)
     else:
         label = Path(source.partition(":")[2].lstrip("/")) if reference.layout is None else reference.layout
-        incoming = _plan_import(label, name or "", **options)
-        found = (open_repositories().import_oci(reference, incoming, CopyProgress(), repository=repository),)
+        incoming = replace(_plan_import(label, name or "", **options), update=update)
+        found = (repositories.import_oci(reference, incoming, CopyProgress(), repository=repository),)
     for each in found:
-        click.echo(f"imported {each.uri}: {describe(each)}")
+        output.say(f"imported {each.uri}: {describe(each, repositories)}")
 
 
-def _import_file(source: Path, name: str | None, repository: str | None, **options: Any) -> tuple[FoundImage, ...]:
+def _import_file(
+    source: Path, name: str | None, repository: str | None, update: bool, **options: Any
+) -> tuple[FoundImage, ...]:
     from pvc.images.archive import is_archive
 
     repositories = open_repositories()
     if is_archive(source):
         if any(options.values()):
             raise UsageError(f"{source} is an archive of pvc image export: it says all but NAME and -R itself")
-        return repositories.import_archive(source, name, find_user(), CopyProgress(), repository=repository)
+        progress = CopyProgress()
+        return repositories.import_archive(source, name, find_user(), progress, repository=repository, update=update)
     if name is None:
         raise UsageError(f"{source} is no archive of pvc image export: how shall the image be called (NAME)?")
     incoming = _plan_import(source, name, **options)
@@ -120,46 +144,12 @@ def _plan_import(
     )
 
 
-@image.command(epilog="Example: pvc image export debian debian.pvc.zst")
-@click.argument("names", metavar="[IMAGE]...", nargs=-1)
-@click.argument("target", metavar="FILE")
-@click.option("-a", "--all", "every", is_flag=True, help="All revisions of all images of the repository.")
-@_repository_option
-def export(names: tuple[str, ...], target: str, every: bool, repository: str | None) -> None:
-    """Write images, with kernel, initrd and what is known of them, to the new FILE, for pvc image import elsewhere.
-
-    IMAGE is [REPOSITORY:]NAME[@REVISION]; without a revision the newest is meant. FILE is a tar archive; it is
-    compressed if its name ends in .zst. Data that images share is in it once. It appears when it is complete.
-
-    FILE may also be a place for one image: oci:DIR[:TAG], a directory in the OCI image layout, or
-    docker://HOST/REPOSITORY[:TAG], a registry (by skopeo, with the credentials of skopeo login); TAG is "latest" unless
-    said. Only what is not there yet is sent.
-    """
-    from pvc.images.oci import parse_reference
-
-    repositories = open_repositories()
-    if every == bool(names):
-        raise UsageError("name images, or say --all (for one repository: -R)")
-    reference = parse_reference(target)
-    if reference is not None:
-        if len(names) != 1:
-            raise UsageError(f"{target} is a place for one image")
-        one = repositories.locate(names[0])
-        digest = repositories.export_oci(one, reference, CopyProgress("exporting"))
-        click.echo(f"exported {one.uri}: {digest}")
-        return
-    store = repositories.store(repository).name
-    found = repositories.list_all(store) if every else tuple(map(repositories.locate, dict.fromkeys(names)))
-    if not found:
-        raise UsageError(f"repository {store!r} has no image")
-    file = Path(target)
-    repositories.export(found, file, CopyProgress("exporting"))
-    click.echo(f"exported {', '.join(each.uri for each in found)}: {format_size(file.stat().st_size)}")
+image.add_command(export)
 
 
 @image.command("list")
 @click.option("-a", "--all", "every", is_flag=True, help="All revisions, not only the newest ones.")
-@_repository_option
+@repository_option
 @json_option
 def list_(every: bool, repository: str | None, as_json: bool) -> None:
     """List images by repository; where a name is in several, the first one is used."""
@@ -175,7 +165,7 @@ def list_(every: bool, repository: str | None, as_json: bool) -> None:
             found.image.revision,
             found.image.format.value,
             format_size(found.image.size),
-            format_size(found.image.stored_size),
+            format_size(repositories.stored_size(found)),
             "kernel" if found.image.kernel else "disk",
             _format_time(found.image.created),
             found.image.owner,
@@ -219,7 +209,7 @@ def delete(name: str, every: bool, yes: bool) -> None:
         what = "all revisions of" if every else "the image"
         click.confirm(f"Remove {what} {name}? Clusters that still have to start VMs of it will fail.", abort=True)
     removed, freed = open_repositories().delete(name, every=every)
-    click.echo(f"removed {', '.join(removed)}: {format_size(freed)} freed")
+    output.say(f"removed {', '.join(removed)}: {format_size(freed)} freed")
 
 
 @image.command()
@@ -244,7 +234,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
 
 @image.command()
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")
-@_repository_option
+@repository_option
 @json_option
 def gc(dry_run: bool, repository: str | None, as_json: bool) -> None:
     """Remove files that no image has, and what killed commands have left. The same as pvc repo gc."""
@@ -264,7 +254,7 @@ def tag(source: str, name: str) -> None:
     repositories = open_repositories()
     found = repositories.locate(source)
     made = repositories.copy(found, f"{found.repository}:{name}", find_user(), CopyProgress())
-    click.echo(f"tagged {found.uri} as {made.uri}")
+    output.say(f"tagged {found.uri} as {made.uri}")
 
 
 @image.command(epilog="Example: pvc image copy site:debian user:debian")
@@ -279,7 +269,7 @@ def copy(source: str, target: str) -> None:
     repositories = open_repositories()
     found = repositories.locate(source)
     made = repositories.copy(found, target, find_user(), CopyProgress())
-    click.echo(f"copied {found.uri} to {made.uri}: {describe(made)}")
+    output.say(f"copied {found.uri} to {made.uri}: {describe(made, repositories)}")
 
 
 @image.command(epilog="Example: pvc image resize debian 20G")
@@ -298,13 +288,13 @@ def resize(name: str, size: str) -> None:
     except ValueError as err:
         raise UsageError(str(err)) from None
     made = repositories.resize(found, wanted, find_user(), CopyProgress())
-    click.echo(f"resized {found.uri} to {made.uri}: {describe(made)}")
+    output.say(f"resized {found.uri} to {made.uri}: {describe(made, repositories)}")
 
 
 @image.command(epilog="Example: pvc image build debian")
 @click.argument("recipe")
 @click.option("--suite", help="The Debian release. Default: what the recipe says.")
-@click.option("--name", help="The image's name. Default: the recipe's.")
+@click.option("--name", metavar="NAME", help="The image's name. Default: the recipe's.")
 @click.option(
     "--builder",
     type=click.Choice(["mmdebstrap", "mkosi"]),
@@ -313,7 +303,7 @@ def resize(name: str, size: str) -> None:
 @click.option("--cache", type=_path, help="A directory that keeps the result; it is used while packages are the same.")
 @click.option("--fresh", is_flag=True, help="Build, even where an image of the same is there.")
 @click.option("--flat", is_flag=True, help="With a recipe from another image: let the result rest on nothing.")
-@_repository_option
+@repository_option
 def build(
     recipe: str,
     suite: str | None,
@@ -378,7 +368,7 @@ def _build_packages(
         )
         found = repositories.import_file(incoming, CopyProgress(), repository=repository, reuse=True)
         origin = "from the cache" if made.cached else f"built in {steps.elapsed_s:.0f} s"
-    click.echo(f"{origin}: {found.uri}: {describe(found)}")
+    output.say(f"{origin}: {found.uri}: {describe(found, repositories)}")
 
 
 def _build_from(recipe: GuestRecipe, name: str, repository: str | None, *, flat: bool, fresh: bool) -> None:
@@ -389,14 +379,14 @@ def _build_from(recipe: GuestRecipe, name: str, repository: str | None, *, flat:
     batch = load_batch(find_site_dir())
     accel, network = (batch.accel, batch.build_network) if batch else (Accel.AUTO, "user")
     place = BuildPlace(accel, network == "user", find_user(), find_user_dir() / "kvm")
-    steps = StepProgress()
+    steps, repositories = StepProgress(), open_repositories()
     try:
         wanted = GuestBuild(recipe, name, repository, flat)
-        found, cached = build_from(wanted, open_repositories(), place, steps.begin, CopyProgress(), fresh=fresh)
+        found, cached = build_from(wanted, repositories, place, steps.begin, CopyProgress(), fresh=fresh)
     finally:
         steps.finish()
     origin = "made of the same before" if cached else f"built in {steps.elapsed_s:.0f} s"
-    click.echo(f"{origin}: {found.uri}: {describe(found)}")
+    output.say(f"{origin}: {found.uri}: {describe(found, repositories)}")
 
 
 def _one_line(text: str, option: str) -> str:
@@ -409,10 +399,10 @@ def _format_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def describe(found: FoundImage) -> str:
+def describe(found: FoundImage, repositories: Repositories) -> str:
     """Format and sizes of an image, for people."""
     image = found.image
-    alone = f"{format_size(image.stored_size)} stored"
+    alone = f"{format_size(repositories.stored_size(found))} stored"
     shared = f"{format_size(image.disk.size)} of its own on {len(image.below)} layers"
     return f"{image.format.value}, a disk of {format_size(image.size)}, {shared if image.below else alone}"
 
@@ -440,7 +430,7 @@ def _print_image(repositories: Repositories, found: FoundImage) -> None:
         ("revisions", ", ".join(map(str, revisions))),
         ("created", f"{_format_time(data.created)} by {data.owner or '-'}"),
         ("disk", f"{format_size(data.size)}, {data.format.value}, sha256 {data.disk.sha256}"),
-        ("stored", format_size(data.stored_size)),
+        ("stored", format_size(repositories.stored_size(found))),
         *(
             (f"layer {i}", f"{format_size(each.blob.size)}, {each.format.value}, sha256 {each.blob.sha256}")
             for i, each in enumerate(data.below, start=1)
@@ -452,4 +442,4 @@ def _print_image(repositories: Repositories, found: FoundImage) -> None:
     rows += [(key, value) for key, value in sorted(data.hints.items())]
     rows += [(f"{kind} file", path) for kind, path in _list_files(repositories, found).items()]
     for key, value in rows:
-        click.echo(f"{key:12} {value}")
+        output.say(f"{key:12} {value}")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A view that takes the terminal and is drawn again and again, until a key or a signal ends it."""
 
 from __future__ import annotations

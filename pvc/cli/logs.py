@@ -1,13 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc logs``."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import click
 
-from pvc.cli.options import cluster_options
+from pvc.cli import output
+from pvc.cli.options import cluster_options, raw_option
 from pvc.ops.logs import SOURCES
 
 
@@ -17,7 +18,7 @@ from pvc.ops.logs import SOURCES
 @click.option("-s", "--source", type=click.Choice(list(SOURCES)), default="console", show_default=True,
               help="; ".join(f"{name}: {text}" for name, text in SOURCES.items()) + ".")  # fmt: skip
 @click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="The last N lines only.")
-@click.option("--raw", is_flag=True, help="Every byte as the guest sent it, also what commands terminals.")
+@raw_option
 @cluster_options
 def logs(
     vms: tuple[str, ...],
@@ -37,8 +38,8 @@ def logs(
 
     cluster = Cluster.find(job_id, job_name)
     if source == "launcher":
-        filters = Lines(_write)
-        (_write if raw else filters.put)(read_launcher_log(cluster.control, lines))
+        filters = Lines(output.pass_on)
+        (output.pass_on if raw else filters.put)(read_launcher_log(cluster.control, lines))
         filters.end()
         return
     vms = vms or ("vm0",)
@@ -47,8 +48,8 @@ def logs(
 
     def writer(rank: int) -> Callable[[bytes], None]:
         if raw and len(ranks) == 1:
-            return _write
-        shown.append(Lines(_write, f"vm{rank}: " if len(ranks) > 1 else ""))
+            return output.pass_on
+        shown.append(Lines(output.pass_on, f"vm{rank}: " if len(ranks) > 1 else ""))
         return shown[-1].put
 
     try:
@@ -56,8 +57,3 @@ def logs(
     finally:
         for each in shown:
             each.end()
-
-
-def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``pvc``: which subcommands there are, and what happens to their errors.
 
 Subcommands are named in a table and imported when used, so that ``pvc --help`` costs no more than click.
@@ -10,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -59,7 +60,7 @@ COMMANDS = {
     "repo": Entry("pvc.cli.repo", "repo", "Look at image repositories, verify and tidy them.", SITE),
     "template": Entry("pvc.cli.template", "template", "Look at templates and where their keys come from.", SITE),
     "network": Entry("pvc.cli.network", "network", "Look at networks and what your VMs do on them.", SITE),
-    "config": Entry("pvc.cli.config", "config", "Check configuration files.", SITE),
+    "config": Entry("pvc.cli.config", "config", "Check configuration files, and make them of pcocc's.", SITE),
     "doctor": Entry("pvc.cli.doctor", "doctor", "Say what this machine or your set-up lacks.", SITE),
     "completion": Entry("pvc.cli.completion", "completion", "Print what lets a shell complete pvc's words.", SITE),
     "testbed": Entry("pvc.cli.testbed", "testbed", "Run a Slurm cluster in namespaces on this machine.", SITE),
@@ -157,16 +158,23 @@ def run(argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:
-        _forget_stdout()
+        _forget(sys.stdout)
         return 1
     except SystemExit as err:
         return err.code if isinstance(err.code, int) else int(err.code is not None)
     except PvcError as err:
+        if isinstance(err, output.OutputError):
+            _forget(sys.stdout)
         if verbosity.debug:
             _print_traceback()
         _show(err)
         return err.exit_code
     except Exception as err:  # noqa: BLE001  the boundary: whatever is left is a defect of pvc, told in one line
+        fault = _find_output_fault()
+        if fault is not None:
+            _forget(sys.stdout)
+            output.print_error(f"cannot write to standard output: {fault.strerror}")
+            return 1
         if verbosity.debug:
             _print_traceback()
         output.print_error(f"internal error: {type(err).__name__}: {err}", "run the command with pvc --debug")
@@ -184,14 +192,20 @@ def main() -> NoReturn:
         from pvc.cli import completing
 
         sys.exit(completing.main(command_line, public_helps(), shell))
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _forget(sys.stderr)
+    sys.exit(code)
 
 
 def _show(error: PvcError) -> None:
-    text = str(error)
+    text, details = str(error), list[str]()
     if isinstance(error, ConfigError) and len(error.problems) > 1:
-        text = f"{len(error.problems)} problems in the configuration\n{text}"
-    output.print_error(text, error.find_hint())
+        text = f"{len(error.problems)} problems in the configuration"
+        details = [str(problem) for problem in error.problems]
+    output.print_error(text, error.find_hint(), details)
 
 
 def _show_usage(error: click.ClickException) -> None:
@@ -207,9 +221,18 @@ def _show_usage(error: click.ClickException) -> None:
 def _print_traceback() -> None:
     import traceback
 
-    traceback.print_exc()
+    output.say(traceback.format_exc(), error=True, end="")
 
 
-def _forget_stdout() -> None:
-    """Keep the interpreter from flushing into the broken pipe again when it ends (docs of SIGPIPE in Python)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _find_output_fault() -> OSError | None:
+    """Why standard output takes nothing; what could not be written is still in its buffer."""
+    try:
+        sys.stdout.flush()
+    except OSError as err:
+        return err
+    return None
+
+
+def _forget(stream: TextIO) -> None:
+    """Keep the interpreter from flushing into a broken pipe or a full disk again when it ends (docs of SIGPIPE)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

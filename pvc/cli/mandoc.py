@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc mandoc: the parts of the manual that come from the code.
 
 Options come from the commands themselves and keys from the tables that read the files, so the manual cannot
@@ -173,6 +174,10 @@ def _keys(table: Table) -> Iterator[str]:
         facts = "required" if setting.required else f"default: {default}" if default else ""
         after = f" ({facts})" if facts else ""
         yield f"``{setting.key}``: {escape(setting.kind.name)}{after}\n    {setting.help}\n"
+    if table.idle:
+        yield "Keys of pcocc's that have no effect, of which **pvc config check** warns:\n"
+    for key, reason in table.idle.items():
+        yield f"``{key}``\n    {reason[0].upper()}{reason[1:]}.\n"
 
 
 def escape(text: str) -> str:

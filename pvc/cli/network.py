@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc network: the site's networks, and what the caller's clusters do on them."""
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def show(name: str, job_id: int | None, job_name: str | None, as_json: bool) -> 
         output.print_json(_data(networks[name], live))
     else:
         for key, value in _settings(networks[name]):
-            print(f"{key:<14} {value}")
+            output.say(f"{key:<14} {value}")
         for each in live.networks:
             if each.network == name:
                 _print_live(each)
@@ -158,7 +159,7 @@ def _data(item: Network, live: LiveView) -> dict[str, Any]:
 def _print_live(item: LiveNetwork) -> None:
     vni = f"VNI {item.vni}, " if item.vni is not None else ""
     mtu = f", VMs' MTU {item.mtu}" if item.mtu else ""
-    print(f"\njob {item.job_id} ({item.cluster}): {vni}{item.data_path}{mtu}")
+    output.say(f"\njob {item.job_id} ({item.cluster}): {vni}{item.data_path}{mtu}")
     header = ["VM", "NODE", "MAC", "ADDRESS", "PORTS", "RX", "RX-BYTES", "TX", "TX-BYTES", "DROPS"]
     rows: list[list[object]] = []
     for each in item.members:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc-node: the root side's command. Users have no use for it."""
 
 from __future__ import annotations
@@ -5,17 +6,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import sys
 from pathlib import Path
 
 import click
 
 from pvc import __version__, log
+from pvc.cli import output
 from pvc.codec import to_data
-from pvc.errors import HostError, PvcError, UsageError
+from pvc.errors import HostError, JobError, PvcError, UsageError, is_shortage
 from pvc.model.host import JobFacts
-from pvc.node.context import Context
+from pvc.node.context import Context, NodeName
+from pvc.texts import clean_text
 
 LOG = logging.getLogger("pvc.node")
 
@@ -43,19 +45,22 @@ LOG = logging.getLogger("pvc.node")
 @click.pass_context
 def cli(ctx: click.Context, conf_dir: Path, state_dir: Path, runtime_dir: Path, verbose: int) -> None:
     """Set up and tear down virtual clusters on this node; called by Slurm's prolog and epilog."""
-    log.setup(logging.DEBUG if verbose > 1 else logging.INFO, timestamps=True)
+    log.setup(logging.DEBUG if verbose > 1 else logging.INFO, timestamps=True, sparing=True)
     ctx.obj = Context(conf_dir, state_dir, runtime_dir)
 
 
+_node_option = click.option("--node", default=None, help="This node's name in Slurm, if slurm.conf does not tell.")
+
+
 @cli.command()
-@click.option("--node", default=None, help="This node's name in Slurm, if it is not its host name.")
+@_node_option
 @click.pass_obj
 def serve(context: Context, node: str | None) -> None:
     """Serve prologs, epilogs and supervisors until told to stop."""
     from pvc.node.daemon import Daemon
 
     _need_root()
-    Daemon(context, node or socket.gethostname().split(".")[0]).serve()
+    Daemon(context, NodeName(node)).serve()
 
 
 @cli.command()
@@ -78,20 +83,65 @@ def ensure(context: Context) -> None:
 @click.pass_obj
 def teardown(context: Context) -> None:
     """Undo what was set up for the job that the environment names (SLURM_JOB_ID)."""
+    from pvc.node.sweeper import is_clean
+
     _run_cold(context, "teardown")
+    if not is_clean(context):
+        _leave_daemon(context)  # which removes what users have left, however long that takes
 
 
 @cli.command()
-@click.option("--node", default=None, help="This node's name in Slurm, if it is not its host name.")
+@_node_option
 @click.pass_obj
 def reclaim(context: Context, node: str | None) -> None:
-    """Undo what belongs to no job any more."""
+    """Undo what belongs to no job any more, and remove all that ended jobs left in their directories."""
     from pvc.node.reclaim import reclaim as reclaim_jobs
+    from pvc.node.sweeper import explain, sweep
 
     _need_root()
     context.prepare()
-    if not reclaim_jobs(context, node or socket.gethostname().split(".")[0]):
-        click.echo("jobs with a virtual cluster are still here", err=True)
+    outcome = reclaim_jobs(context, NodeName(node).read())
+    if not outcome.clean and not outcome.unasked:
+        output.say("jobs with a virtual cluster are still here", error=True)
+    swept = sweep(context)
+    if not swept.clean:
+        text = explain(swept.error) if swept.error else "another process removes what ended jobs left"
+        output.say(text, error=True)
+    if outcome.unasked is not None:
+        raise JobError(f"{outcome.unasked}; what belongs to no job is not known", hint="try again when Slurm answers")
+
+
+@cli.command()
+@_node_option
+@click.option("--site", is_flag=True, help="The clusters of all nodes, as the state store and Slurm have them.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def status(context: Context, node: str | None, site: bool, as_json: bool) -> None:
+    """Show whose clusters are on this node, what they hold of how much, and what is left over."""
+    from pvc.cli import nodeview
+    from pvc.node.overview import view_node, view_site
+
+    _need_root()
+    if site:
+        clusters = view_site(context)
+        output.print_json(clusters) if as_json else nodeview.print_site(clusters)
+        return
+    view = view_node(context, NodeName(node).read())
+    output.print_json(view) if as_json else nodeview.print_node(view)
+
+
+@cli.command()
+@_node_option
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def repair(context: Context, node: str | None, yes: bool) -> None:
+    """Remove what is left over on this node, after a question for each job; exit code 6 when something stays."""
+    from pvc.cli import nodeview
+
+    _need_root()
+    context.prepare()
+    if not nodeview.repair(context, NodeName(node).read(), yes=yes):
+        raise SystemExit(HostError.exit_code)
 
 
 @cli.command()
@@ -128,12 +178,12 @@ def plan(
     planned = plan_dry(context, facts, request_text)
     if as_json:
         steps = [{"action": type(step).__name__, **to_data(step)} for step in planned.actions]
-        click.echo(
+        output.say(
             json.dumps({"grant": to_data(planned.grant), "taps": to_data(planned.taps), "actions": steps}, indent=2)
         )
         return
     for step in planned.actions:
-        click.echo(type(step).__name__)
+        output.say(type(step).__name__)
 
 
 def _run_cold(context: Context, verb: str) -> None:
@@ -145,7 +195,7 @@ def _run_cold(context: Context, verb: str) -> None:
     with log.context(f"job {values.get('SLURM_JOB_ID', '?')}"):
         code, message = requests.handle(context, verb, values)
     if code:
-        click.echo(message, err=True)
+        output.say(clean_text(message), error=True)
         raise SystemExit(code)
 
 
@@ -158,7 +208,12 @@ def _leave_daemon(context: Context) -> None:
         return
     argv = [sys.executable, "-I", "-m", "pvc.cli.node", "--conf-dir", os.fspath(context.conf_dir)]
     argv += ["--state-dir", os.fspath(context.state_dir), "--runtime-dir", os.fspath(context.runtime_dir), "serve"]
-    run.spawn(argv, stdout=run.DEVNULL, stderr=run.DEVNULL, new_session=True, cwd=Path("/"))
+    try:
+        run.spawn(argv, stdout=run.DEVNULL, stderr=run.DEVNULL, new_session=True, cwd=Path("/"))
+    except HostError as err:
+        if not is_shortage(err):
+            raise
+        LOG.error("%s", err)  # users have all processes: the next one that is asked tries again
 
 
 def _need_root() -> None:
@@ -176,10 +231,10 @@ def main() -> None:
         err.show()
         raise SystemExit(UsageError.exit_code) from None
     except PvcError as err:
-        click.echo(f"pvc-node: {err}", err=True)
+        output.say(f"pvc-node: {err}", error=True)
         hint = err.find_hint()
         if hint:
-            click.echo(f"hint: {hint}", err=True)
+            output.say(f"hint: {clean_text(hint)}", error=True)
         raise SystemExit(err.exit_code) from None
 
 

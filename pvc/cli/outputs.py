@@ -1,12 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
 """How output of commands in many VMs is printed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pvc.cli import output
+from pvc.texts import clean_text
 
 if TYPE_CHECKING:
     from pvc.ops.execute import Outcome
@@ -23,50 +25,51 @@ class Passed:
     def take(self, rank: int, data: bytes, second: bool) -> None:
         """Print it."""
         del rank
-        stream = (sys.stderr if second else sys.stdout).buffer
-        stream.write(data)
-        stream.flush()
+        output.pass_on(data, error=second)
 
     def end(self) -> None:
         """Nothing is kept."""
 
 
 class Prefixed:
-    """Lines, each with its VM's name before it; lines of several VMs are not mixed."""
+    """Lines, each with its VM's name before it; lines of several VMs are not mixed.
 
-    def __init__(self, width: int) -> None:
+    On a terminal they are cleaned, so no VM speaks in another's name; elsewhere, and ``raw``, each byte is the guest's.
+    """
+
+    def __init__(self, width: int, *, raw: bool = False) -> None:
         self._width = width
+        self._raw = raw
         self._rest: dict[tuple[int, bool], bytes] = {}
 
     def take(self, rank: int, data: bytes, second: bool) -> None:
         """Print the lines that are complete."""
         *lines, rest = (self._rest.pop((rank, second), b"") + data).split(b"\n")
-        for line in lines:
-            self._print(rank, line, second)
         while len(rest) > _MAX_LINE:
-            self._print(rank, rest[:_MAX_LINE], second)
+            lines.append(rest[:_MAX_LINE])
             rest = rest[_MAX_LINE:]
         if rest:
             self._rest[rank, second] = rest
-        (sys.stderr if second else sys.stdout).buffer.flush()
+        self._print(rank, lines, second)
 
     def end(self) -> None:
         """Print the beginnings of lines that are left."""
         for (rank, second), line in sorted(self._rest.items()):
-            self._print(rank, line, second)
+            self._print(rank, [line], second)
         self._rest.clear()
-        sys.stdout.buffer.flush()
 
-    def _print(self, rank: int, line: bytes, second: bool) -> None:
+    def _print(self, rank: int, lines: Sequence[bytes], second: bool) -> None:
         stream = sys.stderr if second else sys.stdout
-        name = output.paint(f"vm{rank}:".ljust(self._width + 1), _COLOURS[rank % len(_COLOURS)], stream)
-        stream.buffer.write(name.encode() + b" " + line + b"\n")
+        name = output.paint(f"vm{rank}:".ljust(self._width + 1), _COLOURS[rank % len(_COLOURS)], stream).encode()
+        shown = (name + b" " + _show(line, stream, raw=self._raw) + b"\n" for line in lines)
+        output.pass_on(b"".join(shown), error=second)
 
 
 class Gathered:
-    """All output, printed at the end: what several VMs said alike, once."""
+    """All output, printed at the end: what several VMs said alike, once. Cleaned as by ``Prefixed``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, raw: bool = False) -> None:
+        self._raw = raw
         self._kept: dict[tuple[int, bool], bytearray] = {}
         self._size = 0
         self._cut = False
@@ -87,7 +90,7 @@ class Gathered:
         if self._cut:
             output.print_note(f"more than {MAX_KEPT >> 20} MiB were said; the rest is left out")
 
-    def print(self, outcomes: Sequence[Outcome]) -> None:
+    def show(self, outcomes: Sequence[Outcome]) -> None:
         """Each text below the names of those who said it, as clush -b does."""
         from pvc.ops.vmsets import fold_vms
 
@@ -101,6 +104,13 @@ class Gathered:
             for text, ranks in groups.items():
                 count = f" ({len(ranks)})" if len(ranks) > 1 else ""
                 rule = "-" * 15
-                head = output.paint(f"{rule}\n{fold_vms(ranks)}{count}\n{rule}", "bold", stream)
-                stream.buffer.write(head.encode() + b"\n" + text + (b"" if text.endswith(b"\n") else b"\n"))
-            stream.flush()
+                head = [output.paint(line, "bold", stream) for line in (rule, f"{fold_vms(ranks)}{count}", rule)]
+                lines = [_show(line, stream, raw=self._raw) for line in text.removesuffix(b"\n").split(b"\n")]
+                output.pass_on(b"".join(line + b"\n" for line in [*map(str.encode, head), *lines]), error=second)
+
+
+def _show(line: bytes, stream: IO[str], *, raw: bool) -> bytes:
+    if raw or not stream.isatty():
+        return line
+    text = line.decode(errors="replace").removesuffix("\r")
+    return clean_text(text, _MAX_LINE, console=True).encode(errors="replace")

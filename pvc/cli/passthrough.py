@@ -1,9 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands whose unknown options belong to another program."""
 
 from __future__ import annotations
 
 import click
 
+from pvc.slurm.installed import read_installed
 from pvc.slurm.options import split_words
 
 _KEY = "pvc.slurm_words"
@@ -11,6 +13,8 @@ _KEY = "pvc.slurm_words"
 
 class SlurmCommand(click.Command):
     """A command with options of its own, any option of Slurm's, a definition, and words that are left alone."""
+
+    program = "salloc"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put Slurm's words aside and parse the rest as usual."""
@@ -20,7 +24,7 @@ class SlurmCommand(click.Command):
             if isinstance(param, click.Option)
             for name in (*param.opts, *param.secondary_opts)
         }
-        words = split_words(args, own)
+        words = split_words(args, own, lambda: read_installed(self.program))
         ctx.meta[_KEY] = words.slurm
         tail = [] if words.definition is None else [words.definition, *words.rest]
         return super().parse_args(ctx, [*words.own, "--", *tail])
@@ -29,6 +33,12 @@ class SlurmCommand(click.Command):
         """Say in the usage line where Slurm's options go."""
         first, *rest = super().collect_usage_pieces(ctx)
         return [first, "[SLURM OPTIONS]", *rest]
+
+
+class BatchCommand(SlurmCommand):
+    """The same with options of sbatch."""
+
+    program = "sbatch"
 
 
 def slurm_words(ctx: click.Context) -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far something long is, on standard error: bars where a person looks, lines elsewhere."""
 
 from __future__ import annotations
@@ -6,6 +7,7 @@ import sys
 import time
 
 from pvc.cli import output
+from pvc.texts import clean_text
 
 
 class CopyProgress:
@@ -36,8 +38,8 @@ class CopyProgress:
         filled = self._WIDTH * done // max(total, 1)
         bar = "#" * filled + "." * (self._WIDTH - filled)
         percent = 100 * done // max(total, 1)
-        text = f"\r{name[:24]:24} [{bar}] {percent:3d} % of {format_size(total)}, {rate}"
-        print(f"{text:<78}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+        text = f"{clean_text(name, 24):24} [{bar}] {percent:3d} % of {format_size(total)}, {rate}"
+        output.say(f"{text:<78}", label="\r", end="\n" if done >= total else "", error=True, flush=True)
 
 
 class StepProgress:
@@ -58,14 +60,14 @@ class StepProgress:
         self.finish()
         self._text, self._start = text, time.monotonic()
         if self._tty and text:
-            print(f"{text} ...", end="", file=sys.stderr, flush=True)
+            output.say(f"{text} ...", end="", error=True, flush=True)
 
     def finish(self) -> None:
         """The last step is over."""
         if self._text:
             took = time.monotonic() - self._start
             line = f"{self._text} ({took:.1f} s)"
-            print(f"\r\033[K{line}" if self._tty else f"pvc: {line}", file=sys.stderr, flush=True)
+            output.say(line, label="\r\033[K" if self._tty else "pvc: ", error=True, flush=True)
         self._text = ""
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc repo: look at image repositories and keep them tidy."""
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def print_collected(collected: Sequence[tuple[str, Collected]], dry_run: bool, a
         return
     for name, each in collected:
         verb = "could be freed" if dry_run else "freed"
-        click.echo(f"{name}: {each.files} files, {format_size(each.size)} {verb}")
+        output.say(f"{name}: {each.files} files, {format_size(each.size)} {verb}")
 
 
 def print_verdicts(verdicts: Sequence[Verdict], as_json: bool) -> None:
@@ -132,7 +133,7 @@ def print_verdicts(verdicts: Sequence[Verdict], as_json: bool) -> None:
         output.print_json([{"uri": each.uri, "ok": not each.problem, "problem": each.problem} for each in verdicts])
     else:
         for each in verdicts:
-            click.echo(f"{each.uri}: {each.problem or 'ok'}")
+            output.say(f"{each.uri}: {each.problem or 'ok'}")
     if damaged:
         names = ", ".join(each.uri for each in damaged[:5]) + (", ..." if len(damaged) > 5 else "")
         raise GuestError(

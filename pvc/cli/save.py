@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc save: a VM's disk as an image."""
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def save(
     (rank,) = only_one(parse_vms([vm], control.record.placement.count), vm)
     wish = Wish(vm, rank, disk, image, full, _parse_speed(speed))
     endpoint = find_endpoint(control.record, rank)
-    done = save_disk(control, endpoint, wish, open_repositories(), find_user(), CopyProgress("saving"))
+    repositories = open_repositories()
+    done = save_disk(control, endpoint, wish, repositories, find_user(), CopyProgress("saving"))
     if done.flattened:
         output.print_note("it rested on many images already, so all of the disk was saved")
     if done.frozen:
@@ -58,7 +60,7 @@ def save(
     if as_json:
         output.print_json({"uri": done.found.uri, "frozen": done.frozen, "image": done.found.image})
     else:
-        click.echo(f"saved {vm} as {done.found.uri}: {describe(done.found)}")
+        output.say(f"saved {vm} as {done.found.uri}: {describe(done.found, repositories)}")
 
 
 def _parse_speed(text: str | None) -> int:

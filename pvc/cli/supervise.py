@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc supervise``: what the launcher starts on every node (hidden)."""
 
 from __future__ import annotations

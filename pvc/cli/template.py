@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc template: kinds of VMs, and where each of their keys has its value from."""
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from pvc.cli import output
+from pvc.cli.config import print_warnings
 from pvc.cli.options import json_option
 from pvc.config import load
 from pvc.errors import ConfigError, Problem
@@ -54,7 +56,7 @@ def show(name: str, as_json: bool) -> None:
     if as_json:
         output.print_json({"name": found.name, "source": found.source, "keys": [_data(each) for each in found.origins]})
         return
-    print(f"{found.name}: {found.source}")
+    output.say(f"{found.name}: {found.source}")
     rows = [[each.key, _short(each.value), _place(each)] for each in found.origins]
     output.print_table(["KEY", "VALUE", "FROM"], rows)
 
@@ -69,6 +71,7 @@ def check(file: Path | None, as_json: bool) -> None:
     pvc config check reports, every image must be there.
     """
     from pvc.ops.definition import find_image_problems
+    from pvc.ops.userdata import warn_of_schema
 
     path = None if file is None else Path(os.path.abspath(file))
     found: SiteConfig | None = None
@@ -77,14 +80,18 @@ def check(file: Path | None, as_json: bool) -> None:
         problems: tuple[Problem, ...] = tuple(find_image_problems(found, None if path is None else os.fspath(path)))
     except ConfigError as err:
         problems = err.problems
+    warnings = () if found is None else found.warnings
     if as_json:
-        output.print_json({"problems": problems})
+        output.print_json({"problems": problems, "warnings": warnings})
         if problems:
             raise SystemExit(ConfigError.exit_code)
     elif problems:
         raise ConfigError(problems)
     elif found is not None:
-        print(f"{len(found.templates)} templates, no problems")
+        output.say(f"{len(found.templates)} templates, no problems")
+    if found is not None and not as_json:
+        print_warnings(found)
+        warn_of_schema(found.templates.values())
 
 
 def _summary(item: Template) -> dict[str, object]:

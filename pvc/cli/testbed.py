@@ -1,14 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc testbed``: a real Slurm cluster in namespaces of this machine."""
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from pvc.cli import output
 from pvc.cli.options import json_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pvc.testbed.place import Place
 
 NAME = click.option("--name", default="default", show_default=True, metavar="NAME", help="Which testbed.")
 
@@ -25,32 +32,62 @@ def testbed() -> None:
 @testbed.command()
 @NAME
 @click.option("--nodes", default=3, show_default=True, metavar="N", type=click.IntRange(1, 250), help="Compute nodes.")
-@click.option("--images", is_flag=True, help='Also build the image "debian".')
+@click.option(
+    "--images",
+    is_flag=False,
+    flag_value="debian",
+    metavar="RECIPE,…",
+    help="Also build images of these recipes into the site's repository; alone: debian.",
+)
+@click.option("--os", "suite", default="", metavar="SUITE", help="The nodes run this Debian release: trixie or sid.")
 @click.option("--no-plugin", is_flag=True, help="Do not load the SPANK plug-in.")
 @click.option("--no-daemon", is_flag=True, help="Do not run pvc-node's daemon: prologs start it each time.")
-def up(name: str, nodes: int, images: bool, no_plugin: bool, no_daemon: bool) -> None:
+def up(name: str, nodes: int, images: str | None, suite: str, no_plugin: bool, no_daemon: bool) -> None:
     """Start a testbed; a running one is left as it is."""
     from pvc.testbed import lifecycle
+    from pvc.testbed.images import find_recipes
     from pvc.testbed.model import TestbedSpec
     from pvc.testbed.place import find_place
 
     began = time.monotonic()
-    spec = TestbedSpec(name, nodes, plugin=not no_plugin, daemon=not no_daemon)
+    recipes = find_recipes(images.split(",")) if images else ()
+    spec = TestbedSpec(name, nodes, plugin=not no_plugin, daemon=not no_daemon, os=suite)
     place = find_place(name)
     changed = lifecycle.up(place, spec, _tell)
     took = f" in {time.monotonic() - began:.1f} s" if changed else " already"
-    click.echo(f"testbed {name!r} is up{took}: {lifecycle.describe(spec)}", err=True)
-    if images:
-        from pvc.testbed.images import IMAGE, ensure_image
+    output.say(f"testbed {name!r} is up{took}: {lifecycle.describe(spec)}", error=True)
+    for recipe in recipes:
+        _ensure_image(place, recipe)
 
-        began = time.monotonic()
-        new = ensure_image(place, _tell)
-        took = f" after {time.monotonic() - began:.1f} s" if new else " already"
-        click.echo(f"image {IMAGE!r} is there{took}", err=True)
+
+@testbed.command(epilog="Example: pvc testbed build ./mine.yaml")
+@NAME
+@click.argument("recipe")
+def build(name: str, recipe: str) -> None:
+    """Build an image into the repository of a testbed's site.
+
+    RECIPE is as for "pvc image build": one of pvc's own, or a YAML file. It is built by this machine, since the nodes
+    have no way to a mirror, and what was built once is kept for other testbeds. The image that a recipe is "from"
+    must be in that repository.
+    """
+    from pvc.testbed.images import find_recipes
+    from pvc.testbed.place import find_place
+
+    for path in find_recipes([recipe]):
+        _ensure_image(find_place(name), path)
+
+
+def _ensure_image(place: Place, recipe: Path) -> None:
+    from pvc.testbed.images import ensure_image
+
+    began = time.monotonic()
+    found, new = ensure_image(place, recipe, _tell)
+    took = f" after {time.monotonic() - began:.1f} s" if new else " already"
+    output.say(f"image {found.image.name!r} is there{took}", error=True)
 
 
 def _tell(text: str) -> None:
-    click.echo(f"  {text}", err=True)
+    output.say(f"  {text}", error=True)
 
 
 @testbed.command()
@@ -61,7 +98,7 @@ def down(name: str) -> None:
     from pvc.testbed.place import find_place
 
     gone = lifecycle.down(find_place(name))
-    click.echo(f"testbed {name!r} is {'gone' if gone else 'not there'}", err=True)
+    output.say(f"testbed {name!r} is {'gone' if gone else 'not there'}", error=True)
 
 
 @testbed.command()

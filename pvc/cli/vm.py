@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands for one VM of a cluster."""
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pvc.cli import output
-from pvc.cli.options import cluster_options, json_option
+from pvc.cli.options import HostPath, cluster_options, json_option, raw_option
 from pvc.model.vm import DUMP_FORMATS
 
 if TYPE_CHECKING:
@@ -80,13 +81,18 @@ def ssh_config(show: bool, job_id: int | None, job_name: str | None) -> None:
     control = find_control(job_id, job_name)
     text = openssh.write_config(control.record, _carrier(control))
     if show:
-        print(text, end="")
+        output.hand_over(text)
         return
     path = JobDir.of(control.record.job_id).ssh_config
     write_atomic(path, text, mode=0o600)
-    print(path)
-    if not openssh.is_included(control.record):
-        output.print_note("for ssh to read it, ~/.ssh/config has to begin with: Include ~/.pvc/jobs/*/ssh_config")
+    output.hand_over(f"{path}\n")
+    overrides = openssh.find_overrides(control.record, path)
+    line = "Include ~/.pvc/jobs/*/ssh_config"
+    if overrides is None:
+        output.print_note(f"for ssh to read it, ~/.ssh/config has to begin with: {line}")
+    elif overrides:
+        output.print_note(f"~/.ssh/config says otherwise before it reads this ({', '.join(overrides)})")
+        output.print_hint(f"let it begin with: {line}")
 
 
 @click.command(hidden=True)
@@ -113,20 +119,28 @@ def _carrier(control: Control) -> Sequence[str]:
 @click.command()
 @click.argument("vm", default="vm0")
 @click.option("-l", "--log", is_flag=True, help="Print what the console has said, and return.")
+@raw_option
 @cluster_options
-def console(vm: str, log: bool, job_id: int | None, job_name: str | None) -> None:
+def console(vm: str, log: bool, raw: bool, job_id: int | None, job_name: str | None) -> None:
     """Attach to the serial console of VM (default: vm0); Ctrl-] leaves it.
 
     Several people may watch one console. What it said last is shown first.
     """
+    from pvc.errors import UsageError
     from pvc.ops.console import attach
+    from pvc.ops.logs import Lines
     from pvc.ops.status import find_endpoint, parse_vms
+
+    if raw and not log:
+        raise UsageError("--raw is for --log: a console that is attached sends every byte anyway")
 
     control = find_control(job_id, job_name)
     (rank,) = only_one(parse_vms([vm], control.record.placement.count), vm)
     endpoint = find_endpoint(control.record, rank)
     if log:
-        sys.stdout.buffer.write(control.read_log(endpoint, rank, timeout_s=30.0))
+        lines = Lines(output.pass_on)
+        (output.pass_on if raw else lines.put)(control.read_log(endpoint, rank, timeout_s=30.0))
+        lines.end()
         return
     if sys.stdin.isatty():
         output.print_note(f"console of {vm}; Ctrl-] leaves it")
@@ -182,7 +196,7 @@ def monitor(
     endpoint = find_endpoint(control.record, rank)
     if show:
         uri, node = find_uri(control, rank)
-        print(uri)
+        output.say(uri)
         output.print_note(f"on node {node}, as the job's owner")
         return
     if words:
@@ -198,7 +212,7 @@ def monitor(
 
 
 def _read_line(prompt: str) -> str:
-    print(prompt, end="", flush=True)
+    output.say(prompt, end="", flush=True)
     return sys.stdin.readline()
 
 
@@ -212,7 +226,7 @@ def _ask_monitor(control: Control, endpoint: NodeEndpoint, rank: int, request: d
         output.print_json(found)
         return 0
     text = str(found).replace("\r\n", "\n")
-    print(text, end="" if text.endswith("\n") or not text else "\n", flush=True)
+    output.say(text, end="" if text.endswith("\n") or not text else "\n", flush=True)
     return GuestError.exit_code if monitor.is_complaint(text) else 0
 
 
@@ -252,12 +266,10 @@ def dump(vm: str, file: str, form: str, force: bool, job_id: int | None, job_nam
 @click.command()
 @click.argument("vm", default="vm0")
 @click.option("--print", "show", is_flag=True, help="Print where the screen is served: protocol, node and socket.")
-@click.option(
-    "--screenshot", "picture", metavar="FILE", type=click.Path(), help="Write what it shows now to FILE (PNG)."
-)
+@click.option("--screenshot", "picture", metavar="FILE", type=HostPath(), help="Write what it shows now to FILE (PNG).")
 @cluster_options
 @json_option
-def display(vm: str, show: bool, picture: str | None, job_id: int | None, job_name: str | None, as_json: bool) -> None:
+def display(vm: str, show: bool, picture: Path | None, job_id: int | None, job_name: str | None, as_json: bool) -> None:
     """Show the screen of VM (default: vm0), which has one if its template says remote-display.
 
     It is served at a Unix socket of its node, which only the job's owner reaches.
@@ -272,14 +284,14 @@ def display(vm: str, show: bool, picture: str | None, job_id: int | None, job_na
     (rank,) = only_one(parse_vms([vm], control.record.placement.count), vm)
     endpoint = find_endpoint(control.record, rank)
     if picture is not None:
-        monitor.save_screenshot(control, endpoint, rank, Path(picture))
+        monitor.save_screenshot(control, endpoint, rank, picture)
     if show or as_json:
         found = control.ask(endpoint, {"op": "display", "vm": rank}, 30.0)
         place = {key: found.get(key) for key in ("protocol", "node", "socket")}
         if as_json:
             output.print_json(place)
         else:
-            print("{protocol} {node} {socket}".format(**place))
+            output.say("{protocol} {node} {socket}".format(**place))
 
 
 def give_order(

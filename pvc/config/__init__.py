@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Declaration and validation of the YAML files: one table per file."""

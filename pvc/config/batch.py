@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """batch.yaml: how pvc reaches Slurm and etcd, and what the nodes use."""
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ SETTINGS = Table(
         Setting(
             "etcd-user",
             setting.word("name", r"[A-Za-z0-9_.-]+", "a user name"),
-            "The etcd user. It needs read and write permission on keys below ``/pvc/``.",
+            "The etcd user. It needs read and write permission on keys below ``etcd-prefix``.",
             default="root",
         ),
         Setting(
@@ -66,6 +67,13 @@ SETTINGS = Table(
             ABSOLUTE_PATH,
             "File that holds the password. Only root may read it; the users of the cluster never need it.",
             default_text="``etcd-password`` beside batch.yaml",
+        ),
+        Setting(
+            "etcd-prefix",
+            setting.word("prefix", r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", "names with / between them"),
+            "What all of pvc's keys in etcd begin with, after a ``/``. Sites that share an etcd need one each, the "
+            "same on all nodes of a site. Change it only while no cluster runs.",
+            default="pvc",
         ),
         Setting(
             "batch-args",
@@ -83,7 +91,8 @@ SETTINGS = Table(
             "run-dir",
             ABSOLUTE_PATH,
             "Where each node keeps the overlays, seeds and sockets of its VMs, in one directory a job that only the "
-            "job's owner may enter. A local file system with room for what the guests write.",
+            "job's owner may enter. A local file system with room for what the guests write. Nobody but root may "
+            "write to it or to a directory above it, except in sticky ones as /var/tmp; else set-ups are refused.",
             default="/var/tmp/pvc",
         ),
         Setting(
@@ -118,7 +127,7 @@ SETTINGS = Table(
             "underlay-device",
             _DEVICE,
             "The network device that carries the clusters' traffic between nodes.",
-            default_text="the device that holds the address of the node's own name",
+            default_text="the device that holds the address of the node's own name, or of its NodeAddr in slurm.conf",
         ),
     ),
 )
@@ -152,6 +161,7 @@ def read_batch(document: Document, site_dir: Path) -> BatchSettings | None:
         user=values["etcd-user"],
         password_file=values["etcd-password-file"] or str(site_dir / "etcd-password"),
         ca_cert=values["etcd-ca-cert"],
+        prefix=values["etcd-prefix"],
     )
     return BatchSettings(
         etcd=etcd,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disks of templates: what their keys have in common, and the mapping of ``disks``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Persistent drives: the key persistent-drives of templates.yaml."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from typing import Any
 
 from pvc.config import setting
 from pvc.config.disks import AIO, CACHE, DISCARD_HELP, IOTHREAD_HELP, SIZE, check_disk
-from pvc.config.setting import Kind, Scope, Setting, Table, check, read
+from pvc.config.setting import Kind, Scope, Setting, Table, read
 from pvc.model.drive import Mmp, PersistentDrive
 
 MAX_DRIVES = 16
@@ -76,8 +77,7 @@ def _read_one(value: str | Mapping[str, Any], scope: Scope) -> PersistentDrive |
     ((path, given),) = value.items()
     at = scope.at(path)
     count = len(scope.document.problems)
-    given = {} if given is None else given
-    values = {**ENTRY.defaults(at), **ENTRY.collect(given, check(ENTRY.schema, given, at))}
+    values = ENTRY.read({} if given is None else given, at)
     return _make(path, values, at) if len(scope.document.problems) == count else None
 
 
@@ -85,7 +85,7 @@ _ITEM = Kind("path", "a path", {"type": "string"}, _read_one)
 
 
 def _make(text: str, values: Mapping[str, Any], scope: Scope) -> PersistentDrive:
-    path = scope.expansion.expand(text, at_start=True) if scope.expansion else text
+    path = scope.expansion.expand_path(text, at_start=True) if scope.expansion else text
     # %{vm_rank} and %{job_id} stand for numbers: they make no path relative.
     if not path.startswith("/") or "\0" in path or path.endswith("/"):
         raise ValueError(f"{path!r} is not the absolute path of a file")

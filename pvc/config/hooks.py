@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs that run on the nodes around a VM's life: the key hooks."""
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pvc.config.setting import Setting, Table
 from pvc.model.vm import Hooks
 
 _MAX_S = 3600
-_WORD = setting.expanded(name="word", expected="a program or its argument", at_start=True)
+_WORD = setting.path(name="word", expected="a program or its argument", at_start=True)
 _COMMAND = setting.list_of(_WORD, single=True)
 
 HOOKS = Table(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables of networks.yaml for networks that a site has already: bridges and PCI devices of its nodes."""
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pvc.model.network import BridgedNetwork, Network, PciNetwork, Tagging, Vlan
 
 # A device name has 15 characters: two dots, six for a job's number and three for a VM's, in base 36 (plan.names).
 MAX_TAP_PREFIX = 4
+MAX_DEVICE = 15
 
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f]\.[0-7])")
 
@@ -44,17 +46,19 @@ BRIDGED = Table(
             "host-bridge",
             setting.word("text", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", "the name of a network device"),
             "The bridge on every node that VMs become ports of, a Linux bridge or one of Open vSwitch. pvc neither "
-            "makes nor changes it.",
+            "makes nor changes it; a Linux bridge without other ports must have been given a MAC.",
             required=True,
         ),
         Setting(
             "tap-prefix",
             setting.word(
                 "text",
-                rf"[A-Za-z][A-Za-z0-9_-]{{0,{MAX_TAP_PREFIX - 1}}}",
-                f"1 to {MAX_TAP_PREFIX} letters and digits: a job's and a VM's number take the rest of a device name",
+                rf"[A-Za-z][A-Za-z0-9_-]{{0,{MAX_DEVICE - 1}}}",
+                f"1 to {MAX_DEVICE} letters and digits",
             ),
-            "How the names of the VMs' devices on the node begin; no other network may have the same.",
+            "How the names of the VMs' devices on the node begin; no other network may have the same. Numbers of a job "
+            f"and a VM leave room for {MAX_TAP_PREFIX} letters: a longer prefix stands for its first "
+            f"{MAX_TAP_PREFIX - 1} and its last one, *etha* for ``ethtapa``.",
             required=True,
         ),
         Setting("mtu", setting.integer(68, 65535), "What VMs are told; the bridge must carry as much.", default=1500),
@@ -142,4 +146,9 @@ def build_bridged(name: str, values: dict[str, Any], scope: Scope) -> BridgedNet
     natives = [index for index, vlan in enumerate(vlans) if vlan.tagging is Tagging.NATIVE]
     for index in natives[1:]:
         inner.at(index).add(f"VLAN {vlans[natives[0]].vid} is native already, and a port has one")
-    return BridgedNetwork(name, values["host-bridge"], values["tap-prefix"], values["mtu"], vlans)
+    prefix: str = values["tap-prefix"]
+    if len(prefix) > MAX_TAP_PREFIX:
+        # The last letter is what tells a site's prefixes apart: ethtapa and ethtapb, tap0 and tap1.
+        prefix = prefix[: MAX_TAP_PREFIX - 1] + prefix[-1]
+        scope.at("tap-prefix").warn(f"devices are called {prefix}.…, for a job's and a VM's number need the room")
+    return BridgedNetwork(name, values["host-bridge"], prefix, values["mtu"], vlans)

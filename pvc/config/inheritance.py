@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Templates after inheritance: every key with its value, and where the value comes from."""
 
 from __future__ import annotations
@@ -42,14 +43,19 @@ def resolve_templates(
         if chain is None:
             continue
         origins = dict(defaults)
+        unset: frozenset[str] = frozenset()
         for ancestor in reversed(chain):
-            for key, value in ancestor.values.items():
+            given = dict(ancestor.values) | {key: defaults[key].value for key in ancestor.unset}
+            for key, value in given.items():
                 if ancestor is entry or key not in OWN_KEYS:
                     parent = "" if ancestor is entry else ancestor.name
                     origins[key] = KeyOrigin(key, value, ancestor.place_of(key), parent)
+                    unset = unset | {key} if key in ancestor.unset else unset - {key}
         resource_set = _find_resource_set(entry, origins["resource-set"].value, resource_sets)
         origins["resource-set"] = dataclasses.replace(origins["resource-set"], value=resource_set)
-        if all(origins[key].value is not None or origins[key] == default for key, default in defaults.items()):
+        # A value that has none of its own had a problem, which was told.
+        sound = (each.value is not None or each == defaults[key] or key in unset for key, each in origins.items())
+        if all(sound):
             found[name] = build_template(name, entry.source, origins)
             _find_conflicts(entry, found[name])
     return found

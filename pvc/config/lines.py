@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines of configuration files, for what can only be found out later, on a node: plans know keys, not lines."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the files of a site and a user to one checked value, or to the list of all that is wrong."""
 
 from __future__ import annotations
@@ -22,6 +23,17 @@ from pvc.model.site import BatchSettings, Repository, SiteConfig
 SITE_DIR = Path("/etc/pvc")
 
 
+def _is_there(path: Path, *, follow: bool = True) -> bool:
+    """Whether there is such a file, or nobody can tell: whoever reads it then is told why."""
+    try:
+        path.stat(follow_symlinks=follow)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @dataclass
 class _Reading:
     """One load: the documents read so far."""
@@ -30,7 +42,7 @@ class _Reading:
 
     def read(self, path: Path, *, optional: bool = True) -> Document:
         """Read a file; one that may be absent counts as empty then."""
-        document = Document(str(path)) if optional and not os.path.lexists(path) else read_document(path)
+        document = Document(str(path)) if optional and not _is_there(path, follow=False) else read_document(path)
         self.documents.append(document)
         return document
 
@@ -84,7 +96,8 @@ def load_config(
     templates = resolve_templates(declared, sets)
     reading.finish()
     assert batch is not None
-    return SiteConfig(batch, networks, sets or {}, templates, repositories)
+    warnings = tuple(sorted(each for document in reading.documents for each in document.warnings))
+    return SiteConfig(batch, networks, sets or {}, templates, repositories, warnings)
 
 
 def load_user_config() -> SiteConfig:
@@ -125,7 +138,7 @@ def load_batch(site_dir: Path) -> BatchSettings | None:
 
     :raise ConfigError: with all its problems.
     """
-    if not (site_dir / "batch.yaml").is_file():
+    if not _is_there(site_dir / "batch.yaml"):
         return None
     reading = _Reading()
     settings = read_batch(reading.read(site_dir / "batch.yaml"), site_dir)
@@ -140,13 +153,13 @@ def list_files(site_dir: Path, user_dir: Path | None) -> list[Path]:
     user = []
     if user_dir is not None:
         user = [user_dir / "repos.yaml", *(Path(each.file) for each in _user_templates(reading, user_dir))]
-    return [path for path in [*site, *user] if path.is_file()]
+    return [path for path in [*site, *user] if _is_there(path)]
 
 
 def _read_site(
     reading: _Reading, site_dir: Path
 ) -> tuple[BatchSettings | None, dict[str, Network], dict[str, ResourceSet] | None]:
-    if not site_dir.is_dir():
+    if not os.path.isdir(site_dir):
         hint = "copy the samples of pvc's conf/ there and adapt them"
         raise ConfigError([Problem(str(site_dir), 0, "", "there is no such directory")], hint=hint)
     batch = read_batch(reading.read(site_dir / "batch.yaml", optional=False), site_dir)
@@ -160,20 +173,26 @@ def _read_site(
 def _read_repositories(
     reading: _Reading, site_dir: Path, user_dir: Path | None, expansion: Expansion
 ) -> tuple[Repository, ...]:
-    site = read_repos(reading.read(site_dir / "repos.yaml"), expansion) if (site_dir / "repos.yaml").exists() else ()
+    site = read_repos(reading.read(site_dir / "repos.yaml"), expansion) if _is_there(site_dir / "repos.yaml") else ()
     if user_dir is None:
         return site
     path = user_dir / "repos.yaml"
-    own = (
-        read_repos(reading.read(path), expansion) if path.exists() else (Repository("user", str(user_dir / "images")),)
-    )
+    own: tuple[Repository, ...] = (Repository("user", str(user_dir / "images")),)
+    if _is_there(path):
+        own = read_repos(reading.read(path), expansion)
     return (*own, *site)
 
 
 def _user_templates(reading: _Reading, user_dir: Path) -> list[Document]:
-    paths = [user_dir / "templates.yaml"]
-    paths += sorted(path for path in (user_dir / "templates.d").glob("*.yaml") if not path.name.startswith("."))
-    return [reading.read(path) for path in paths]
+    directory = user_dir / "templates.d"
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".yaml") and not name.startswith("."))
+        more = [directory / name for name in names]
+    except (FileNotFoundError, NotADirectoryError):
+        more = []
+    except OSError:
+        more = [directory]  # to read it tells why
+    return [reading.read(path) for path in (user_dir / "templates.yaml", *more)]
 
 
 def _refuse_writable(document: Document) -> None:

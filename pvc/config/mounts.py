@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directories of the host in VMs: the key mount-points, and the option --mount."""
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pvc.config import setting
 from pvc.config.setting import Kind, Scope, Setting, Table
 from pvc.errors import UsageError
 from pvc.model.vm import Mount
+from pvc.parse import expand_home
 
 # virtio-9p's tags have 32 bytes with the last 0; the guest's shell reads tag and directory as words.
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}", re.ASCII)
@@ -23,7 +25,7 @@ ENTRY = Table(
     settings=(
         Setting(
             "path",
-            setting.expanded(name="path", expected="a directory's path", at_start=True),
+            setting.path(expected="a directory's path", at_start=True),
             "The directory on the node.",
             required=True,
         ),
@@ -57,27 +59,43 @@ def parse_mount(text: str, directory: str) -> Mount:
     :raise UsageError: it is neither.
     """
     name, equals, rest = text.partition("=")
-    read_only, kind = False, "9p"
-    if equals and _TAG.fullmatch(name):
-        source, *flags = rest.split(",")
-        target, tag = f"/mnt/{name}", name
-    else:
-        source, *flags = text.split(":")
-        target, tag = (flags.pop(0) if flags else ""), ""
-    for flag in flags:
-        word, _, value = flag.partition("=")
-        if word == "type" and value in _TYPES:
-            kind = _TYPES[value]
-        elif flag in {"ro", "rw"}:
-            read_only = flag == "ro"
-        else:
-            raise UsageError(f"--mount {text}: {flag!r} is none of ro, rw, type=9p, type=virtiofs", hint=_OPTION_HINT)
+    is_named = bool(equals) and _TAG.fullmatch(name) is not None
+    source, read_only, kind = _cut_flags(rest if is_named else text, "," if is_named else ":", text)
+    target, tag = (f"/mnt/{name}", name) if is_named else ("", "")
+    if not is_named:
+        # A directory of the host may have any name; one of the guest has no colon.
+        source, _, target = source.rpartition(":")
     if not source or not target:
         raise UsageError(f"--mount {text}: a directory is missing", hint=_OPTION_HINT)
     try:
+        source = expand_home(source, os.path.expanduser("~"))
         return _make(os.path.join(directory, source), target, read_only, tag, kind)
     except ValueError as err:
         raise UsageError(f"--mount {text}: {err}") from None
+
+
+def _cut_flags(text: str, sign: str, whole: str) -> tuple[str, bool, str]:
+    """What is before the flags at the end, whether they say read-only, and the type.
+
+    :raise UsageError: what could only be a flag is none.
+    """
+    read_only: bool | None = None
+    kind: str | None = None
+    while True:
+        rest, found, flag = text.rpartition(sign)
+        word, _, value = flag.partition("=")
+        if not found or not rest or ("/" in flag and not flag.startswith("type=")):
+            break
+        if word == "type" and value in _TYPES:
+            kind = kind or _TYPES[value]
+        elif flag in {"ro", "rw"}:
+            read_only = flag == "ro" if read_only is None else read_only
+        elif word == "type" or sign == ":":
+            raise UsageError(f"--mount {whole}: {flag!r} is none of ro, rw, type=9p, type=virtiofs", hint=_OPTION_HINT)
+        else:
+            break
+        text = rest
+    return text, bool(read_only), kind or "9p"
 
 
 def join_mounts(first: tuple[Mount, ...], second: tuple[Mount, ...]) -> tuple[Mount, ...]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """networks.yaml: the networks that resource sets may name."""
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pvc.model.network import (
 
 # A device name has 15 characters; a job's number takes up to 6 of them (plan.names.uplink).
 MAX_PREFIX = 8
-# Ports of the shared Open vSwitch bridge have the job and a number of their own in their names (plan.names.port).
+# Ports of the shared Open vSwitch bridge have six characters by chance and a number in their names (plan.names.port).
 MAX_SWITCH_PREFIX = 5
 # The smallest MTU with which IPv6 works is 1280, and VXLAN takes 50 bytes of each frame.
 MIN_MTU, MAX_MTU = 1330, 65535
@@ -65,10 +66,10 @@ _PREFIX6 = 64
 
 
 def _parse_ports(text: str) -> tuple[int, int]:
-    try:
-        first, last = (int(part) for part in text.split("-")) if "-" in text else (int(text), int(text))
-    except ValueError:
-        raise ValueError(f"{text!r} is not a port or a range such as 8000-8009") from None
+    found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text, re.ASCII)
+    if found is None:
+        raise ValueError(f"{text!r} is not a port or a range such as 8000-8009")
+    first, last = int(found[1]), int(found[2] or found[1])
     if not 1 <= first <= last <= 65535 or last - first >= MAX_FORWARDS:
         raise ValueError(f"{text!r} is not a range of at most {MAX_FORWARDS} ports within 1-65535")
     return first, last
@@ -129,8 +130,6 @@ def _build_reverse_nat(values: Any) -> ReverseNat:
     first, last = values["vm-port"]
     return ReverseNat(first, last, low, high, values["protocol"], values["access"])
 
-
-_FOREIGN = {"gateway": "the gateway of an L3 network is always the VM's own node"}
 
 ETHERNET = Table(
     settings=(
@@ -284,7 +283,7 @@ ETHERNET = Table(
             default="1024-65535",
         ),
     ),
-    foreign=_FOREIGN,
+    idle={"gateway": "the gateway of an L3 network is always the VM's own node"},
 )
 
 TYPES = {

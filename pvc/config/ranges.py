@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Addresses and ports of networks.yaml that do not fit each other or what they are for."""
 
 from __future__ import annotations
@@ -19,6 +20,18 @@ def check_ranges(networks: Mapping[str, EthernetNetwork], scopes: Mapping[str, S
         _check_pair(one, other, scopes[other.name])
 
 
+# Of IANA's list, and of Slurm (slurm.conf(5), slurmdbd.conf(5), slurmrestd(8)): what a node cannot do without.
+_OWN_PORTS = {
+    2049: "NFS",
+    2379: "etcd",
+    2380: "etcd",
+    6817: "slurmctld",
+    6818: "slurmd",
+    6819: "slurmdbd",
+    6820: "slurmrestd",
+}
+
+
 def _check_ports(network: EthernetNetwork, scope: Scope) -> None:
     for index, entry in enumerate(network.reverse_nat):
         # A mapping by itself is a list of one, and has no number in the file.
@@ -28,6 +41,11 @@ def _check_ports(network: EthernetNetwork, scope: Scope) -> None:
             where.at("max-host-port").add(
                 f"{entry.min_host_port}-{entry.max_host_port} has {there} ports, and every VM needs {needed}"
             )
+        for port, whose in _OWN_PORTS.items():
+            if entry.min_host_port <= port <= entry.max_host_port:
+                where.at("min-host-port").add(
+                    f"{entry.min_host_port}-{entry.max_host_port} holds {port}, which is that of {whose}"
+                )
         for other in network.reverse_nat[:index]:
             if _meet(entry, other):
                 where.at("vm-port").add(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """repos.yaml: where images are."""
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ ENTRY = Table(
         ),
         Setting(
             "path",
-            setting.expanded(parse_absolute, name="path", expected="an absolute path"),
-            "Its directory, on a file system that all nodes see. It may say %{env:NAME}, %{homedir} and %{user}.",
+            setting.path(parse_absolute, expected="an absolute path"),
+            "Its directory, on a file system that all nodes see. It may begin with ``~/`` and say %{env:NAME}, "
+            "%{homedir} and %{user}.",
             required=True,
         ),
     ),
@@ -39,7 +41,7 @@ FILE = Table(
             required=True,
         ),
     ),
-    foreign={"cache": "pvc reads images where they are"},
+    idle={"cache": "images are read where they are, and nodes keep copies by image-cache-dir of batch.yaml"},
 )
 
 

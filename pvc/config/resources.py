@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """resources.yaml: what a VM gets besides cores and memory, under a name that templates use."""
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ ENTRY = Table(
     settings=(
         Setting(
             "networks",
-            setting.list_of(setting.text(name="name", expected="a network's name")),
-            "Networks of networks.yaml, in the order of the VM's interfaces.",
+            setting.list_of(setting.text(name="name", expected="a network's name"), empty=True),
+            "Networks of networks.yaml, in the order of the VM's interfaces. Without any, VMs have none.",
             required=True,
         ),
         Setting(

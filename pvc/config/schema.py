@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The structure of configuration: JSON schemas, and what is told when a value does not fit one.
 
 Every schema carries its own ``description`` ("an integer from 1 to 10"), from which error texts are made.
@@ -8,14 +9,14 @@ its import (some 100 ms). Both agree on the keywords in ``KEYWORDS``, which is a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pvc.config.yamlmarks import KeyPath
 
 Schema = Mapping[str, Any]
-ANNOTATIONS = frozenset({"description", "foreign"})
+ANNOTATIONS = frozenset({"description", "foreign", "idle"})
 KEYWORDS = frozenset(
     {
         "type",
@@ -80,6 +81,30 @@ def is_valid(schema: Schema, value: Any) -> bool:
     if isinstance(value, dict):
         return _is_valid_object(schema, value)
     return True
+
+
+def strip(schema: Schema, value: Any, path: KeyPath, tell: Callable[[KeyPath, str], None]) -> Any:
+    """``value`` without what says nothing: keys of ``schema`` that have no value, and those that are idle.
+
+    A key without a value is one that is not set. ``tell`` gets the places of idle keys that have one, and the reason.
+    """
+    if isinstance(value, list) and "items" in schema:
+        return [strip(schema["items"], item, (*path, index), tell) for index, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    properties: Mapping[str, Schema] = schema.get("properties", {})
+    others, idle = schema.get("additionalProperties"), schema.get("idle", {})
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        known = properties.get(key, others if isinstance(others, Mapping) else None)
+        if key in idle:
+            if item is not None:
+                tell((*path, key), f"has no effect: {idle[key]}")
+        elif known is None:
+            found[key] = item
+        elif item is not None or key not in properties or "null" in known.get("type", ()):
+            found[key] = strip(known, item, (*path, key), tell)
+    return found
 
 
 def show(value: Any) -> str:

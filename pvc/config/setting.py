@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings as rows of tables: structure, defaults, error texts and manual pages all come from the row.
 
 A ``Kind`` says what values a setting takes: a JSON schema for the structure and a function for the meaning.
@@ -12,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pvc.config.schema import Fault, Schema, find_faults, show
+from pvc.config.schema import Fault, Schema, find_faults, show, strip
 from pvc.config.yamlmarks import Document, KeyPath
-from pvc.parse import parse_name
+from pvc.parse import expand_home, parse_name
 
 _EXPANSION = re.compile(r"%\{([^}]*)\}")
 START_NAMES = ("vm_rank", "job_id")
@@ -56,6 +57,13 @@ class Expansion:
             return self.environment[variable]
         raise ValueError(f"%{{{name}}} is none of %{{env:NAME}}, %{{homedir}} and %{{user}}")
 
+    def expand_path(self, text: str, *, at_start: bool = False) -> str:
+        """The same of a path, which may begin with ~/ as well.
+
+        :raise ValueError: as ``expand``.
+        """
+        return expand_home(self.expand(text, at_start=at_start), self.homedir)
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -73,6 +81,10 @@ class Scope:
     def add(self, text: str) -> None:
         """Note a problem here."""
         self.document.add(self.path, text)
+
+    def warn(self, text: str) -> None:
+        """Note here what is no problem, and good to know."""
+        self.document.warn(self.path, text)
 
 
 Reader = Callable[[Any, Scope], Any]
@@ -107,10 +119,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Table:
-    """The keys of one mapping; ``foreign`` are keys of other programs, with what to say of them."""
+    """The keys of one mapping, and those of other programs with what to say of them.
+
+    ``foreign``: they are refused; ``idle``: they have no effect, and whoever relies on one is warned.
+    """
 
     settings: Sequence[Setting]
     foreign: Mapping[str, str] = field(default_factory=dict)
+    idle: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def schema(self) -> dict[str, Any]:
@@ -122,6 +138,7 @@ class Table:
             "required": [setting.key for setting in self.settings if setting.required],
             "additionalProperties": False,
             "foreign": dict(self.foreign),
+            "idle": dict(self.idle),
         }
 
     def read(self, value: Any, scope: Scope) -> dict[str, Any]:
@@ -129,9 +146,9 @@ class Table:
         return {**self.defaults(scope), **self.read_given(value, scope)}
 
     def read_given(self, value: Any, scope: Scope) -> dict[str, Any]:
-        """Values of the keys that are there."""
-        checked = check(self.schema, value, scope)
-        return self.collect(value, checked)
+        """Values of the keys that are there and have one."""
+        given = strip(self.schema, value, scope.path, scope.document.warn)
+        return self.collect(given, check(self.schema, given, scope))
 
     def collect(self, value: Any, scope: Scope) -> dict[str, Any]:
         """The same, where the structure has been checked."""
@@ -190,25 +207,51 @@ def _plain(value: Any, _scope: Scope) -> Any:
     return value
 
 
+# Without quotes YAML makes numbers of 2048, 22.04 and 486.
+_TEXT = ("string", "number")
+
+
+def _as_written(value: str | float, scope: Scope) -> str:
+    return value if isinstance(value, str) else scope.document.written.get(scope.path, str(value))
+
+
 def text(parse: Callable[[str], Any] = str, *, name: str = "text", expected: str = "text") -> Kind:
-    """A string, given to ``parse`` (which raises ValueError)."""
-    return Kind(name, expected, {"type": "string"}, lambda value, _scope: parse(value))
+    """A string, or a number as it is written, given to ``parse`` (which raises ValueError)."""
+    return Kind(name, expected, {"type": list(_TEXT)}, lambda value, scope: parse(_as_written(value, scope)))
 
 
 def expanded(
     parse: Callable[[str], Any] = str, *, name: str = "text", expected: str = "text", at_start: bool = False
 ) -> Kind:
     """The same after %{...} has been replaced; ``at_start``: as far as it is known before a VM starts."""
+    return _replaced(parse, name, expected, lambda by, text: by.expand(text, at_start=at_start))
 
-    def meaning(value: str, scope: Scope) -> Any:
-        return parse(scope.expansion.expand(value, at_start=at_start) if scope.expansion else value)
 
-    return Kind(name, expected, {"type": "string"}, meaning)
+def path(
+    parse: Callable[[str], Any] = str, *, name: str = "path", expected: str = "a path", at_start: bool = False
+) -> Kind:
+    """A path with %{...} as in ``expanded``; it may begin with ~/."""
+    return _replaced(parse, name, expected, lambda by, text: by.expand_path(text, at_start=at_start))
+
+
+def _replaced(parse: Callable[[str], Any], name: str, expected: str, replace: Callable[[Expansion, str], str]) -> Kind:
+    def meaning(value: str | float, scope: Scope) -> Any:
+        found = _as_written(value, scope)
+        return parse(replace(scope.expansion, found) if scope.expansion else found)
+
+    return Kind(name, expected, {"type": list(_TEXT)}, meaning)
 
 
 def word(name: str, pattern: str, expected: str) -> Kind:
-    """A string that matches ``pattern`` as a whole."""
-    return Kind(name, expected, {"type": "string", "pattern": f"^(?:{pattern})\\Z"}, _plain)
+    """A string, or a number as it is written, that matches ``pattern`` as a whole."""
+
+    def meaning(value: str | float, scope: Scope) -> str:
+        found = _as_written(value, scope)
+        if re.fullmatch(pattern, found) is None:
+            raise ValueError(f"{found} is not {expected}")
+        return found
+
+    return Kind(name, expected, {"type": list(_TEXT), "pattern": f"^(?:{pattern})\\Z"}, meaning)
 
 
 def integer(minimum: int, maximum: int) -> Kind:
@@ -228,14 +271,18 @@ def choice(*values: str, parse: Callable[[str], Any] = str) -> Kind:
     return Kind(" | ".join(values), expected, {"enum": list(values)}, lambda value, _scope: parse(value))
 
 
-def list_of(kind: Kind, *, minimum: int = 0, single: bool = False) -> Kind:
-    """A list, read as a tuple; ``single`` allows one value without brackets."""
+def list_of(kind: Kind, *, minimum: int = 0, single: bool = False, empty: bool = False) -> Kind:
+    """A list, read as a tuple; ``single`` allows one value without brackets, ``empty`` none at all."""
     structure: dict[str, Any] = {"type": "array", "items": kind.schema, "minItems": minimum}
+    if empty:
+        structure |= {"type": ["array", "null"]}
     if single:
         structure |= {"type": ["array", *_as_list(kind.structure["type"])]}
         structure |= {key: value for key, value in kind.structure.items() if key != "type"}
 
     def meaning(value: Any, scope: Scope) -> tuple[Any, ...]:
+        if value is None:
+            return ()
         if not isinstance(value, list):
             return (kind.read(value, scope),)
         return tuple(read(kind, item, scope.at(index)) for index, item in enumerate(value))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the files are that are not Python: conf/ and templates/."""
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """templates.yaml and templates.d: VMs as users describe them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,12 @@ from pvc.config.drives import persistent_drives
 from pvc.config.hooks import HOOKS, build_hooks
 from pvc.config.mounts import mount_points
 from pvc.config.setting import Expansion, Kind, Scope, Setting, Table
+from pvc.config.userdata import check_user_data, read_user_data_file
 from pvc.config.yamlmarks import Document
 from pvc.model.request import MAX_CPUS
+from pvc.model.vm import KERNEL_APPEND
 from pvc.parse import parse_size
 
-MAX_USER_DATA = 1 << 20
 MAX_MEMORY_MIB = 64 << 20
 MIN_GUEST_MIB = 64
 SIZE_OPTIONS = frozenset({"--ntasks", "--cpus-per-task", "--mem", "--mem-per-cpu", "--pvc"})
@@ -30,19 +33,14 @@ def _read_user_data(value: Any, scope: Scope) -> str:
     if isinstance(value, dict):
         import yaml
 
-        return "#cloud-config\n" + yaml.safe_dump(value, sort_keys=False)
-    path = Path(scope.document.file).parent / (scope.expansion.expand(value) if scope.expansion else value)
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_USER_DATA + 1)
-    except (OSError, ValueError) as err:
-        raise ValueError(f"cannot read {path}: {getattr(err, 'strerror', None) or err}") from None
-    if len(content) > MAX_USER_DATA:
-        raise ValueError(f"{path} is larger than {MAX_USER_DATA >> 20} MiB")
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text") from None
+        text = "#cloud-config\n" + yaml.safe_dump(value, sort_keys=False)
+        check_user_data(text)
+        return text
+    if "\n" in value or value.startswith("#"):  # neither is in a path that anybody has
+        check_user_data(value)
+        return str(value)
+    given = scope.expansion.expand_path(value) if scope.expansion else value
+    return read_user_data_file(Path(scope.document.file).parent / given)
 
 
 def _parse_memory(text: str) -> int:
@@ -71,6 +69,14 @@ def _read_tpm(value: Any, _scope: Scope) -> str:
     return "" if value == "none" else "2.0"
 
 
+def _read_kernel(value: Any, scope: Scope) -> str:
+    """A path, relative to the file that names it."""
+    given = scope.expansion.expand_path(value) if scope.expansion else value
+    if "\0" in given:
+        raise ValueError(f"{given!r} is not the path of a file")
+    return os.path.normpath(Path(scope.document.file).absolute().parent / given)
+
+
 _NAME = setting.text(name="name", expected="a name")
 
 ENTRY = Table(
@@ -92,12 +98,27 @@ ENTRY = Table(
         Setting(
             "user-data",
             Kind(
-                "path | mapping",
-                "a file's path or a mapping (cloud-config)",
+                "path | text | mapping",
+                "a file's path, a text of several lines, or a mapping (cloud-config)",
                 {"type": ["string", "object"]},
                 _read_user_data,
             ),
-            "What cloud-init does at the first boot: a file, relative to this one, or the cloud-config itself.",
+            "What cloud-init does at the first boot: a file, relative to this one, the text itself "
+            "(``user-data: |``), or a cloud-config as a mapping. See *User-data*.",
+        ),
+        Setting(
+            "instance-id",
+            setting.word("text", r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "letters, digits, '.', '_' and '-'"),
+            "The instance that guests are to cloud-init. A disk that was saved as the same one is not set up anew: "
+            "what cloud-init does once for an instance stays as it was, host keys of ssh and users among it.",
+            default_text="a new one for each VM of each cluster",
+        ),
+        Setting(
+            "kernel",
+            Kind("path", "a path", {"type": "string"}, _read_kernel),
+            "A kernel, relative to this file, that QEMU starts in place of the image's own boot loader or kernel; it "
+            "has to be there on the nodes. Its command line is that of the image's own kernel, where it has one, else "
+            f"``{KERNEL_APPEND}``, and it gets no initrd; *pvc image import --kernel* makes an image with all three.",
         ),
         Setting(
             "mount-points",
@@ -177,7 +198,9 @@ ENTRY = Table(
         Setting(
             "disk-size",
             SIZE,
-            "Size of the disk where it shall be larger than the image. Growing what is on it is the guest's part.",
+            "Size of the disk where it shall be larger than the image. At its boot the root file system grows with it: "
+            "in pvc's own images, where cloud-init has growpart, and without cloud-init by the agent where it is ext4 "
+            "on all of the disk. Elsewhere that is its owner's part.",
             default_text="the image's",
         ),
         Setting("disk-aio", AIO, AIO_HELP, default="threads"),
@@ -198,7 +221,7 @@ ENTRY = Table(
         ),
         Setting(
             "qemu-bin",
-            setting.expanded(name="path", expected="a command"),
+            setting.path(expected="a command"),
             "The QEMU to run.",
             default="qemu-system-x86_64",
         ),
@@ -235,12 +258,10 @@ ENTRY = Table(
             default="never",
         ),
     ),
-    foreign={
+    idle={
         "emulator-cores": "QEMU's own threads share the VM's cores",
-        "bind-vcpus": "vCPUs are always pinned when the job's cores are known",
-        "full-node": "ask Slurm for it: --exclusive",
-        "instance-id": "every VM of every job is a new instance",
-        "kernel": "import the kernel with the image: pvc image import --kernel",
+        "bind-vcpus": "every vCPU is pinned wherever the job's cores are known",
+        "full-node": "Slurm gives whole nodes, by slurm-args: [--exclusive]",
     },
 )
 
@@ -252,6 +273,8 @@ class Declared:
     name: str
     values: Mapping[str, Any]
     scope: Scope
+    # Keys without a value: their defaults count, whatever an ancestor says.
+    unset: frozenset[str] = frozenset()
 
     @property
     def source(self) -> str:
@@ -266,6 +289,12 @@ class Declared:
 def read_templates(document: Document, expansion: Expansion) -> dict[str, Declared]:
     """The entries of a document, as they are written; what is wrong is noted in it."""
     return {
-        name: Declared(name, ENTRY.read_given(value, scope), scope)
+        name: Declared(name, ENTRY.read_given(value, scope), scope, _find_unset(value))
         for name, value, scope in setting.named_entries(document, expansion)
     }
+
+
+def _find_unset(value: Any) -> frozenset[str]:
+    if not isinstance(value, dict):
+        return frozenset()
+    return frozenset(each.key for each in ENTRY.settings if each.key in value and value[each.key] is None)

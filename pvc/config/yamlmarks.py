@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YAML to plain data that remembers on which line each key stands.
 
 A stricter reading than YAML 1.1 asks for, because configuration should mean what it looks like: keys are
@@ -20,6 +21,7 @@ MAX_BYTES = 4 << 20
 # Anchors can be nested so that few lines mean billions of values.
 MAX_NODES = 200_000
 MAX_DEPTH = 50
+_MAX_DIGITS = 100
 _MERGE = "tag:yaml.org,2002:merge"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FALSE, _TRUE = {"no", "false", "off"}, {"yes", "true", "on"}
@@ -27,12 +29,17 @@ _FALSE, _TRUE = {"no", "false", "off"}, {"yes", "true", "on"}
 
 @dataclass
 class Document:
-    """The content of one file: ``lines`` maps the path of a key or list item to its line, 1-based."""
+    """The content of one file: ``lines`` maps the path of a key or list item to its line, 1-based.
+
+    ``written`` is how numbers are written, by their paths: 22.10 is the name of a release, too.
+    """
 
     file: str
     data: Any = None
     lines: dict[KeyPath, int] = field(default_factory=dict)
+    written: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
     def line(self, path: KeyPath) -> int:
         """The line of ``path``, or of the nearest thing around it; 0 for the whole file."""
@@ -43,6 +50,10 @@ class Document:
     def add(self, path: KeyPath, text: str) -> None:
         """Note a problem with the value at ``path``."""
         self.problems.append(Problem(self.file, self.line(path), format_path(path), text))
+
+    def warn(self, path: KeyPath, text: str) -> None:
+        """Note what its author should know of the value at ``path``, which is right."""
+        self.warnings.append(Problem(self.file, self.line(path), format_path(path), text))
 
 
 def format_path(path: KeyPath) -> str:
@@ -126,6 +137,10 @@ class _Builder:
         if id(node) in self._open:
             self._document.add(path, "contains itself")
             return None
+        # Anchors in anchors are as deep as they like, line by line.
+        if len(self._open) >= MAX_DEPTH:
+            self._document.add(path, f"nests more than {MAX_DEPTH} levels")
+            return None
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.SequenceNode):
@@ -173,6 +188,8 @@ class _Builder:
         if not node.tag.startswith("tag:yaml.org,2002:") or kind not in _SCALARS:
             self._document.add(path, f"the tag {node.tag!r} is not understood")
             return None
+        if kind in _NUMBERS:
+            self._document.written[path] = text
         return _SCALARS[kind](text)
 
     def _add(self, line: int, path: KeyPath, text: str) -> None:
@@ -183,13 +200,16 @@ def _parse_int(text: str) -> int | str:
     digits = text.replace("_", "").lower()
     sign = -1 if digits.startswith("-") else 1
     digits = digits.lstrip("+-")
+    # Nothing counts so far, and Python refuses to print numbers of thousands of digits.
+    if len(digits) > _MAX_DIGITS:
+        return text
     for prefix, base in (("0x", 16), ("0b", 2), ("0o", 8), ("0", 8), ("", 10)):
         if digits.startswith(prefix) and digits != prefix:
             try:
                 return sign * int(digits[len(prefix) :], base)
             except ValueError:
                 return text
-    return sign * int(digits) if digits.isdigit() else text
+    return sign * int(digits) if digits.isdecimal() else text
 
 
 def _parse_float(text: str) -> float | str:
@@ -204,6 +224,7 @@ def _parse_bool(text: str) -> bool | str:
     return lowered in _TRUE if lowered in _TRUE | _FALSE else text
 
 
+_NUMBERS = frozenset({"int", "float"})
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "null": lambda _text: None,
     "bool": _parse_bool,

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Thin, idempotent effects on one host; no policy."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether QEMU can use io_uring here: decided by letting it open a file that way.
 
 It takes a QEMU built with liburing, a kernel that has it, and a container or sysctl (kernel.io_uring_disabled) that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hearing of what is appended to a file, as soon as it is: inotify(7)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ARP requests of our own, for those who listen to the answers (RFC 826).
 
 Open vSwitch's own process learns from them where tunnels lead. Otherwise it would ask when the first frame is to be

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What network devices carried, by netlink (rtnetlink(7), IFLA_STATS64)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this node offers QEMU, as JSON files say: firmware, and daemons of vhost-user devices (docs/interop of QEMU).
 
 A file of the user's hides the site's of the same name, and the site's the distribution's; an empty one hides, too.

@@ -1,8 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """dnsmasq(8) as the DHCP and DNS server of one cluster on one node."""
 
 from __future__ import annotations
 
 import os
+import pwd
 import select
 import signal
 from contextlib import suppress
@@ -12,6 +14,7 @@ from pvc import run
 from pvc.errors import HostError
 from pvc.files import read_text, remove_tree, write_atomic
 from pvc.host import netns
+from pvc.plan.dnsmasq import USER
 
 CONFIG, HOSTS, PID = "dnsmasq.conf", "hosts", "dnsmasq.pid"
 _END_TIMEOUT_MS = 5000
@@ -23,9 +26,11 @@ def start(namespace: str, directory: Path, config: str, hosts: str) -> None:
     :raise HostError: dnsmasq is missing or refuses its configuration.
     """
     stop(directory)
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    write_atomic(directory / CONFIG, config)
-    write_atomic(directory / HOSTS, hosts)
+    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    write_atomic(directory / CONFIG, config, mode=0o400)
+    write_atomic(directory / HOSTS, hosts, mode=0o400)
+    # It reads the names when it is root no more.
+    os.chown(directory / HOSTS, pwd.getpwnam(USER).pw_uid, -1)
     _launch(namespace, directory)
 
 
@@ -49,7 +54,7 @@ def stop(directory: Path) -> None:
     :raise HostError: it did not end.
     """
     text = read_text(directory / PID, default="")
-    if text.isdigit():
+    if text.isdecimal():
         _end(int(text), directory)
     remove_tree(directory)
 
@@ -62,7 +67,7 @@ def is_running(directory: Path) -> bool:
 def find_process(directory: Path) -> int | None:
     """The process id of the server of that directory, if it is alive."""
     text = read_text(directory / PID, default="")
-    return int(text) if text.isdigit() and _is_ours(int(text), directory) else None
+    return int(text) if text.isdecimal() and _is_ours(int(text), directory) else None
 
 
 def _end(pid: int, directory: Path) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files behind persistent drives: opened, locked, made where that is wanted, with a lease beside them that says whose.
 
 A lease is a file .NAME.pvc-lease.TOKEN beside the drive, published with its content and its lock. Whoever wants a drive

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading tunnels' forwarding entries back, over one netlink socket: the counterpart of ``neighbours``.
 
 They are unpacked here because a general decoder costs a multiple (rtnetlink(7), linux/neighbour.h).

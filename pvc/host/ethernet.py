@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The devices of a cluster's networks on a node: one function to make and one to remove each kind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """UEFI firmware of this node, found as QEMU's own descriptors tell (docs/interop/firmware.json of QEMU).
 
 A descriptor says where the code and the template of the variables are, for which machines, and what it can do.

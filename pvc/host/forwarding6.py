@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IPv6 forwarding of the node, and the router advertisements that a host would take no more because of it.
 
 The kernel forwards IPv6 for the whole host or not at all (ip-sysctl, "conf/all/forwarding"), and writing that setting

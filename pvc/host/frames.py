@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole Ethernet frames by packet(7) sockets, in the namespace where each is opened."""
 
 from __future__ import annotations

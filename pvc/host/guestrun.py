@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guest that does one thing and ends: QEMU as a child that cannot outlive us, heard over its serial ports."""
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 
 from pvc import run
 from pvc.errors import GuestError
-from pvc.parse import strip_controls
+from pvc.plan.qemudrives import find_moved
+from pvc.texts import clean_text
 
 _KEPT = 64 << 10
 _MAX_LINE = 8192
@@ -40,7 +42,7 @@ class _Heard:
         """Tell each line, without its end and without what would do something to a terminal."""
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
-            self.tell(strip_controls(line.decode(errors="replace").rstrip("\r"))[:_MAX_LINE])
+            self.tell(clean_text(line.decode(errors="replace").rstrip("\r"), _MAX_LINE, console=True))
         self.rest = self.rest[-_MAX_LINE:]
 
 
@@ -64,11 +66,15 @@ class _Run:
 
 
 def run_guest(
-    plan: Callable[[GuestFds], Sequence[str]], on_line: Callable[[str], None], deadline: Callable[[], float]
+    plan: Callable[[GuestFds], Sequence[str]],
+    on_line: Callable[[str], None],
+    deadline: Callable[[], float],
+    files: Sequence[int] = (),
 ) -> GuestEnd:
     """Run QEMU (started with ``-S``) to its end; each line of the guest's second serial port goes to ``on_line``.
 
-    ``deadline``: when it has to be over, by the monotonic clock; asked again whenever something happened.
+    ``deadline``: when it has to be over, by the monotonic clock; asked again whenever something happened. ``files``:
+    open ones that QEMU inherits by their numbers; the guest does not run when a header of theirs names others.
 
     :raise GuestError: QEMU does not start it.
     :raise HostError: it cannot be started.
@@ -79,7 +85,9 @@ def run_guest(
     with tempfile.TemporaryFile() as errors:
         try:
             argv = run.bound(plan(fds))
-            process = run.spawn(argv, stdout=run.DEVNULL, stderr=errors, pass_fds=(fds.qmp, fds.console, fds.port))
+            process = run.spawn(
+                argv, stdout=run.DEVNULL, stderr=errors, pass_fds=(fds.qmp, fds.console, fds.port, *files)
+            )
             pidfd = os.pidfd_open(process.pid)
             try:
                 for _, theirs in pairs:
@@ -145,7 +153,12 @@ def _answer(state: _Run, data: bytes) -> None:
     for line in lines:
         message = json.loads(line) if line.strip() else {}
         if "QMP" in message:
-            state.qmp.sendall(b'{"execute": "qmp_capabilities"}\n{"execute": "cont", "id": "go"}\n')
+            look = b'{"execute": "query-named-block-nodes", "arguments": {"flat": true}, "id": "look"}'
+            state.qmp.sendall(b'{"execute": "qmp_capabilities"}\n' + look + b"\n")
+        elif message.get("id") == "look":
+            if find_moved(message["return"]) is not None:
+                raise GuestError("the image is refused: its header was changed, and names another file for its data")
+            state.qmp.sendall(b'{"execute": "cont", "id": "go"}\n')
         elif message.get("id") == "go":
             state.going = True
             if "error" in message:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether KVM really works here: decided by running a guest, not by the presence of /dev/kvm.
 
 There are hosts without vmx or svm where the device opens and everything after that aborts or crawls (nested

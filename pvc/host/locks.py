@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Locks of open file descriptions (fcntl(2), F_OFD_SETLK): they go when the last process with the description is gone.
 
 A child that inherited the descriptor holds the lock too, so the lock says that some process can still write. On NFS,

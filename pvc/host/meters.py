@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Meters of an Open vSwitch bridge over its management socket: ``ovs-ofctl`` takes one process for each.
 
 OpenFlow 1.5, section 7.3.4.4 (meter modification).

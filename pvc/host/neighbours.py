@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forwarding entries of tunnels and bridges, written in bulk over one netlink socket.
 
 There is one for each other node and each VM of this one. They are packed as bytes: a general encoder takes 0.1 ms

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Links, addresses and routes by netlink (pyroute2), in the namespace of the calling thread.
 
 ``ensure_*`` makes what is absent and leaves what is there; ``remove_*`` tolerates absence.
@@ -18,9 +19,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from pvc.errors import HostError
 from pvc.host import linkbatch, netns
+from pvc.model.host import Claim
 
 _IFA_F_NODAD = 0x02
 _RT_SCOPE_UNIVERSE = 0
+_RT_TABLE_MAIN = 254
+_IFF_LOOPBACK = 8
 _DEFAULT_VLAN = 1
 _TBF_LATENCY_MS = 50
 
@@ -45,6 +49,7 @@ class Link:
     master: int | None = None  # index of the bridge that it is a port of
     vni: int | None = None
     carrier: bool = False  # whether somebody is at the other end: of a tap, its VM
+    address: str = ""
 
 
 class Links:
@@ -82,6 +87,13 @@ class Links:
         return {
             message.get_attr("IFLA_IFNAME"): message.get_attr("IFLA_STATS64") for message in self._route.get_links()
         }
+
+    def groups(self) -> dict[int, list[str]]:
+        """The devices of each link group (ip-link(8))."""
+        found: dict[int, list[str]] = {}
+        for message in self._route.get_links():
+            found.setdefault(message.get_attr("IFLA_GROUP") or 0, []).append(message.get_attr("IFLA_IFNAME"))
+        return found
 
     def add(self, name: str, kind: str, **attributes: Any) -> None:
         """Make a device unless one of that name exists."""
@@ -178,14 +190,50 @@ class Links:
         links = [each for each in self._route.get_links() if each.get_attr("IFLA_GROUP") != but]
         return tuple(sorted(each.get_attr("IFLA_IFNAME") for each in links if each["index"] in found))
 
+    def claims(self, but: int) -> tuple[Claim, ...]:
+        """Networks that this one is in, and those that it has a route to; without those of the link group ``but``."""
+        links = [each for each in self._route.get_links() if each.get_attr("IFLA_GROUP") != but]
+        # A device may come between the kernel's answers; it is a cluster's, or nobody's yet.
+        names = {each["index"]: each.get_attr("IFLA_IFNAME") for each in links}
+        loopback = {each["index"] for each in links if each["flags"] & _IFF_LOOPBACK}
+        # Addresses of the node that are on its loopback device are its own, too.
+        found = [
+            Claim(address, f"this node's network on {names[index]}", direct=True)
+            for index, address, scope in self._addresses()
+            if index in names and scope == _RT_SCOPE_UNIVERSE
+        ]
+        for message in self._route.get_routes(table=_RT_TABLE_MAIN):
+            to, device = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
+            if to is not None and device in names.keys() - loopback and not to.startswith("fe80:"):
+                found.append(Claim(f"{to}/{message['dst_len']}", f"this node's route by {names[device]}"))
+        return tuple(found)
+
     def addresses(self) -> tuple[str, ...]:
         """All addresses of this namespace with prefix lengths, but for loopback's and IPv6's of single links."""
-        found = []
+        return tuple(sorted(address for _, address, scope in self._addresses() if scope == _RT_SCOPE_UNIVERSE))
+
+    def exit_to(self, address: str) -> str | None:
+        """The device by which packets for an address leave this node, if they do."""
+        try:
+            (route,) = self._route.route("get", dst=address)
+        except NetlinkError:
+            return None  # ENETUNREACH and its like
+        link = self._route.get_links(route.get_attr("RTA_OIF"))[0]
+        return None if link["flags"] & _IFF_LOOPBACK else str(link.get_attr("IFLA_IFNAME"))
+
+    def held(self) -> dict[int, list[str]]:
+        """The addresses of each device, by its index, with prefix lengths."""
+        found: dict[int, list[str]] = {}
+        for index, address, _ in self._addresses():
+            found.setdefault(index, []).append(address)
+        return found
+
+    def _addresses(self) -> Iterator[tuple[int, str, int]]:
+        """The index of a device, an address that it has with its prefix length, and the scope of that."""
         for message in self._route.get_addr():
             address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            if address is not None and message["scope"] == _RT_SCOPE_UNIVERSE:
-                found.append(f"{address}/{message['prefixlen']}")
-        return tuple(sorted(found))
+            if address is not None:
+                yield message["index"], f"{address}/{message['prefixlen']}", message["scope"]
 
     def device_of(self, address: str) -> Link | None:
         """The device that holds an IPv4 address, if any."""
@@ -210,8 +258,11 @@ def opened(what: str) -> Iterator[Links]:
 
 @contextmanager
 def target(name: str) -> Iterator[int]:
-    """A descriptor of a named namespace, to make devices in it from outside."""
-    fd = os.open(netns.path_of(name), os.O_RDONLY | os.O_CLOEXEC)
+    """A descriptor of a named namespace, to make devices in it from outside.
+
+    :raise HostError: there is none.
+    """
+    fd = netns.open_named(name)
     try:
         yield fd
     finally:
@@ -231,4 +282,5 @@ def _link(message: Any) -> Link:
         master=message.get_attr("IFLA_MASTER"),
         vni=data.get_attr("IFLA_VXLAN_ID") if data is not None else None,
         carrier=bool(message.get_attr("IFLA_CARRIER")),
+        address=message.get_attr("IFLA_ADDRESS") or "",
     )

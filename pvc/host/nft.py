@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nftables tables of pvc's own; no table of anybody else is touched (nft(8))."""
 
 from __future__ import annotations
@@ -32,6 +33,30 @@ def remove(namespace: str | None, tables: Tables) -> None:
 def _delete(tables: Tables) -> str:
     # Deleting what is absent is an error; making what is there is none.
     return "".join(f"table {family} {name} {{}}\ndelete table {family} {name}\n" for family, name in tables)
+
+
+def list_tables() -> list[tuple[str, str]]:
+    """(family, name) of all tables of the caller's namespace.
+
+    :raise HostError: nft does not answer.
+    """
+    said = run.run(["nft", "-j", "list", "tables"])
+    items = json.loads(said or "{}").get("nftables", [])
+    return [(item["table"]["family"], item["table"]["name"]) for item in items if "table" in item]
+
+
+def read_closed_chains(hook: str) -> list[str]:
+    """The node's chains at a hook that drop what none of their rules accepts, as "family table chain".
+
+    :raise HostError: nft does not answer.
+    """
+    said = run.run(["nft", "-j", "list", "chains"])
+    chains = [item["chain"] for item in json.loads(said or "{}").get("nftables", []) if "chain" in item]
+    return [
+        f"{each['family']} {each['table']} {each['name']}"
+        for each in chains
+        if each.get("hook") == hook and each.get("policy") == "drop"
+    ]
 
 
 def read_rules(namespace: str | None) -> dict[tuple[str, str], int]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OpenFlow over the management socket of an Open vSwitch bridge: what ``ovs-ofctl`` takes a process for each time.
 
 OpenFlow 1.5, sections 7.1.1 (header) and 7.3.2 (switch configuration).

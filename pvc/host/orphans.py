@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes whose parents ended come to this one, so that it learns how they end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copy-on-write disk overlays as files."""
 
 from __future__ import annotations

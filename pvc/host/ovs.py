@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Open vSwitch: one shared bridge of this node, its ports in one transaction, a job's flows in one bundle.
 
 The bridge belongs to all jobs that have ports on it: which ones is in a file, written before the database is. The first
@@ -20,10 +21,11 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 from pvc import run
 from pvc.errors import CommandError, HostError
 from pvc.files import read_text, write_atomic
-from pvc.host import meters, ofsocket, packetsockets
+from pvc.host import meters, netlink, ofsocket, packetsockets, tap
 
 RUN_DIR = Path("/run/openvswitch")
 PID = "ovs-vswitchd.pid"
+NETDEV = "netdev"
 _LOOK_S = 0.1
 # With groups in bundles (1.4) and meters as actions (1.5); ovs-ofctl(8).
 _OFCTL = ("ovs-ofctl", "--protocols=OpenFlow15", "--names")
@@ -57,7 +59,7 @@ def find_process() -> int | None:
     """The process id of ovs-vswitchd, if it runs."""
     text = read_text(RUN_DIR / PID, default="")
     # A process that has ended and was not waited for has no command line any more.
-    if not text.isdigit() or "ovs-vswitchd" not in read_text(Path(f"/proc/{text}/cmdline"), default=""):
+    if not text.isdecimal() or "ovs-vswitchd" not in read_text(Path(f"/proc/{text}/cmdline"), default=""):
         return None
     return int(text)
 
@@ -98,13 +100,18 @@ def ensure_ports(
 
     :raise HostError: ovs-vswitchd does not answer.
     """
-    jobs = _read_jobs(record)
+    jobs = read_jobs(record)
     words: list[str] = []
     if not jobs:
         # Whatever has this name now is of jobs that nobody remembers.
         words += ["--", "--if-exists", "del-br", bridge]
     if job_id not in jobs:
         _write_jobs(record, [*jobs, job_id])
+    if datapath == NETDEV and (not jobs or not tap.exists(bridge)):
+        # Open vSwitch's own process makes this device without an owner, and when the process dies it is anybody's.
+        if tap.exists(bridge) or jobs:
+            _vsctl(["--", "--if-exists", "del-br", bridge], f"remove Open vSwitch bridge {bridge}")
+        tap.ensure(bridge)
     words += ["--", "--may-exist", "add-br", bridge]
     # Without flows nothing is forwarded; no device of the bridge's own takes part.
     words += ["--", "set", "Bridge", bridge, f"datapath_type={datapath}", "fail_mode=secure"]
@@ -121,12 +128,15 @@ def remove_ports(record: Path, job_id: int, bridge: str, ports: Sequence[str]) -
 
     :raise HostError: ovs-vswitchd does not answer.
     """
-    jobs = _read_jobs(record)
+    jobs = read_jobs(record)
     if job_id not in jobs:
         return
     with packetsockets.held(find_process(), ports):
         if jobs == [job_id]:
             _vsctl(["--", "--if-exists", "del-br", bridge], f"remove Open vSwitch bridge {bridge}")
+            if tap.exists(bridge):  # made, and never found by Open vSwitch
+                with netlink.opened(f"remove {bridge}") as links:
+                    links.remove(bridge)
         elif ports:
             _vsctl(removal_words(ports), f"remove ports from Open vSwitch bridge {bridge}")
     _write_jobs(record, [each for each in jobs if each != job_id])
@@ -174,7 +184,8 @@ def _vsctl(words: Sequence[str], what: str) -> None:
         raise HostError(f"cannot {what}", hint=_HINT) from err
 
 
-def _read_jobs(record: Path) -> list[int]:
+def read_jobs(record: Path) -> list[int]:
+    """The jobs with ports on the shared bridge."""
     text = read_text(record, default="")
     jobs: list[int] = json.loads(text) if text else []
     return jobs

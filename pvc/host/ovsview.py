@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looking at the node's shared switch: its ports, a job's flows and what they carried; and frames sent through it."""
 
 from __future__ import annotations

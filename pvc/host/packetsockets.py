@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packet sockets of Open vSwitch, closed all at once.
 
 The kernel closes a packet socket only after an RCU grace period (``synchronize_net`` in packet_release), about 12 ms,
@@ -31,11 +32,22 @@ def held(process: int | None, devices: Sequence[str]) -> Iterator[int]:
     try:
         yield len(found)
     finally:
-        threads = [threading.Thread(target=os.close, args=[fd]) for fd in found]
-        for thread in threads:
+        _close(found)
+
+
+def _close(fds: Sequence[int]) -> None:
+    """Side by side, for each waits for the kernel's other processors."""
+    started = []
+    for fd in fds:
+        thread = threading.Thread(target=os.close, args=[fd])
+        try:
             thread.start()
-        for thread in threads:
-            thread.join()
+        except RuntimeError:  # users have all processes: one after another is only slower
+            os.close(fd)
+        else:
+            started.append(thread)
+    for thread in started:
+        thread.join()
 
 
 def _hold(process: int, devices: Sequence[str]) -> list[int]:

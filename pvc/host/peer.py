@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the machine at the other end of a TCP connection is still there: tcp(7)."""
 
 from __future__ import annotations

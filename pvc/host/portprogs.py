@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs at the ports of a cluster's networks (bpf/port.c), loaded and attached by libbpf.
 
 They and their maps live as long as a device has them: nothing is pinned, and a namespace takes them along

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Room on a file system, taken before it is needed: fallocate(2)."""
 
 from __future__ import annotations

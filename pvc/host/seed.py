@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The NoCloud seed as an ISO 9660 image.
 
 cloud-init finds it by its label: ds-identify and DataSourceNoCloud accept "cidata" and "CIDATA". Rock Ridge

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program of its own: confine a virtiofsd to one directory, then become it. ``python3 -I -S THIS ro|rw DIR -- …``.
 
 ``unshare`` has put it into new user, mount and network namespaces, in which the job's owner is root and no other user

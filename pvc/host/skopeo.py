@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Thin use of skopeo(1), which speaks with registries of OCI images.
 
 It finds credentials itself (containers-auth.json(5): what ``skopeo login``, ``podman login`` or ``docker login``
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from pvc import run
 from pvc.errors import CommandError, HostError
+from pvc.host.exitcodes import explain
 
 _ANSWER_TIMEOUT_S = 300.0
 # How often a person sees that something moves.
@@ -25,6 +27,7 @@ _KEPT = (
     "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "SSL_CERT_FILE",
     "SSL_CERT_DIR", "CONTAINERS_REGISTRIES_CONF",
 )  # fmt: skip
+_NOT_THERE = 2  # exitcodes.py
 _MESSAGE = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
 
 
@@ -37,7 +40,7 @@ def read_manifest(reference: str, *, plain: bool) -> str:
     try:
         return run.run(argv, env=_environment(), timeout_s=_ANSWER_TIMEOUT_S)
     except CommandError as err:
-        raise _explain(reference, err.stderr) from None
+        raise _explain(reference, err.stderr, err.returncode) from None
     except HostError as err:
         raise HostError("pvc talks to registries by skopeo", hint="apt install skopeo") from err
 
@@ -73,7 +76,7 @@ def copy(
     if code == -signal.SIGXFSZ:
         raise HostError(f"{source} sends more than its manifest says")
     if code:
-        raise _explain(source if target.startswith(("oci:", "dir:")) else target, said)
+        raise _explain(source if target.startswith(("oci:", "dir:")) else target, said, code)
 
 
 class _Meter:
@@ -119,9 +122,11 @@ def _environment() -> dict[str, str]:
     return {**run.BASE_ENV, "PATH": f"{run.PATH}:{os.environ.get('PATH', '')}".rstrip(":"), **kept, **proxies}
 
 
-def _explain(reference: str, said: str) -> HostError:
+def _explain(reference: str, said: str, code: int) -> HostError:
     messages = _MESSAGE.findall(said)
-    text = messages[-1].replace('\\"', '"') if messages else (said.strip().splitlines() or ["no message"])[-1]
+    text = (
+        messages[-1].replace('\\"', '"') if messages else (said.strip().splitlines() or [explain("skopeo", code)])[-1]
+    )
     text = re.sub(r'^Error parsing image name "[^"]*": ', "", text)
     host = reference.removeprefix("docker://").partition("/")[0]
     hint = None
@@ -133,4 +138,6 @@ def _explain(reference: str, said: str) -> HostError:
         hint = f"log in first: skopeo login {host}"
     elif "server gave HTTP response to HTTPS client" in text:
         hint = "the registry has no TLS: say so in /etc/containers/registries.conf.d (insecure = true)"
+    elif code == _NOT_THERE:
+        hint = "see whether its name and tag are written so"
     return HostError(f"{reference}: skopeo says: {text[:1000]}", hint=hint)

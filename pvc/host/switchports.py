@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices of VMs and gateways in the node's own namespace, where the shared switch finds them."""
 
 from __future__ import annotations
@@ -50,6 +51,17 @@ def ensure_gateway(
                 links.ensure_address(inner, host, int(length))
 
     netns.run_inside(space, join)
+
+
+def silence_again(names: Sequence[str]) -> bool:
+    """Have the node's own stack speak no IPv6 to VMs where somebody let it; whether there was anything to do.
+
+    :raise HostError: the kernel refused.
+    """
+    keys = [key for name in names if sysctl.read(key := f"net/ipv6/conf/{name}/disable_ipv6") == "0"]
+    for key in keys:
+        sysctl.set_own(key, "1")
+    return bool(keys)
 
 
 def remove_group(group: int) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel settings that several jobs share: the value before the first comes back after the last.
 
 The prior value and the jobs that need the setting are in one file, written before the kernel is. The
@@ -27,7 +28,7 @@ def acquire(record: Path, key: str, value: str, job_id: int, *, spread: str | No
     path = _path(key)
     entries = _read(record)
     prior = read_text(path, default="")
-    if not prior:
+    if not path.exists():
         raise HostError(f"there is no kernel setting {key}")
     entry = entries.setdefault(key, {"prior": prior, "jobs": []})
     if spread is not None and "others" not in entry:
@@ -72,9 +73,14 @@ def read_prior(record: Path, key: str) -> str:
     return str(entry["prior"]) if entry is not None else now
 
 
-def held(record: Path) -> frozenset[str]:
-    """The settings that jobs hold."""
-    return frozenset(_read(record))
+def held(record: Path, job_id: int | None = None) -> frozenset[str]:
+    """The settings that jobs hold, or one job."""
+    return frozenset(key for key, entry in _read(record).items() if job_id is None or job_id in entry["jobs"])
+
+
+def read_jobs(record: Path) -> set[int]:
+    """The jobs that hold a setting."""
+    return {job_id for entry in _read(record).values() for job_id in entry["jobs"]}
 
 
 def read(key: str) -> str:
@@ -110,6 +116,7 @@ def _read(record: Path) -> dict[str, Any]:
 
 def _write(path: Path, key: str, value: str) -> None:
     try:
-        path.write_text(value)
+        # A list can be empty, but nothing would be written then.
+        path.write_text(value or "\n")
     except OSError as err:
         raise HostError(f"cannot set {key} to {value}") from err

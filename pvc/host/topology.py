@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CPU topology from /sys.
 
 Files are those of Documentation/ABI/stable/sysfs-devices-system-cpu (cpuN/topology/*) and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast this machine's time stamp counter runs.
 
 No file tells: "cpu MHz" in /proc/cpuinfo is what a core has at the moment, CPUID has it on some processors only, and

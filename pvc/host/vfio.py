@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PCI devices handed to VMs: bound to vfio-pci for a job, and back to the host's driver afterwards.
 
 By the files of the kernel's Documentation/ABI/testing/sysfs-bus-pci (bind, unbind, driver_override, drivers_probe) and
@@ -6,6 +7,7 @@ Documentation/driver-api/vfio.rst (IOMMU groups, /dev/vfio/GROUP).
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pvc.errors import HostError
+from pvc.errors import HostError, JobError
 from pvc.model.host import PciDevice
 
 VFIO = "vfio-pci"
@@ -30,6 +32,10 @@ def _write(path: Path, text: str) -> None:
         os.close(fd)
 
 
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
 @dataclass(frozen=True)
 class Bus:
     """Where the kernel shows its PCI bus and VFIO's device nodes; tests have a kernel of their own behind it."""
@@ -37,6 +43,7 @@ class Bus:
     pci: Path = Path("/sys/bus/pci")
     nodes: Path = Path("/dev/vfio")
     write: Callable[[Path, str], None] = field(default=_write)
+    open: Callable[[Path], int] = field(default=_open)
 
     def device(self, address: str) -> Path:
         """The directory of a device."""
@@ -48,6 +55,14 @@ class Bus:
             return os.path.basename(os.readlink(self.device(address) / "driver"))
         except OSError:
             return None
+
+    def is_held(self, group: int) -> bool:
+        """Whether any process has a group open, or a device of it: the kernel lets one have it at a time."""
+        try:
+            os.close(self.open(self.nodes / str(group)))
+        except OSError as err:
+            return err.errno == errno.EBUSY
+        return False
 
 
 def read_device(address: str, bus: Bus | None = None) -> PciDevice | None:
@@ -100,6 +115,7 @@ def bind(address: str, group: int, uid: int, gid: int, bus: Bus | None = None) -
 def release(address: str, group: int, driver: str, bus: Bus | None = None) -> None:
     """Give a device back to the host's ``driver``. Absent is fine: it may have been taken out.
 
+    :raise JobError: a process of the user's has it still.
     :raise HostError: the driver does not take it.
     """
     bus = bus or Bus()
@@ -110,6 +126,9 @@ def release(address: str, group: int, driver: str, bus: Bus | None = None) -> No
     with suppress(OSError):
         # Other devices of the group may keep the node; it is root's again.
         os.chown(node, 0, 0)
+    # A process of another job may have it (SCM_RIGHTS): taking it away would wait for that one's end.
+    if bus.driver(address) == VFIO and bus.is_held(group):
+        raise JobError(f"{address} is still held by a process of the user who had it", hint=f"fuser -v {node}")
     try:
         bus.write(place / "driver_override", "\n")
         if bus.driver(address) == driver:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The virtiofsd of this node, found as QEMU's own descriptors tell (docs/interop/vhost-user.json of QEMU)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that appear complete under their name, or not at all."""
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def appearing(target: Path, *, replace: bool = False) -> Iterator[IO[bytes]]:
         except OSError as err:
             if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                 raise
-            name = f"{directory}/.{target.name[:200]}.{secrets.token_hex(4)}"
+            name = f"{directory}/.{target.name[:40]}.{secrets.token_hex(4)}"
             handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except OSError as err:
         raise UsageError(f"cannot write {target}") from err

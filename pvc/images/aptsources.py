@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mirrors that this machine's apt uses, turned to the release that an image is made of."""
 
 from __future__ import annotations

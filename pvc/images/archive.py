@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images as one file: a tar archive of ``pvc-image.json`` and then each file as ``data/SHA256``, maybe in zstd.
 
 tar(1) and zstd(1) can look inside. Reading takes nothing but that, in that order: the archive may be hostile.
@@ -18,13 +19,14 @@ from typing import IO
 
 from pvc import codec, run
 from pvc.errors import GuestError, HostError, PvcError, UsageError
+from pvc.host.exitcodes import Outcome, explain, judge
 from pvc.images import header
 from pvc.images.appear import appearing
 from pvc.images.foreign import find_unpacker, reading_command
 from pvc.images.image import Blob, Image
 from pvc.images.store import Session, Store
 from pvc.images.streams import Progress, open_source, read_exactly, write_sparse
-from pvc.images.transfer import check_boot_files, check_described, check_layers
+from pvc.images.transfer import check_boot_files, check_described, check_layers, check_new
 
 VERSION = 1
 _MANIFEST = "pvc-image.json"
@@ -51,22 +53,40 @@ class Manifest:
 # --- writing
 
 
-def export_images(found: Sequence[tuple[Store, Image]], target: Path, progress: Progress) -> None:
+def export_images(
+    found: Sequence[tuple[Store, Image]], target: Path, progress: Progress, *, force: bool = False
+) -> None:
     """Write images to ``target``, compressed if its name ends in ".zst"; it appears when it is complete.
+
+    ``force``: another file of that name goes then.
 
     :raise UsageError: ``target`` exists, or cannot be written there.
     :raise GuestError: an image is damaged.
     :raise HostError: the disk is full.
     """
-    if target.exists():
-        raise UsageError(f"{target} exists", hint="remove it first, or choose another name")
-    manifest = Manifest(VERSION, tuple(image for _, image in found))
-    owners = {blob: (store, image) for store, image in found for blob in image.blobs}
-    with appearing(target) as stream:
+    if target.exists() and not (force and target.is_file()):
+        raise UsageError(f"{target} exists", hint="remove it first, choose another name, or say --force for a file")
+    with appearing(target, replace=force) as stream:
         with _compressing(stream, target) as output:
-            _write_archive(output, manifest, owners, progress)
+            _write_images(found, output, progress)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def write_images(found: Sequence[tuple[Store, Image]], output: IO[bytes], progress: Progress) -> None:
+    """Write images into a stream, one that need not be a file.
+
+    :raise GuestError: an image is damaged.
+    :raise HostError: it takes no more.
+    :raise BrokenPipeError: its reader has gone.
+    """
+    try:
+        _write_images(found, output, progress)
+        output.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as err:
+        raise HostError("cannot write the archive") from err
 
 
 @contextmanager
@@ -85,8 +105,8 @@ def _compressing(stream: IO[bytes], target: Path) -> Iterator[IO[bytes]]:
         except BrokenPipeError as err:
             failed = err
         said = process.stderr.read(4096).decode(errors="replace").strip()
-        if process.wait() or failed:
-            last = said.splitlines()[-1] if said else "no message"
+        if judge("zstd", process.wait()) is Outcome.FAILED or failed:
+            last = said.splitlines()[-1] if said else explain("zstd", process.returncode)
             raise HostError(f"cannot write {target}: {last}", hint="free space there, or write elsewhere")
     finally:
         with suppress(OSError):
@@ -94,6 +114,11 @@ def _compressing(stream: IO[bytes], target: Path) -> Iterator[IO[bytes]]:
         process.stderr.close()
         process.kill()
         process.wait()
+
+
+def _write_images(found: Sequence[tuple[Store, Image]], output: IO[bytes], progress: Progress) -> None:
+    owners = {blob: (store, image) for store, image in found for blob in image.blobs}
+    _write_archive(output, Manifest(VERSION, tuple(image for _, image in found)), owners, progress)
 
 
 def _write_archive(
@@ -164,8 +189,10 @@ def _is_first(head: bytes) -> bool:
     return head[:100].rstrip(b"\0") == _MANIFEST.encode() and head[257:262] == b"ustar"
 
 
-def import_archive(store: Store, source: Path, name: str | None, owner: str, progress: Progress) -> list[Image]:
-    """Make the images of an archive the next revisions of their names, or of ``name`` if there is one image.
+def import_archive(
+    store: Store, source: Path, name: str | None, owner: str, progress: Progress, *, update: bool = False
+) -> list[Image]:
+    """Make the images of an archive images of their names (new ones without ``update``), or revisions of ``name``.
 
     :raise UsageError: the archive is damaged, or not one of ours.
     :raise HostError: the repository cannot be written; what was named before stays.
@@ -174,6 +201,8 @@ def import_archive(store: Store, source: Path, name: str | None, owner: str, pro
         with open_source(source) as stream, _decompressing(stream) as pipe, store.session() as session:
             manifest = _read_manifest(pipe)
             _check_manifest(manifest, name)
+            if name is None and not update:
+                check_new(store, manifest.images, str(source))
             for blob in manifest.blobs:
                 _read_blob(pipe, blob, store, session, progress)
             rest = read_exactly(pipe, _MAX_REST)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel and initial file system for direct boot, made small and quick.
 
 Under software emulation unpacking costs more than anything else before init: Debian's amd64 kernel is
@@ -16,20 +17,33 @@ from pathlib import Path
 
 from pvc import run
 from pvc.errors import HostError
+from pvc.host.exitcodes import Outcome, judge
 
 _ELF = b"\x7fELF"
 _PVH_NOTE = struct.pack("<III", 4, 8, 18) + b"Xen\0"  # XEN_ELFNOTE_PHYS32_ENTRY
 _PVH_NOTE_32 = struct.pack("<III", 4, 4, 18) + b"Xen\0"
 _MAX_KERNEL = 1 << 30
 
-# "ROOT" is the root's device. A module that the kernel has built in is not in the list, so a failing insmod is told.
+# "ROOTS" are the root's devices on virtio and on other buses. A module that the kernel has built in is in no list, so a
+# failing insmod is told. Modules of other buses are loaded once the first device, which may be the seed, proves to be
+# none, or does not come: usually they cost a little memory, and no time.
 _INIT = """#!/bin/busybox sh
 bb=/bin/busybox
 $bb mount -t devtmpfs dev /dev
-for module in $($bb cat /modules); do $bb insmod /lib/$module || echo "initrd: no $module"; done
+load() { for module in $($bb cat /$1); do $bb insmod /lib/$module || echo "initrd: no $module"; done; }
+load modules
 i=0
-while [ ! -b ROOT ] && [ $i -lt 1000 ]; do $bb usleep 10000; i=$((i + 1)); done
-$bb mount -t ext4 -o rw,noatime ROOT /root || { echo "initrd: no root on ROOT"; $bb poweroff -f; }
+root=
+while [ -z "$root" ] && [ $i -lt 1000 ]; do
+    for disk in ROOTS; do
+        [ -b $disk ] && $bb mount -t ext4 -o rw,noatime $disk /root 2>/dev/null && root=$disk && break
+        [ ! -b $disk ] || [ $i -gt 100 ] || i=100
+    done
+    [ $i != 100 ] || load others
+    [ -n "$root" ] || $bb usleep 10000
+    i=$((i + 1))
+done
+[ -n "$root" ] || { echo "initrd: no root on ROOTS"; $bb poweroff -f; }
 $bb mount --move /dev /root/dev
 exec $bb switch_root /root /sbin/init
 echo "initrd: the root has no /sbin/init"; $bb poweroff -f
@@ -74,7 +88,7 @@ def _unpack_zstd(payload: bytes) -> bytes | None:
     except HostError:
         return None
     kernel, _ = process.communicate(payload[:-4])
-    return kernel if process.returncode == 0 else None
+    return kernel if judge("zstd", process.returncode) is not Outcome.FAILED else None
 
 
 def find_modules(root: Path, version: str, names: Sequence[str]) -> list[str]:
@@ -111,9 +125,12 @@ def _module_name(path: str) -> str:
     return os.path.basename(path).split(".", 1)[0].replace("-", "_")
 
 
-def make_initrd(root: Path, version: str, names: Sequence[str], device: str = "/dev/vda") -> bytes:
-    """A cpio archive that loads modules of the guest's kernel, mounts ``device`` and starts its init.
+def make_initrd(
+    root: Path, version: str, names: Sequence[str], others: Sequence[str] = (), partition: str = ""
+) -> bytes:
+    """A cpio archive that loads modules of the guest's kernel, mounts the root and starts its init.
 
+    The root is the first disk or its ``partition``; ``others`` are modules for disks that are not virtio's.
     Uncompressed: 5 MB are read faster than unpacked.
 
     :raise HostError: a module is missing, or the guest has no static busybox.
@@ -121,7 +138,8 @@ def make_initrd(root: Path, version: str, names: Sequence[str], device: str = "/
     busybox = root / "bin" / "busybox"
     if not busybox.is_file():
         raise HostError("a guest whose initrd pvc makes needs the package busybox-static")
-    paths = find_modules(root, version, names)
+    usual = find_modules(root, version, names)
+    lists = {"modules": usual, "others": [path for path in find_modules(root, version, others) if path not in usual]}
     directory = root / "lib" / "modules" / version
     members: dict[str, tuple[int, bytes]] = {
         "bin": (0o040755, b""),
@@ -131,16 +149,18 @@ def make_initrd(root: Path, version: str, names: Sequence[str], device: str = "/
         "bin/busybox": (0o100755, busybox.read_bytes()),
         "bin/sh": (0o120777, b"busybox"),
     }
-    loaded: list[str] = []
-    for path in paths:
-        name = os.path.basename(path)
-        content = (directory / path).read_bytes()
-        if name.endswith(".xz"):
-            name, content = name.removesuffix(".xz"), lzma.decompress(content)
-        members[f"lib/{name}"] = (0o100644, content)
-        loaded.append(name)
-    members["modules"] = (0o100644, ("\n".join(loaded) + "\n").encode())
-    members["init"] = (0o100755, _INIT.replace("ROOT", device).encode())
+    for title, paths in lists.items():
+        loaded: list[str] = []
+        for path in paths:
+            name = os.path.basename(path)
+            content = (directory / path).read_bytes()
+            if name.endswith(".xz"):
+                name, content = name.removesuffix(".xz"), lzma.decompress(content)
+            members[f"lib/{name}"] = (0o100644, content)
+            loaded.append(name)
+        members[title] = (0o100644, ("\n".join(loaded) + "\n").encode())
+    devices = f"/dev/vda{partition} /dev/sda{partition}"
+    members["init"] = (0o100755, _INIT.replace("ROOTS", devices).encode())
     return pack_cpio(members)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Making an image from packages: mmdebstrap or mkosi, mke2fs, and nothing that needs a loop device.
 
     packages -> root.tar (a builder) -> file system (mke2fs -d) -> disk.qcow2 (qemu-img)
@@ -25,6 +26,7 @@ from pathlib import Path
 from pvc import files, run
 from pvc.errors import CommandError, HostError
 from pvc.host import qemuimg
+from pvc.host.exitcodes import Outcome, judge
 from pvc.images import aptsources, bootfiles, mkosi, mmdebstrap, uefidisk
 from pvc.images.recipe import Builder, Recipe, join_recipes, plan_stages
 from pvc.images.recipefiles import EPOCH
@@ -34,7 +36,7 @@ from pvc.images.workdir import work_directory
 LOG = logging.getLogger(__name__)
 
 # Raised when the builder makes something else of the same recipe.
-_BUILDER = 3
+_BUILDER = 4
 _TOOLS = {"mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "tar": "tar"}
 _UUID_SPACE = uuid.UUID("5d0f7b0e-6f5c-4c0e-9c57-0d5c1f0e7a10")
 _SWITCHES = ("/proc/sys/kernel/unprivileged_userns_clone", "/proc/sys/user/max_user_namespaces")
@@ -328,8 +330,9 @@ def _watch(plan: StagePlan, work: Path, step: Step) -> None:
         process.terminate()
         process.wait()
         raise
-    if code:
-        LOG.info("%s", "\n".join(last))
+    if judge(plan.builder, code) is Outcome.FAILED:
+        for line in last:
+            LOG.info("%s", line)
         raise CommandError([plan.builder], code, find_error(last), hint="pvc -vv image build")
 
 
@@ -345,6 +348,9 @@ def find_error(lines: Sequence[str]) -> str:
 # $1 work directory, $2 size in KiB, $3 UUID, $4 time of what is younger than the file $1/begin, $5 options of tar.
 # The journal is small: the disk is an overlay's base. Nothing of the inode tables has to be written, neither here
 # nor by the guest: the file is all zeros. Days in /etc/shadow are those of the build; logs tell its times.
+# A guest that enlarges its root needs room in the journal for all blocks that are reserved for descriptors (Linux 6.1,
+# fs/ext4/resize.c): of 16 MiB a transaction has 1024 blocks, and mke2fs reserves 1023 where nothing is said. Up to 2
+# TiB need 255; a disk of more is enlarged without them.
 _DISK_SCRIPT = """
 cd "$1"
 mkdir root result
@@ -363,8 +369,10 @@ sed -i "s/^\\([^:]*:[^:]*:\\)[0-9][0-9]*:/\\1$(($4 / 86400)):/" root/etc/shadow
 : > root/etc/machine-id
 find root -newer begin -exec touch -h -d "@$4" {} +
 export E2FSPROGS_FAKE_TIME="$4"
+most=$((${2%k} * 2))
+[ $most -gt $((2 << 30)) ] || most=$((2 << 30))
 mke2fs -q -F -t ext4 -L root -m 0 -i 65536 -J size=16 -U "$3" \
-    -E assume_storage_prezeroed=1,hash_seed="$3" -d root disk.raw "$2"
+    -E assume_storage_prezeroed=1,hash_seed="$3",resize=${most}k -d root disk.raw "$2"
 # mke2fs takes times from its sources, where those of change and access are of now.
 dumpe2fs disk.raw 2>/dev/null | awk -v time="@$4" '
     /^Inodes per group:/ { size = $4 }
@@ -444,8 +452,8 @@ def _make_boot_files(recipe: Recipe, work: Path, step: Step) -> None:
             raise HostError(f"the kernel package {version} made no initrd, and the recipe asks for none of pvc's")
         shutil.move(source, work / "result" / "initrd")
     else:
-        device = _UEFI_ROOT if uefi else "/dev/vda"
-        initrd = bootfiles.make_initrd(work / "root", version, recipe.initrd.modules, device)
+        wanted = recipe.initrd
+        initrd = bootfiles.make_initrd(work / "root", version, wanted.modules, wanted.others, "2" if uefi else "")
         (work / "result" / "initrd").write_bytes(initrd)
     facts = {"kernel": version, "built": int(time.time()), "suite": recipe.suite}
     (work / "result" / "facts.json").write_text(json.dumps(facts) + "\n")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of images on a node's own disk, in a directory of one user: whoever starts next reads those.
 
     SHA256            a whole copy; who uses it holds a shared flock(2) on it

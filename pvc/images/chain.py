@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disks that rest on others: a file of a repository that holds only what changed, and names the file below it.
 
 The name is relative (``../xx/SHA256``), so it holds in any repository, for people's tools too. pvc never follows it:
@@ -18,9 +19,14 @@ from pvc.images.image import Blob, Image, Layer
 MAX_LAYERS = 8
 
 
-def backing_name(blob: Blob) -> str:
+def name_below(sha256: str) -> str:
     """How a file in data/ names another one."""
-    return f"../{blob.sha256[:2]}/{blob.sha256}"
+    return f"../{sha256[:2]}/{sha256}"
+
+
+def backing_name(blob: Blob) -> str:
+    """The same, by what it names."""
+    return name_below(blob.sha256)
 
 
 def backing_of(layer: Layer) -> header.Backing:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The disk in a container image: one file below ``disk/``, as KubeVirt's containerDisk has it.
 
 Layers are tar archives that we read by a few lines of our own, front to back, keeping that one file; no path of an
@@ -113,7 +114,7 @@ def _walk(pipe: IO[bytes]) -> Iterator[_Member]:
             return
         name, size, kind = _parse_header(block)
         if kind in b"xgLK":
-            if size > _MAX_EXTENDED:
+            if not 0 <= size <= _MAX_EXTENDED:
                 raise ValueError(f"an extended header of {size} bytes in its layer is absurd")
             content = read_exactly(pipe, size + -size % _BLOCK)[:size]
             if kind in b"x":

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images made of images: under another name, in another repository, with a larger disk."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 from pvc.errors import GuestError, HostError, UsageError
+from pvc.files import open_own
 from pvc.host import qemuimg
 from pvc.images import header
 from pvc.images.chain import find_wrong_header
@@ -116,9 +118,12 @@ def _copy_whole(store: Store, image: Image, content: FileIO, path: Path, progres
 
 
 def _grow(path: Path, kind: Format, size: int) -> None:
-    if kind is Format.RAW:
-        os.truncate(path, size)
-    else:
-        qemuimg.resize(path, kind, size)
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    fd = open_own(path, os.O_RDWR)
+    try:
+        if kind is Format.RAW:
+            os.ftruncate(fd, size)
+        else:
+            qemuimg.resize(fd, kind, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)

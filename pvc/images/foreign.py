@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that pvc does not store as they are: compressed ones, and disks of other hypervisors.
 
 What is unpacked or converted is a file of the session, so it goes with it. Headers are read here first: a VMDK
@@ -6,7 +7,10 @@ can name other files of the host, as a qcow2 can, and qemu-img would copy their 
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +19,16 @@ from typing import IO
 
 from pvc import run
 from pvc.errors import CommandError, HostError, UsageError
+from pvc.files import open_own
 from pvc.host import qemuimg
+from pvc.host.exitcodes import Outcome, explain, judge
 from pvc.images import header
+from pvc.images.image import Format
 from pvc.images.store import Session, Store
 from pvc.images.streams import Progress, check_space, copy_stream, open_source, read_exactly, write_sparse
+from pvc.texts import clean_text
+
+LOG = logging.getLogger(__name__)
 
 FORMATS = ("vmdk", "vdi", "vhdx", "vpc")
 _CHUNK = 4 << 20
@@ -33,6 +43,9 @@ _VMDK_SCAN = 512 + 40 * 512
 _VHD_FOOTER = struct.Struct(">8sIIQI4sI4sQQIIII")
 _VHD_FIXED, _VHD_DYNAMIC = 2, 3
 _VDI_DYNAMIC, _VDI_FIXED = 1, 2
+_MAKE_ONE = "qemu-img convert -O qcow2 SRC DEST"
+# Zeros of a raw disk that are worth reading, for a checksum like its publisher's: some seconds' work.
+_MOST_ZEROS = 4 << 30
 
 
 def find_unpacker(head: bytes) -> tuple[str, ...] | None:
@@ -70,6 +83,12 @@ def _check_vmdk(head: bytes) -> None:
     if capacity == 0:
         # QEMU then takes the embedded text for a list of other files.
         raise header.HeaderError("it is a VMDK in several files", "make it one: qemu-img convert -O qcow2 SRC DEST")
+    text = struct.unpack_from("<Q", head, 28)[0] * header.SECTOR
+    if not text or head[text : text + 1] == b"\0":
+        # Without a description of itself it is an extent, of which a descriptor elsewhere speaks.
+        raise header.HeaderError(
+            "it is a part of a VMDK in several files", "make all of it one, by its small .vmdk: " + _MAKE_ONE
+        )
     if b"parentfilenamehint" in head[:_VMDK_SCAN].lower():
         raise header.HeaderError("it needs a parent image", "flatten it: qemu-img convert -O qcow2 SRC DEST")
     header.check_size(capacity * header.SECTOR)
@@ -89,6 +108,9 @@ def _check_vhd(footer: bytes) -> None:
     if fields[11] not in (_VHD_FIXED, _VHD_DYNAMIC):
         raise header.HeaderError("it needs a parent image", "flatten it: qemu-img convert -O qcow2 SRC DEST")
     header.check_size(fields[9])
+
+
+_OWN_NAMES = re.compile(r"'?(?:json:\{.*\}|/proc/self/fd/\d+)'?")
 
 
 @contextmanager
@@ -128,7 +150,7 @@ def _unpack(argv: tuple[str, ...], stream: IO[bytes], source: Path, target: IO[b
 
 @contextmanager
 def reading_command(argv: tuple[str, ...], stream: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The output of a command that reads ``stream``; it must end well when all was read.
+    """The output of a command that reads ``stream``; it must end well when all was read, and its warnings are told.
 
     :raise UsageError: it said that its input is damaged.
     :raise HostError: there is no such command.
@@ -139,9 +161,12 @@ def reading_command(argv: tuple[str, ...], stream: IO[bytes]) -> Iterator[IO[byt
     try:
         yield process.stdout
         process.stdout.close()
-        said = process.stderr.read(4096).decode(errors="replace").strip()
-        if process.wait():
-            raise UsageError(f"cannot unpack it with {argv[0]}: {said.splitlines()[-1] if said else 'no message'}")
+        said = clean_text(process.stderr.read(4096).decode(errors="replace").strip().rpartition("\n")[2])
+        outcome = judge(argv[0], process.wait())
+        if outcome is Outcome.FAILED:
+            raise UsageError(f"cannot unpack it with {argv[0]}: {said or explain(argv[0], process.returncode)}")
+        if outcome is Outcome.WARNED:
+            LOG.warning("%s, which unpacked it, warns: %s", argv[0], said or explain(argv[0], process.returncode))
     finally:
         process.stdout.close()
         process.stderr.close()
@@ -169,15 +194,17 @@ def convert(
             with open_source(source) as stream, path.open("xb", buffering=0) as output:
                 check_space(store, [stream])
                 copy_stream(stream, source, output, False, progress)
-            if _probe(path, source, expected) != kind:
-                raise UsageError(f"{source} changed while it was read")
-        facts, size = os.statvfs(store.path), path.stat().st_size
-        label = f"{source.name} to qcow2"
+        facts, label = os.statvfs(store.path), f"{source.name} to qcow2"
         try:
-            qemuimg.convert_foreign(
-                path, kind, target, most=facts.f_bavail * facts.f_frsize,
-                progress=lambda percent: progress(label, size * percent // 100, size),
-            )  # fmt: skip
+            with os.fdopen(open_own(path), "rb") as stream:
+                # The owner of the repository can exchange files in it: what qemu-img reads is looked at.
+                if _probe_open(stream, source, expected) != kind:
+                    raise UsageError(f"{source} changed while it was read")
+                size = os.fstat(stream.fileno()).st_size
+                qemuimg.convert_foreign(
+                    stream.fileno(), kind, target, most=facts.f_bavail * facts.f_frsize,
+                    progress=lambda percent: progress(label, size * percent // 100, size),
+                )  # fmt: skip
         except CommandError as err:
             if "No space left" in err.stderr or "File too large" in err.stderr or "quota" in err.stderr:
                 raise HostError(
@@ -185,15 +212,58 @@ def convert(
                     hint=f"free space below {store.path}, or delete images: pvc image delete",
                 ) from err
             last = err.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise UsageError(f"cannot import {source}: qemu-img says: {last[0]}") from None
+            # It knows the file by a name that means nothing to anybody else.
+            said = _OWN_NAMES.sub("it", last[0])
+            raise UsageError(f"cannot import {source}: qemu-img says: {said}") from None
+    return target
+
+
+def convert_hollow(
+    store: Store, session: Session, source: Path, path: Path, expected: str | None, progress: Progress
+) -> Path | None:
+    """``path`` as a qcow2 file of the session, where it is a raw disk that is mostly holes; None where it is not.
+
+    As raw it would have to be read to its end for its checksum: an empty disk of terabytes for hours.
+
+    :raise UsageError: it is no disk.
+    :raise HostError: the repository is full.
+    """
+    with open_source(path) as stream:
+        facts = os.fstat(stream.fileno())
+        zeros = facts.st_size - facts.st_blocks * 512
+        if zeros < max(_MOST_ZEROS, facts.st_size // 2) or expected not in (None, "raw"):
+            return None
+        kind = Format.RAW if expected else None
+        try:
+            found = header.parse_header(read_exactly(stream, header.PROBE_SIZE), facts.st_size, kind)
+        except header.HeaderError as err:
+            raise UsageError(f"cannot import {source}: {err}", hint=err.hint) from None
+        if found.format is not Format.RAW or shutil.which("qemu-img") is None:
+            return None
+        check_space(store, [stream])
+        target, size = session.work_path("converted"), facts.st_blocks * 512
+        with store.explained("write to"):
+            room, label = os.statvfs(store.path), f"{source.name} to qcow2"
+            try:
+                # No header of it is read, so nobody can put one there meanwhile.
+                qemuimg.convert_foreign(
+                    stream.fileno(), "raw", target, most=room.f_bavail * room.f_frsize,
+                    progress=lambda percent: progress(label, max(1, size) * percent // 100, max(1, size)),
+                )  # fmt: skip
+            except CommandError as err:
+                raise HostError(f"cannot import {source} into {store.path}: qemu-img failed") from err
     return target
 
 
 def _probe(path: Path, source: Path, expected: str | None) -> str | None:
     with open_source(path) as stream:
-        head = read_exactly(stream, header.PROBE_SIZE)
-        stream.seek(max(0, os.fstat(stream.fileno()).st_size - 512))
-        tail = read_exactly(stream, 512)
+        return _probe_open(stream, source, expected)
+
+
+def _probe_open(stream: IO[bytes], source: Path, expected: str | None) -> str | None:
+    head = read_exactly(stream, header.PROBE_SIZE)
+    stream.seek(max(0, os.fstat(stream.fileno()).st_size - 512))
+    tail = read_exactly(stream, 512)
     if expected not in (None, *FORMATS):
         return None
     try:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Making an image of another one by what its own guest does: ``pvc image build`` of a recipe with ``from:``.
 
 The guest's disk is a layer on the base, in the repository's unfinished files from the beginning: it gets its name
@@ -12,6 +13,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from pvc.host.overlay import write_overlay
 from pvc.host.seed import write_seed
 from pvc.images import aptsources
 from pvc.images.guestrecipe import GuestRecipe
+from pvc.images.opened import HeldImages, open_file, private_layers
 from pvc.images.recipefiles import pack_files
 from pvc.images.repository import FoundImage, Repositories
 from pvc.images.resolve import resolve_template
@@ -35,6 +38,7 @@ from pvc.model.site import Template
 from pvc.model.vm import Accel, VmTemplate
 from pvc.plan.buildvm import CODENAME, GuestWork, plan_build_args, plan_build_seed
 from pvc.plan.disks import plan_overlay
+from pvc.plan.hardware import Wanted, plan_hardware
 from pvc.plan.lastwords import read_last_words
 from pvc.plan.qemu import QemuSpec, VmFds, qemu_argv
 from pvc.plan.qemudrives import VmPaths
@@ -194,10 +198,12 @@ def _fill(
     with work_directory("pvc-build-vm-") as work:
         _run(work, overlay, recipe, template, place, base, step)
     if flat:
-        layers = [*((each.path, each.format) for each in template.disk.files), (os.fspath(overlay), "qcow2")]
-        qemuimg.flatten(
-            layers, path, lambda percent: progress(f"{base.image} with what changed", percent, 100)
-        )  # fmt: skip
+        with ExitStack() as copies:
+            layers = [*private_layers(template.disk, path.parent, copies), (open_file(overlay, copies), "qcow2")]
+            path.unlink()  # the empty disk that was written there; the copy is a new file
+            qemuimg.flatten(
+                layers, path, lambda percent: progress(f"{base.image} with what changed", percent, 100)
+            )  # fmt: skip
         overlay.unlink()
     sync_file(path)
 
@@ -220,23 +226,26 @@ def _run(
     how = "" if accel.accel is Accel.KVM else f", without KVM ({accel.reason})"
     step(f"booting {base.uri}{how}")
     story = _Story(token, step, last=deque(maxlen=_SHOWN_LINES))
+    held = HeldImages()
 
     def plan(fds: GuestFds) -> list[str]:
         own = replace(template, custom_args=plan_build_args(fds.port, network=place.network))
+        cpus = min(int(recipe.cores), os.cpu_count() or 1)
         return qemu_argv(
             QemuSpec(
                 name="build",
+                hardware=plan_hardware("build", own, Wanted(cpus, recipe.memory_mib, accel.accel)),
                 template=own,
-                nics=(),
-                cpus=min(int(recipe.cores), os.cpu_count() or 1),
-                memory_mib=recipe.memory_mib,
-                accel=accel.accel,
                 paths=VmPaths(os.fspath(overlay), os.fspath(seed)),
-                fds=VmFds(fds.qmp, fds.console, ()),
+                fds=VmFds(fds.qmp, fds.console, (), images=held.fds),
             )
         )
 
-    ended = run_guest(plan, story.hear, lambda: limit)
+    try:
+        held.fill(template)
+        ended = run_guest(plan, story.hear, lambda: limit, tuple(held.fds.values()))
+    finally:
+        held.release()
     step("")
     if story.failed or not story.clean or ended.code != 0:
         raise _explain(recipe, base, story, ended)

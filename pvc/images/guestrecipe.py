@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recipes that begin with ``from:`` an image: what is done in a guest of it, as data."""
 
 from __future__ import annotations

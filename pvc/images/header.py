@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disk image headers, read by ourselves before any tool opens the file.
 
 A hostile image can name other files of the host (backing file, external data file) or sizes that make
@@ -27,6 +28,7 @@ _EXTENSION_DATA_FILE = 0x44415441
 _EXTENSION_CRYPTO = 0x0537BE77
 _EXTENSION_BACKING_FORMAT = 0xE2792ACA
 _MAX_L1 = 32 << 20  # bytes; QEMU's own limit
+_MAX_NAME = 1023
 
 # Formats that QEMU or a person could mean, which pvc does not store: (offset, magic, name, how to get further).
 _CONVERT = "convert it: qemu-img convert -O qcow2 SRC DEST"
@@ -39,7 +41,8 @@ _OTHERS = (
     (0, b"vhdxfile", "a VHDX image", _CONVERT),
     (0, b"conectix", "a VHD image", _CONVERT),
     (0, b"QED\x00", "a QED image", _CONVERT),
-    (0, b"OOOM", "a qcow image of version 1", _CONVERT),
+    (0, b"WithoutFreeSpace", "a Parallels image", _CONVERT),
+    (0, b"WithouFreSpacExt", "a Parallels image", _CONVERT),
     (0, b"LUKS\xba\xbe", "an encrypted (LUKS) volume", "decrypt it first"),
     (0, b"\x1f\x8b", "a gzip file", _UNPACK),
     (0, b"\xfd7zXZ\x00", "an xz file", _UNPACK),
@@ -81,10 +84,13 @@ class HeaderFacts:
 
 @dataclass(frozen=True)
 class Backing:
-    """The file that a qcow2 reads from where it holds nothing, as its header names it."""
+    """The file that a qcow2 reads from where it holds nothing, as its header names it.
+
+    ``format`` None: whatever it says of that, or nothing, as old ones do.
+    """
 
     name: str
-    format: Format
+    format: Format | None
 
 
 def parse_header(
@@ -136,6 +142,8 @@ def _parse_qcow2(head: bytes, file_size: int, backing: Backing | None) -> int:
     fields = _QCOW2_FIXED.unpack_from(head)
     _, version, backing_offset, backing_size, cluster_bits, size, crypt, l1_entries, l1_offset = fields[:9]
     refcount_offset, refcount_clusters = fields[9:11]
+    if version == 1:
+        raise HeaderError("it is a qcow image of version 1", _CONVERT)
     if version not in (2, 3):
         raise HeaderError(f"qcow2 of version {version} is unknown")
     if backing is not None:
@@ -161,12 +169,23 @@ def _parse_qcow2(head: bytes, file_size: int, backing: Backing | None) -> int:
 
 def _check_backing(head: bytes, version: int, offset: int, size: int, backing: Backing) -> None:
     """Compare the bytes; what a name means (a protocol, a JSON object) is not even asked."""
-    if version != 3 or not offset or head[offset : offset + size] != backing.name.encode():
+    old = version != 3 and backing.format is not None
+    if old or not offset or head[offset : offset + size] != backing.name.encode():
         said = head[offset : offset + min(size, 200)].decode(errors="backslashreplace") if offset else ""
         raise HeaderError(f"it names {said!r} as its backing file, not {backing.name}")
+    if backing.format is None:
+        return
     formats = [data for kind, data in _walk_extensions(head[:offset]) if kind == _EXTENSION_BACKING_FORMAT]
     if formats != [backing.format.value.encode()]:
         raise HeaderError(f"it does not say that {backing.name} is {backing.format}")
+
+
+def find_backing_name(head: bytes) -> str:
+    """The file that a qcow2 names as the one below it; "": none. Nothing is said of whether that can be."""
+    if head[:4] != _QCOW2 or len(head) < _QCOW2_FIXED.size:
+        return ""
+    offset, size = _QCOW2_FIXED.unpack_from(head)[2:4]
+    return head[offset : offset + min(size, _MAX_NAME)].decode(errors="backslashreplace") if offset else ""
 
 
 def _walk_extensions(head: bytes) -> Iterator[tuple[int, bytes]]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a repository knows of an image, and how an image is named."""
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pvc.parse import parse_name
 
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _REVISION = re.compile(r"^[1-9][0-9]{0,8}$")
+_MAX_TIME = 1 << 37  # the years beyond 6000
 MAX_REVISION = 999_999_999
 # More than pvc ever makes (chain.MAX_LAYERS): what else a description may claim.
 _MAX_BELOW = 64
@@ -82,7 +84,9 @@ class Image:
     below: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
-        """:raise ValueError: its layers cannot be a chain."""
+        """:raise ValueError: its layers cannot be a chain, or its date is none that a calendar has."""
+        if not 0 <= self.created < _MAX_TIME:
+            raise ValueError("it was made at no time that there is")
         layers = self.layers
         if len(layers) > _MAX_BELOW or len({each.blob.sha256 for each in layers}) < len(layers):
             raise ValueError(f"{len(layers)} layers, or one of them twice, are no disk")
@@ -104,11 +108,6 @@ class Image:
     def is_raw(self, blob: Blob) -> bool:
         """Whether a file of the image is a raw disk, which has holes where it is zero."""
         return any(each.blob == blob and each.format is Format.RAW for each in self.layers)
-
-    @property
-    def stored_size(self) -> int:
-        """Bytes of all its files."""
-        return sum(blob.size for blob in self.blobs)
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}"

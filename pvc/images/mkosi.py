@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stages that mkosi(1) makes: its packages, then files and commands as with any other builder.
 
 mkosi would go on to give units their presets, users their numbers and the kernel another place: a recipe means the

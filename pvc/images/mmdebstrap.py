@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stages that mmdebstrap(1) makes."""
 
 from __future__ import annotations

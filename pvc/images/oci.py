@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OCI registries and layouts as a way for images: see ``ocimanifest`` for what travels.
 
     oci:DIR[:TAG]                    a layout: a directory that pvc reads and writes itself
@@ -28,7 +29,7 @@ from pvc.images.ocilayout import blob_path, find_tag, read_blob, stage_layout, w
 from pvc.images.ocimanifest import Manifest, parse_config, parse_document, plan_artifact
 from pvc.images.store import Session, Store
 from pvc.images.streams import Progress, copy_stream, hash_file, open_source
-from pvc.images.transfer import Incoming, check_boot_files, check_described, check_layers, import_own
+from pvc.images.transfer import Incoming, check_boot_files, check_described, check_layers, check_new, import_own
 from pvc.images.workdir import work_directory
 
 _TAG = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")
@@ -154,6 +155,8 @@ def import_oci(store: Store, reference: Reference, incoming: Incoming, progress:
                 raise UsageError(f"{reference.text} is an image of pvc's: it says all but NAME and -R itself")
             image = parse_config(manifest, read_blob(path_of(manifest.config.blob), manifest.config.blob))
             check_described(image)
+            if not incoming.name and not incoming.update:
+                check_new(store, [image], reference.text)
             for blob in image.blobs:
                 if not session.has(blob) and not session.claim(blob):
                     _bring(store, session, image, blob, path_of(blob), progress, own=reference.layout is None)

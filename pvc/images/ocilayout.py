@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OCI image layouts: directories of files named by their checksum, and an index.json of what is tagged.
 
 Read as if somebody hostile wrote them. What is written appears at the end: files first, then the new index.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images as OCI artifacts: a config that describes the image, and each of its files as a layer. Pure.
 
 Media types are pvc's own, so no tool takes the artifact for a container. The config has all that a repository
@@ -221,8 +222,8 @@ def _load(content: bytes) -> dict[str, Any]:
     if len(content) > MAX_DOCUMENT:
         raise ValueError(f"a description of {len(content)} bytes is absurd (at most {MAX_DOCUMENT})")
     try:
-        data = json.loads(content)
-    except (ValueError, RecursionError):
+        data = codec.read_json(content)
+    except ValueError:
         raise ValueError("its description is not JSON") from None
     if not isinstance(data, dict):
         raise ValueError("its description is no JSON object")
@@ -249,7 +250,8 @@ def _parse_descriptor(data: Any) -> Descriptor:
     notes = data.get("annotations")
     annotations = {k: v for k, v in notes.items() if isinstance(v, str)} if isinstance(notes, dict) else {}
     where = data.get("platform")
-    platform = f"{where.get('os')}/{where.get('architecture')}" if isinstance(where, dict) else ""
+    parts = [where.get(key) for key in ("os", "architecture")] if isinstance(where, dict) else []
+    platform = "/".join(part if isinstance(part, str) else "" for part in parts)
     return Descriptor(media_type, Blob(digest.removeprefix("sha256:"), size), annotations, platform)
 
 

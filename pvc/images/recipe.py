@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recipes of images: what ``pvc image build`` makes, as data.
 
 A recipe is a YAML file: pvc's own are in ``templates/``, a site writes its own beside them or anywhere. One may
@@ -53,9 +54,13 @@ class RecipeFile:
 
 @dataclass(frozen=True)
 class Initrd:
-    """The small initial file system that pvc makes: modules to load before the root is mounted, in this order."""
+    """The small initial file system that pvc makes: modules to load before the root is mounted, in this order.
+
+    ``others`` are loaded after them where the root is on another disk than virtio's.
+    """
 
     modules: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -250,7 +255,7 @@ def read_files(document: Document, data: dict[str, Any]) -> None:
     :raise ConfigError: one cannot be read, is too large, or is no text.
     """
     problems = []
-    for index, entry in enumerate(data.get("files") or []):
+    for index, entry in enumerate(_list_files(data)):
         if not isinstance(entry, dict) or "source" not in entry:
             continue
         source = entry.pop("source")
@@ -275,9 +280,15 @@ def read_files(document: Document, data: dict[str, Any]) -> None:
         raise ConfigError(problems)
 
 
+def _list_files(data: dict[str, Any]) -> list[Any]:
+    """What stands under ``files``; anything but a list is refused with the rest of the recipe."""
+    found = data.get("files")
+    return found if isinstance(found, list) else []
+
+
 def read_scalars(data: dict[str, Any]) -> dict[str, Any]:
     """Scalars as text: YAML makes a number of an unquoted 0644 (octal) or 8."""
-    for entry in data.get("files") or []:
+    for entry in _list_files(data):
         if isinstance(entry, dict) and isinstance(entry.get("mode"), int):
             entry["mode"] = f"{entry['mode']:04o}"
     result: dict[str, Any] = json.loads(json.dumps(data), parse_int=str, parse_float=str)
@@ -322,7 +333,7 @@ def find_wrong_contents(packages: Sequence[str], files: Sequence[RecipeFile]) ->
     """Keys, and what is wrong with their values."""
     found = [("packages", f"{name!r} is not a package's name") for name in packages if not _PACKAGE.fullmatch(name)]
     for file in files:
-        if not file.path.startswith("/") or ".." in file.path.split("/") or "\n" in file.path:
+        if not file.path.startswith("/") or ".." in file.path.split("/") or not file.path.isprintable():
             found.append(("files", f"{file.path!r} is not an absolute path"))
         if re.fullmatch(r"0?[0-7]{3}", file.mode) is None:
             found.append(("files", f"{file.path}: mode {file.mode!r} is not octal such as 0644"))

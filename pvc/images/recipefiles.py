@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A recipe's files as a tar archive."""
 
 from __future__ import annotations

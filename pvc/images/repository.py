@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All repositories of a user, in the order in which a name is looked up."""
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pvc.errors import GuestError, PvcError, UsageError
 from pvc.images import header
-from pvc.images.archive import export_images, import_archive
+from pvc.images.archive import export_images, import_archive, write_images
 from pvc.images.chain import check_head, walk_layers
 from pvc.images.derive import copy_image, resize_image
 from pvc.images.image import Image, ImageUri, parse_uri
@@ -62,6 +63,10 @@ class Repositories:
             raise UsageError("no image repository is configured", hint="name one in ~/.pvc/repos.yaml")
         known = ", ".join(store.name for store in self.stores) or "none"
         raise UsageError(f"no image repository {name!r} (known: {known})")
+
+    def stored_size(self, found: FoundImage) -> int:
+        """Bytes that the files of an image take."""
+        return self.store(found.repository).stored_size(found.image)
 
     def locate(self, uri: str | ImageUri) -> FoundImage:
         """The newest revision, or the one asked for, in the first repository that has the image.
@@ -170,11 +175,19 @@ class Repositories:
         return FoundImage(store.name, import_files(store, incoming, progress, reuse=reuse))
 
     def import_archive(
-        self, source: Path, name: str | None, owner: str, progress: Progress, *, repository: str | None = None
+        self,
+        source: Path,
+        name: str | None,
+        owner: str,
+        progress: Progress,
+        *,
+        repository: str | None = None,
+        update: bool = False,
     ) -> tuple[FoundImage, ...]:
-        """Make the images of an archive the next revisions of their names; see ``archive.import_archive``."""
+        """Bring the images of an archive in; see ``archive.import_archive``."""
         store = self.ensure(repository)
-        return tuple(FoundImage(store.name, each) for each in import_archive(store, source, name, owner, progress))
+        made = import_archive(store, source, name, owner, progress, update=update)
+        return tuple(FoundImage(store.name, each) for each in made)
 
     def import_oci(
         self, reference: Reference, incoming: Incoming, progress: Progress, *, repository: str | None = None
@@ -191,9 +204,13 @@ class Repositories:
 
         return export_oci(self.store(found.repository), found.image, reference, progress)
 
-    def export(self, found: Sequence[FoundImage], target: Path, progress: Progress) -> None:
+    def export(self, found: Sequence[FoundImage], target: Path, progress: Progress, *, force: bool = False) -> None:
         """Write images as one archive; see ``archive.export_images``."""
-        export_images([(self.store(each.repository), each.image) for each in found], target, progress)
+        export_images([(self.store(each.repository), each.image) for each in found], target, progress, force=force)
+
+    def export_to(self, found: Sequence[FoundImage], output: IO[bytes], progress: Progress) -> None:
+        """The same into an open file or pipe; see ``archive.write_images``."""
+        write_images([(self.store(each.repository), each.image) for each in found], output, progress)
 
     def copy(self, found: FoundImage, target: str, owner: str, progress: Progress) -> FoundImage:
         """Make an image the next revision of ``target`` ("[repository:]name"; by default in the first one).

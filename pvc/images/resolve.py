@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a template that names an image to one that names files."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from pvc.images.image import Image
 from pvc.images.repository import Repositories
 from pvc.images.store import Store
 from pvc.model.site import DiskWish, Template
-from pvc.model.vm import DirectBoot, Disk, DiskFile, ExtraDisk, Restart, VmTemplate
+from pvc.model.vm import KERNEL_APPEND, DirectBoot, Disk, DiskFile, ExtraDisk, Restart, VmTemplate
 
 
 def resolve_template(template: Template, repositories: Repositories) -> VmTemplate:
@@ -23,12 +24,15 @@ def resolve_template(template: Template, repositories: Repositories) -> VmTempla
     boot: DirectBoot | None = None
     if template.image is not None:
         disk, boot = _find_disk(template.image, template.disk_size, repositories)
+    if template.kernel is not None:
+        boot = DirectBoot(template.kernel, None, boot.append if boot is not None else KERNEL_APPEND)
     return VmTemplate(
         name=template.name,
         disk=disk,
         boot=boot,
         resource_set=template.resource_set,
         user_data=template.user_data,
+        instance_id=template.instance_id,
         machine_type=template.machine_type,
         cpu_model=template.cpu_model,
         nic_model=template.nic_model,
@@ -67,10 +71,14 @@ def _find_disk(image: str, size: int | None, repositories: Repositories) -> tupl
             f"a disk of {size} bytes is too small for image {found.uri}, which has {found.image.size}",
             hint="leave the size out, or give a larger one: disks only grow",
         )
-    path = str(store.blob_path(found.image.disk))
-    below = tuple(DiskFile(str(store.blob_path(each.blob)), each.format.value) for each in found.image.below)
-    disk = Disk(path, found.image.format.value, size or found.image.size, below, found.uri)
-    return disk, _find_boot(found.image, store)
+    return name_files(store, found.image, size), _find_boot(found.image, store)
+
+
+def name_files(store: Store, image: Image, size: int | None = None) -> Disk:
+    """The disk of an image, by its files; ``size`` where it shall be larger."""
+    path = str(store.blob_path(image.disk))
+    below = tuple(DiskFile(str(store.blob_path(each.blob)), each.format.value) for each in image.below)
+    return Disk(path, image.format.value, size or image.size, below, f"{store.name}:{image}")
 
 
 def _resolve_disk(wish: DiskWish, repositories: Repositories) -> ExtraDisk:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A disk that has changed since it was started from an image, as a new image or revision."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is unfinished in a repository: temporary files, sessions of writers, and files on their way out.
 
     .tmp/HEX               a file being written, or a session; its writer holds it by flock(2)
@@ -165,7 +166,7 @@ def make_dir(path: Path, mode: int) -> None:
     """Make a directory unless it is there, with this very mode whatever the umask."""
     with suppress(FileExistsError):
         path.mkdir()
-        path.chmod(mode)
+        files.set_mode(path, mode)
 
 
 def sync_dir(path: Path) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One stage of an image that is made from packages, as data: what any builder is told to do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One image repository: a directory on a file system that nodes share.
 
     .config              {"version": 1}
@@ -84,7 +85,7 @@ class Store:
         except OSError as err:
             raise HostError(f"cannot read the image repository {self.name!r}") from err
         try:
-            version = json.loads(config)["version"]
+            version = codec.read_json(config)["version"]
         except (ValueError, KeyError, TypeError):
             raise HostError(f"{self.path / '.config'} is damaged") from None
         if version != VERSION:
@@ -156,6 +157,14 @@ class Store:
     def blob_path(self, blob: Blob) -> Path:
         """Where a file of an image is, whether or not it is there."""
         return self.path / "data" / blob.sha256[:2] / blob.sha256
+
+    def stored_size(self, image: Image) -> int:
+        """Bytes that the files of an image take: not the holes of raw disks, nor a file that is missing."""
+        total = 0
+        for blob in image.blobs:
+            with suppress(FileNotFoundError):
+                total += self.blob_path(blob).stat().st_blocks * 512
+        return total
 
     # --- writing
 
@@ -352,7 +361,7 @@ class Session:
             pass
         except PermissionError:
             # Another user's file (fs.protected_hardlinks): the name alone says that it is needed.
-            path.touch(0o444)
+            path.touch(0o444, exist_ok=False)
         if not scratch.has_size(self._store.blob_path(blob), blob.size):
             path.unlink()
             return False
@@ -361,14 +370,14 @@ class Session:
 
     def add(self, blob: Blob, path: Path) -> None:
         """Take a temporary file with this content; it is claimed, too."""
-        path.chmod(0o444)
+        files.set_mode(path, 0o444)
         os.rename(path, self.work_path(blob.sha256))
         self._claims[blob] = self.work_path(blob.sha256)
 
-    def commit(self, image: Image, *, reuse: bool = False) -> Image:
-        """As ``Store.publish``, of files that were all claimed or added.
+    def commit(self, image: Image, *, reuse: bool = False, exact: bool = False) -> Image:
+        """As ``Store.publish``, of files that were all claimed or added. ``exact``: under the revision that it has.
 
-        :raise HostError: the session lasted so long that it was taken for dead.
+        :raise HostError: the session lasted so long that it was taken for dead, or that revision has come meanwhile.
         """
         if reuse and (same := self._find_same(image)):
             return same
@@ -376,14 +385,18 @@ class Session:
             self._settle(blob)
         for blob in image.blobs:
             scratch.sync_dir(self._store.blob_path(blob).parent)
-        named = self._publish_meta(image)
+        named = self._publish_meta(image, exact=exact)
         try:
             for blob in image.blobs:
                 self._settle(blob)
         except BaseException:
-            (self._store.path / "meta" / f"{named}.json").unlink(missing_ok=True)
+            self.retract(named)
             raise
         return named
+
+    def retract(self, named: Image) -> None:
+        """Take back a revision that this session has named."""
+        (self._store.path / "meta" / f"{named}.json").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Drop all claims."""
@@ -414,9 +427,9 @@ class Session:
         whole = all(scratch.has_size(self._store.blob_path(blob), blob.size) for blob in newest.blobs)
         return newest if newest == wanted and whole else None
 
-    def _publish_meta(self, image: Image) -> Image:
+    def _publish_meta(self, image: Image, *, exact: bool) -> Image:
         directory = self._store.path / "meta"
-        taken = self._store.list_revisions().get(image.name, [0])[-1]
+        taken = image.revision - 1 if exact else self._store.list_revisions().get(image.name, [0])[-1]
         with self._store.temporary() as (stream, path):
             while taken < MAX_REVISION:
                 taken += 1
@@ -431,6 +444,8 @@ class Session:
                 except FileExistsError:
                     # NFS: the answer to our own success may have been lost, and link(2) sent again.
                     if os.fstat(stream.fileno()).st_nlink < 2:
+                        if exact:
+                            raise HostError(f"{self._store.name}:{numbered} has come meanwhile") from None
                         continue
                 scratch.sync_dir(directory)
                 return numbered

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copying and hashing, with progress."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bringing files into a repository: checked, hashed, copied, then named all at once."""
 
 from __future__ import annotations
@@ -5,16 +6,18 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from pvc.errors import CommandError, HostError, UsageError
+from pvc.files import open_own
 from pvc.host import qemuimg
 from pvc.images import header
 from pvc.images.chain import walk_layers
-from pvc.images.foreign import convert, unpacked
+from pvc.images.foreign import convert, convert_hollow, unpacked
 from pvc.images.image import Blob, Format, Image
 from pvc.images.store import Session, Store
 from pvc.images.streams import Progress, check_space, copy_stream, hash_file, open_source, read_exactly, sync_file
@@ -42,6 +45,7 @@ class Incoming:
     owner: str = ""
     hints: dict[str, str] = field(default_factory=dict)
     foreign: str | None = None
+    update: bool = False  # of what names itself: also an image that is there already
 
     @property
     def needs_more(self) -> bool:
@@ -54,7 +58,7 @@ def import_files(store: Store, incoming: Incoming, progress: Progress, *, reuse:
     """Copy a disk, and a kernel and an initrd if given, into ``store`` as the next revision of an image.
 
     A compressed disk is unpacked, one of another hypervisor becomes qcow2. A raw disk stays raw and gets holes
-    where it is zero: its checksum stays the one its publisher gives.
+    where it is zero: its checksum stays the one its publisher gives. But one that has gigabytes of holes becomes qcow2.
     ``reuse``: if the newest revision is the same in all that matters, that one is returned.
 
     :raise UsageError: a source cannot be read or is not what it should be.
@@ -113,7 +117,9 @@ def _bring_disk(
     source = incoming.source
     with unpacked(store, session, source, progress) if own is None else nullcontext(own) as plain:
         expected = incoming.foreign or incoming.format
-        converted = convert(store, session, source, plain, expected, progress)
+        converted = convert(store, session, source, plain, expected, progress) or convert_hollow(
+            store, session, source, plain, expected, progress
+        )
         ours = converted or (plain if plain != source else None)
         kind = Format.QCOW2 if converted else incoming.format
         with open_source(ours or source) as disk:
@@ -127,7 +133,8 @@ def _bring_disk(
                 return facts, blob
         if facts.format is Format.RAW:
             # QEMU sees whole sectors.
-            os.truncate(ours, facts.size)
+            with os.fdopen(open_own(ours, os.O_RDWR), "r+b") as stream:
+                stream.truncate(facts.size)
         blob = hash_file(ours, source.name, progress)
         check_disk(ours, source, facts.format, facts.size)
         sync_file(ours)
@@ -142,10 +149,10 @@ def check_disk(path: Path, source: Path, kind: Format, size: int, backing: heade
 
     :raise UsageError: it is not the disk that it was, or damaged.
     """
-    with path.open("rb", buffering=0) as stream:
+    with open_source(path) as stream:
         if _probe(stream, source, kind, backing) != header.HeaderFacts(kind, size):
             raise UsageError(f"{source} changed while it was read, or is not what it should be")
-    _check_inside(path, source, kind)
+        _check_inside(stream.fileno(), source, kind)
 
 
 def check_request(incoming: Incoming) -> None:
@@ -201,6 +208,20 @@ def check_described(image: Image) -> None:
         raise ValueError(f"{image.name} has an initrd or a command line, but no kernel")
 
 
+def check_new(store: Store, images: Iterable[Image], source: str) -> None:
+    """Whoever made ``source`` chose these names: none of them may become the next revision of what is there.
+
+    :raise UsageError: one would.
+    """
+    known = store.list_revisions()
+    taken = [image.name for image in images if image.name in known]
+    if taken:
+        raise UsageError(
+            f"{source} calls its image {taken[0]}, and {store.name}:{taken[0]} is there",
+            hint="templates would boot the new one; if that is meant, say NAME or --update, else another NAME",
+        )
+
+
 def check_layers(session: Session, image: Image, source: Path) -> None:
     """Look at all layers of a disk that were added to a session: each may rest on the next one below, on nothing else.
 
@@ -235,12 +256,15 @@ def check_boot_file(kind: str, path: Path, stream: IO[bytes]) -> None:
         raise UsageError(f"{path} is not a Linux kernel (bzImage, EFI stub or ELF)")
 
 
-def _check_inside(path: Path, source: Path, kind: Format) -> None:
-    """Have qemu-img walk the tables of a qcow2 copy whose header was found harmless."""
-    if kind is not Format.QCOW2:
+def _check_inside(fd: int, source: Path, kind: Format) -> None:
+    """Have qemu-img walk the tables of a qcow2 copy whose header was found harmless.
+
+    Not of a file that was in the repository before: it is another user's, who can change its header again.
+    """
+    if kind is not Format.QCOW2 or not qemuimg.is_own(fd):
         return
     try:
-        problem = qemuimg.find_damage(path, kind)
+        problem = qemuimg.find_damage(fd, kind)
     except CommandError:
         raise
     except HostError as err:

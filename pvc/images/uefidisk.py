@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disks that UEFI firmware boots: a GPT with an EFI system partition and the root's, made without root's rights.
 
     shim (signed by Microsoft) -> GRUB (signed by Debian) -> kernel (signed by Debian) -> initrd, root

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading all that a repository has, and naming what is not as it should be."""
 
 from __future__ import annotations

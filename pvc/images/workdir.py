@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directories for what is unfinished outside of repositories: held by a lock, so that a dead owner's are known."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster: where its VMs run, and what a launcher tells the supervisors."""
 
 from __future__ import annotations

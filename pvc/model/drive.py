@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Persistent drives: files of the host that a VM writes to and that stay, and who has one in use."""
 
 from __future__ import annotations

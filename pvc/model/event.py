@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events from supervisors to their launcher: one JSON object a line on the supervisor's standard output."""
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ class EventKind(StrEnum):
     VM = "vm"  # a VM reached a phase: rank, phase, detail
     NOTICE = "notice"  # something the user should know, once: detail
     ERROR = "error"  # this node's share failed: detail, hint, exit_code
+    TOLD = "told"  # the supervisor got SIGTERM, and asks whether that is the end
     ENDED = "ended"  # the supervisor has stopped everything and leaves
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``pvc forward`` is asked for: ports of the login node's loopback and of VMs, and which leads to which."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was observed of a node, and what it granted to a job."""
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class JobFacts:
     het_job_id: int = 0
     components: tuple[Component, ...] = ()
     gres: JobGres | None = None
+    cluster: str = ""  # Slurm's name for itself; empty: it did not say
 
     @property
     def cluster_id(self) -> int:
@@ -74,6 +76,18 @@ class Underlay:
     peers: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Claim:
+    """Addresses (CIDR) that this node itself needs to reach where they are; ``what`` says what they belong to.
+
+    ``direct``: it is in that network, so any address of it may be a neighbour's.
+    """
+
+    network: str
+    what: str
+    direct: bool = False
+
+
 class BridgeKind(StrEnum):
     """What a bridge of the site's is made of."""
 
@@ -83,12 +97,16 @@ class BridgeKind(StrEnum):
 
 @dataclass(frozen=True)
 class HostBridge:
-    """A bridge of the site's on this node. ``datapath`` is Open vSwitch's: "system" or "netdev"."""
+    """A bridge of the site's on this node. ``datapath`` is Open vSwitch's: "system" or "netdev".
+
+    ``steady``: its MAC stays what it is, whatever ports it is given.
+    """
 
     kind: BridgeKind
     mtu: int
     filters_vlans: bool = False
     datapath: str = "system"
+    steady: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,8 @@ class NodeFacts:
     quiet: tuple[str, ...] = ()  # those that forward nothing but for clusters
     quiet6: bool = False  # the node forwards no IPv6 but for clusters
     most_connections: int = 0  # that the kernel keeps track of; 0: it does not say
+    ephemeral: str = ""  # ports that the kernel gives to whoever asks for none in particular, as two numbers
+    reserved: str = ""  # those that it leaves out but for jobs of ours
     bridges: dict[str, HostBridge] = field(default_factory=dict)  # those that the job needs and that are there
     devices: dict[str, PciDevice] = field(default_factory=dict)  # those of the site's lists that are there
 
@@ -135,7 +155,8 @@ class Grants:
 
     ``ports`` are this node's forwarded ports in the order of ``plan.forwards``, empty without reverse NAT. ``meters``
     are two for each local interface whose rate the shared switch limits. ``devices`` are addresses of PCI devices by
-    network, as many for each local VM, in rank order.
+    network, as many for each local VM, in rank order. ``mark`` is in the names of taps on the shared switch, by chance;
+    without one it is the job's id.
     """
 
     vnis: dict[str, int]
@@ -143,3 +164,4 @@ class Grants:
     ports: tuple[int, ...]
     meters: tuple[int, ...] = ()
     devices: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    mark: str = ""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node tells of the networks of one cluster: its members there, what they carried, and what is broken."""
 
 from __future__ import annotations
@@ -67,12 +68,29 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Mended:
+    """What somebody else undid and pvc-node put back: when (seconds since the epoch), and what was not as set up."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What a node's last look at a cluster's networks found: faults that stand, and what was put back lately."""
+
+    standing: tuple[Fault, ...] = ()
+    mended: tuple[Mended, ...] = ()
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """What one node found by comparing itself with the plan; ``checked`` counts what was compared."""
 
     node: str
     faults: tuple[Fault, ...]
     checked: int
+    mended: tuple[Mended, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,7 @@ class ProbeShare:
     carrier: str  # what the frames travel in: "UDP 4789"
     underlay_mtu: int  # that the network needs
     error: str | None = None  # why nothing could be sent
+    remedy: str | None = None  # where nothing came in: what lets it in on this node, for root
 
 
 @dataclass(frozen=True)

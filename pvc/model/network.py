@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks as the administrator declares them (networks.yaml, resources.yaml)."""
 
 from __future__ import annotations

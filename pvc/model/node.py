@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pvc-node tells a supervisor about its node's share of a cluster."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user asks for, and the part of it that root may know."""
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from pvc.parse import parse_name
 MAX_VMS = 65536
 MAX_CPUS = 4096
 MAX_SIZES = 64
-_REQUEST = re.compile(r"1(?:;cpus=(\d{1,4})|;sizes=([\d:,]{3,400}))?(;gres)?;([A-Za-z0-9_.:,-]{3,900})", re.ASCII)
+_REQUEST = re.compile(
+    r"1(?:;cpus=(\d{1,4})|;sizes=([\d:,]{3,400}))?(;gres)?(;pack)?(;whole)?;([A-Za-z0-9_.:,-]{3,900})", re.ASCII
+)
 _SIZE = re.compile(r"(\d{1,5}):(\d{1,4})", re.ASCII)
 _PART = re.compile(r"([A-Za-z0-9_.-]{1,63}):(\d{1,5})", re.ASCII)
 
@@ -48,6 +51,8 @@ class Request:
 
     ``cpus`` None means: as many for each VM as the allocation allows. ``sizes``: in the order of the ranks, where
     not all VMs are asked for in the same way; each is a component of a heterogeneous job. Without them, all are one.
+    ``pack``: nodes are filled one after the other, as Slurm's --distribution=Pack does with tasks.
+    ``whole``: the job has whole nodes, so their cores say nothing of how many VMs Slurm means for each.
     ``gres``: there are networks of generic resources among those of the sets, so Slurm has to be asked who has which.
     """
 
@@ -55,6 +60,8 @@ class Request:
     cpus: int | None = None
     sizes: tuple[Size, ...] = ()
     gres: bool = False
+    pack: bool = False
+    whole: bool = False
 
     @property
     def count(self) -> int:
@@ -67,15 +74,15 @@ class Request:
 
     def encode(self) -> str:
         """The text form, as SPANK_PVC_REQUEST carries it: ``1;cpus=2;nat:4,lan:1``, ``1;sizes=1:8,4:2;nat:5``,
-        ``1;gres;gpu:2``.
+        ``1;gres;gpu:2``, ``1;cpus=1;pack;nat:4``.
 
         0 cores of a size: as many as the allocation allows.
         """
         cpus = f";cpus={self.cpus}" if self.cpus is not None else ""
         if self.sizes:
             cpus = ";sizes=" + ",".join(f"{size.count}:{size.cpus or 0}" for size in self.sizes)
-        gres = ";gres" if self.gres else ""
-        return f"1{cpus}{gres};" + ",".join(f"{item.resource_set}:{item.count}" for item in self.sets)
+        flags = (";gres" if self.gres else "") + (";pack" if self.pack else "") + (";whole" if self.whole else "")
+        return f"1{cpus}{flags};" + ",".join(f"{item.resource_set}:{item.count}" for item in self.sets)
 
 
 def decode_request(text: str) -> Request:
@@ -87,13 +94,13 @@ def decode_request(text: str) -> Request:
     if match is None:
         raise ValueError("malformed request")
     sets: list[SetRequest] = []
-    for part in match[4].split(","):
+    for part in match[6].split(","):
         found = _PART.fullmatch(part)
         if found is None:
             raise ValueError(f"malformed request at {part[:40]!r}")
         sets.append(SetRequest(parse_name(found[1]), int(found[2])))
     cpus = int(match[1]) if match[1] else None
-    request = Request(tuple(sets), cpus, _decode_sizes(match[2]), match[3] is not None)
+    request = Request(tuple(sets), cpus, _decode_sizes(match[2]), *(flag is not None for flag in match.groups()[2:5]))
     if any(item.count < 1 for item in sets) or request.count > MAX_VMS:
         raise ValueError(f"a cluster has 1 to {MAX_VMS} VMs")
     if cpus is not None and not 1 <= cpus <= MAX_CPUS:

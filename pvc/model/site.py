@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The site's configuration as the commands use it (batch.yaml and the rest), checked and complete."""
 
 from __future__ import annotations
@@ -5,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pvc.errors import Problem
 from pvc.model.drive import PersistentDrive
-from pvc.model.network import Network, ResourceSet
+from pvc.model.network import EthernetNetwork, Network, ResourceSet
 from pvc.model.vm import NO_HOOKS, Accel, Hooks, Mount
 
 
@@ -21,6 +23,7 @@ class EtcdSettings:
     user: str
     password_file: str
     ca_cert: str | None
+    prefix: str = "pvc"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Template:
     resource_set: str
     description: str = ""
     user_data: str | None = None
+    instance_id: str | None = None
+    kernel: str | None = None
     machine_type: str = "q35"
     cpu_model: str = "auto"
     nic_model: str = "virtio-net"
@@ -116,3 +121,10 @@ class SiteConfig:
     resource_sets: dict[str, ResourceSet]
     templates: dict[str, Template]
     repositories: tuple[Repository, ...]
+    # What is right, and yet not as its author may think.
+    warnings: tuple[Problem, ...] = field(default=(), compare=False)
+
+    @property
+    def ethernets(self) -> dict[str, EthernetNetwork]:
+        """The private Ethernet networks."""
+        return {name: each for name, each in self.networks.items() if isinstance(each, EthernetNetwork)}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VMs: what templates and images say of them, and how far each has come."""
 
 from __future__ import annotations
@@ -156,6 +157,10 @@ class Hooks:
 NO_HOOKS = Hooks()
 
 
+# The command line of a kernel that comes without one: a root file system on the first disk's first partition.
+KERNEL_APPEND = "console=ttyS0 root=/dev/vda1"
+
+
 @dataclass(frozen=True)
 class DirectBoot:
     """A kernel given to QEMU instead of a boot loader in the image."""
@@ -174,6 +179,7 @@ class VmTemplate:
     boot: DirectBoot | None
     resource_set: str
     user_data: str | None = None  # the user's cloud-config, verbatim
+    instance_id: str | None = None  # None: a new one for each VM
     machine_type: str = "q35"
     cpu_model: str = "auto"  # auto: host with KVM, EMULATED_CPU with TCG
     nic_model: str = "virtio-net"
@@ -220,6 +226,11 @@ def find_libvirt_problems(
     return found
 
 
+def has_disks(templates: Mapping[Any, VmTemplate]) -> bool:
+    """Whether some have disks that can be saved."""
+    return any(template.disk is not None or template.disks for template in templates.values())
+
+
 def needs_libvirt(templates: Mapping[Any, VmTemplate]) -> bool:
     """Whether libvirt runs some of them."""
     return any(template.hypervisor == "libvirt" for template in templates.values())
@@ -243,6 +254,15 @@ class GuestLoad:
     memory_used_mib: int
     memory_total_mib: int
     uptime_s: int
+
+
+@dataclass(frozen=True)
+class CloudInit:
+    """How a guest's cloud-init got on, as it says itself; ``finished``: all that it does at a boot is done."""
+
+    finished: bool
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,6 +292,7 @@ class VmStatus:
     hint: str | None = None  # what its owner may do about ``detail``
     agent: AgentStatus = AgentStatus()
     load: GuestLoad | None = None  # not the supervisor's: who shows it asks the agents
+    cloud_init: CloudInit | None = None  # neither; None also where a guest has no cloud-init
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Actions to effects: one table, no decisions.
 
 Each action is recorded before it is done; undoing runs backwards and keeps what it could not undo.
@@ -5,22 +6,28 @@ Each action is recorded before it is done; undoing runs backwards and keeps what
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pvc.errors import HostError, PvcError
-from pvc.files import ensure_private_dir, locked, remove_tree
+from pvc.beneath import ensure_dir_of, open_own_dir
+from pvc.errors import ConfigError, HostError, Problem, PvcError
+from pvc.files import locked
 from pvc.host import (
     arp,
+    conntrack,
     dnsmasq,
+    ended,
     ethernet,
     forwarding6,
     hostbridge,
+    leads,
+    mounts,
     neighbours,
     netlink,
     netns,
@@ -38,6 +45,8 @@ from pvc.state import membership
 from pvc.state.store import Store
 
 LOG = logging.getLogger(__name__)
+_RUN_DIR = "run-dir"
+_HINT = "take the others' right to write from it and what is above, or name another directory; see pvc doctor --node"
 
 
 @dataclass(frozen=True)
@@ -82,33 +91,74 @@ def undo(steps: Sequence[actions.Action], hands: Hands) -> tuple[list[actions.Ac
     return left[::-1], errors
 
 
-def ensure_run_parent(parent: Path) -> None:
-    """The directory that holds the jobs' scratch directories, or the users' caches of images.
+@contextmanager
+def open_parent(parent: Path, key: str) -> Iterator[int]:
+    """The directory that the site names by ``key``, where jobs or users have a directory each, as a descriptor.
 
-    :raise HostError: somebody else made it, or may write to it.
+    :raise ConfigError: somebody else may write to it or exchange it.
     """
-    parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    facts = parent.lstat()
-    # In a world-writable place somebody else may have made it first, to own what is put below.
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
-        raise HostError(f"{parent} must be a directory of root that only root can write to")
+    parent.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fd = -1
+    while fd < 0:
+        # In a world-writable place somebody else may have made it first, to own what is put below.
+        ended.evict(parent)
+        with suppress(FileExistsError):
+            # Whoever has a directory there knows its name; the others' names are jobs and users.
+            parent.mkdir(mode=0o711)
+        try:
+            if _is_own(parent):
+                fd = open_own_dir(parent)
+            elif not ended.is_open_to_all(parent.parent):
+                raise PermissionError(errno.EPERM, "it belongs to somebody else", os.fspath(parent))
+            # Else somebody was faster, and a link of theirs may lead to any directory of root's.
+        except PermissionError as err:
+            where = f"{parent} must be a directory of root that only root can write to"
+            text = f"{where}, but of {err.filename}: {err.strerror}"
+            # What the site has named, or how it keeps it, is no fault of this node.
+            raise ConfigError([Problem("batch.yaml", 0, key, text)], hint=_HINT) from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is root's, a link itself and not what it leads to; nobody else can exchange it then (/var/tmp)."""
+    try:
+        return path.lstat().st_uid == os.geteuid()
+    except FileNotFoundError:
+        return False
+
+
+def ensure_run_parent(parent: Path) -> None:
+    """Make it where it is missing.
+
+    :raise ConfigError: as ``open_parent``.
+    """
+    with open_parent(parent, _RUN_DIR):
+        pass
 
 
 def _make_run_dir(step: actions.MakeRunDir, _: Hands) -> None:
     path = Path(step.path)
-    ensure_run_parent(path.parent)
-    remove_tree(path)
-    ensure_private_dir(path, uid=step.uid, gid=step.gid)
+    with open_parent(path.parent, _RUN_DIR) as parent:
+        ended.put_aside(parent, path.name)
+        ensure_dir_of(parent, path.name, step.uid, step.gid)
 
 
 def _remove_run_dir(step: actions.MakeRunDir, _: Hands) -> None:
-    remove_tree(Path(step.path))
+    path = Path(step.path)
+    # Not made, maybe because its parent is not what it must be
+    if path.parent.exists() and ended.is_there(path.parent, path.name):
+        with open_parent(path.parent, _RUN_DIR) as parent:
+            ended.put_aside(parent, path.name)
 
 
 def _make_cache_dir(step: actions.MakeCacheDir, _: Hands) -> None:
     path = Path(step.path)
-    ensure_run_parent(path.parent)
-    ensure_private_dir(path, uid=step.uid, gid=step.gid)
+    with open_parent(path.parent, "image-cache-dir") as parent:
+        mounts.detach_users(parent, path.name)
+        ensure_dir_of(parent, path.name, step.uid, step.gid)
 
 
 def _keep_cache_dir(_: actions.MakeCacheDir, __: Hands) -> None:
@@ -158,6 +208,14 @@ def _add_switch_taps(step: actions.AddSwitchTaps, _: Hands) -> None:
     switchports.ensure_taps(step.group, step.mtu, step.names, vnet_header=step.vnet_header)
 
 
+def silence_again(step: actions.AddSwitchTaps) -> bool:
+    """Of taps that VMs hold, what can be put back; whether that was needed.
+
+    :raise HostError: the kernel refused.
+    """
+    return switchports.silence_again(step.names)
+
+
 def _add_gateway(step: actions.AddGateway, _: Hands) -> None:
     switchports.ensure_gateway(
         step.netns, step.name, step.port, step.group, step.mac, step.mtu, step.addresses, offload=step.offload
@@ -187,6 +245,14 @@ def load_flows(step: actions.LoadFlows, _: Hands) -> None:
 
 def _remove_flows(step: actions.LoadFlows, _: Hands) -> None:
     ovs.remove_flows(step.bridge, openflow.render_removal(step.job_id, step.vnis), step.meters)
+
+
+def _add_leads(step: actions.AddLeads, _: Hands) -> None:
+    leads.ensure(step)
+
+
+def _remove_leads(step: actions.AddLeads, _: Hands) -> None:
+    leads.remove(step)
 
 
 def _join_bridge(step: actions.JoinBridge, _: Hands) -> None:
@@ -220,6 +286,9 @@ def _add_uplink(step: actions.AddUplink, _: Hands) -> None:
 
 def _remove_uplink(step: actions.AddUplink, _: Hands) -> None:
     ethernet.remove_device(step.host_device)
+    pair6 = step.addresses6[1:] if step.addresses6 is not None else ()
+    routed = [route.partition("/")[0] for route in step.routes6]
+    conntrack.flush([step.netns_address, *pair6, *routed])
 
 
 def _load_rules(step: actions.LoadRules, _: Hands) -> None:
@@ -280,6 +349,7 @@ _TABLE: dict[type[Any], tuple[Callable[[Any, Hands], None], Callable[[Any, Hands
     actions.AddGateway: (_add_gateway, _remove_group),
     actions.AddSwitchPorts: (_add_switch_ports, _remove_switch_ports),
     actions.LoadFlows: (load_flows, _remove_flows),
+    actions.AddLeads: (_add_leads, _remove_leads),
     actions.JoinBridge: (_join_bridge, _leave_bridge),
     actions.BindDevice: (_bind_device, _release_device),
     actions.AddUplink: (_add_uplink, _remove_uplink),

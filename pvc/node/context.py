@@ -1,7 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the root side works with: directories, configuration, state store, locks."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pvc.config.load import load_root_config
-from pvc.errors import HostError
+from pvc.errors import HostError, JobError
 from pvc.files import locked, read_text
 from pvc.host import netns
-from pvc.model.network import BridgedNetwork, EthernetNetwork, PciNetwork
+from pvc.host.processes import read_start_ticks
+from pvc.model.network import BridgedNetwork, PciNetwork
 from pvc.model.node import ImageCache
 from pvc.model.site import SiteConfig
 from pvc.node.apply import Hands
 from pvc.plan.node import Site
+from pvc.slurm.nodenames import find_node_name
+from pvc.state.ledger import Ledger, Record
 from pvc.state.store import Store
 
+LOG = logging.getLogger(__name__)
 _LOCK_TIMEOUT_S = 40.0
 
 
@@ -29,9 +35,12 @@ class Context:
     conf_dir: Path = Path("/etc/pvc")
     state_dir: Path = Path("/var/lib/pvc")
     runtime_dir: Path = Path("/run/pvc")
+    # A job was undone whose ledger did not say all: the store may still count this node to its cluster.
+    forgetful: bool = False
     _config: SiteConfig | None = field(default=None, repr=False)
     _stamp: tuple[tuple[str, int], ...] = ()
     _store: Store | None = field(default=None, repr=False)
+    _told: dict[int, set[str]] = field(default_factory=dict, repr=False)
 
     def prepare(self) -> None:
         """Make the directories.
@@ -43,7 +52,9 @@ class Context:
             self.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
             (self.state_dir / "jobs").mkdir(mode=0o700, exist_ok=True)
             (self.runtime_dir / "locks").mkdir(mode=0o700, exist_ok=True)
-            (self.runtime_dir / "net").mkdir(mode=0o755, exist_ok=True)
+            (self.runtime_dir / "jobs").mkdir(mode=0o700, exist_ok=True)
+            (self.runtime_dir / "net").mkdir(mode=0o711, exist_ok=True)
+            (self.runtime_dir / "net").chmod(0o711)  # earlier versions let everybody list it
             self._lock_path("node").touch(mode=0o600)
         except OSError as err:
             raise HostError("cannot make pvc-node's directories") from err
@@ -68,12 +79,11 @@ class Context:
         """
         config = self.config()
         services = os.fspath(self.runtime_dir / "net")
-        ethernets = {name: each for name, each in config.networks.items() if isinstance(each, EthernetNetwork)}
         bridged = {name: each for name, each in config.networks.items() if isinstance(each, BridgedNetwork)}
         devices = {name: each for name, each in config.networks.items() if isinstance(each, PciNetwork)}
         batch = config.batch
         cache = ImageCache(batch.image_cache_dir, batch.image_cache_size) if batch.image_cache_dir else None
-        return Site(ethernets, config.resource_sets, batch.run_dir, services, bridged, devices, cache)
+        return Site(config.ethernets, config.resource_sets, batch.run_dir, services, bridged, devices, cache)
 
     def store(self) -> Store:
         """The state store, connected at first use.
@@ -90,6 +100,10 @@ class Context:
     def hands(self) -> Hands:
         """For ``apply``."""
         return Hands(self.state_dir / "host.json", self.state_dir / "switch.json", self._lock_path("node"), self.store)
+
+    def read_record(self, job_id: int) -> Record | None:
+        """What is recorded of a job; a refusal that the state directory had no room for is in the other one."""
+        return Ledger(self.runtime_dir, job_id).read_record() or Ledger(self.state_dir, job_id).read_record()
 
     @contextmanager
     def job_lock(self, job_id: int) -> Iterator[None]:
@@ -110,8 +124,16 @@ class Context:
         with locked(self._lock_path("node"), timeout_s=_LOCK_TIMEOUT_S):
             yield
 
+    def tell(self, job_id: int, text: str) -> None:
+        """Warn in the log, once for each job: things are looked at again and again."""
+        told = self._told.setdefault(job_id, set())
+        if text not in told:
+            told.add(text)
+            LOG.warning("job %d: %s", job_id, text)
+
     def forget_lock(self, job_id: int) -> None:
         """Remove a job's lock file, when the job is gone."""
+        self._told.pop(job_id, None)
         self._lock_path(str(job_id)).unlink(missing_ok=True)
 
     def _lock_path(self, name: str) -> Path:
@@ -123,8 +145,24 @@ class Context:
             self._store = None
 
 
+class NodeName:
+    """What Slurm calls this node: as the administrator says, else as slurm.conf has it for this host (NodeHostname)."""
+
+    def __init__(self, given: str | None) -> None:
+        self._known = given
+
+    def read(self) -> str:
+        """The name; while Slurm's configuration cannot be read, it is the host's, and Slurm is asked again."""
+        host = os.uname().nodename.partition(".")[0]
+        if self._known is None:
+            try:
+                self._known = find_node_name(host)
+            except JobError as err:
+                LOG.debug("%s", err)
+        return self._known or host
+
+
 def read_boot_id() -> str:
     """Names this boot of this node: PID 1 of a node that shares its kernel starts anew, too (proc(5))."""
     kernel = read_text(Path("/proc/sys/kernel/random/boot_id"), default="unknown")
-    init = read_text(Path("/proc/1/stat"), default="").rpartition(")")[2].split()
-    return f"{kernel}/{init[19] if len(init) > 19 else 0}"
+    return f"{kernel}/{read_start_ticks(1) or 0}"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc-node serve: the resident root side, behind one Unix socket.
 
 Slurm's prolog and epilog (root) send "PVC1 setup" and "PVC1 teardown"; supervisors (users) send one
@@ -9,6 +10,7 @@ at any point.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -18,52 +20,59 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pvc import log
-from pvc.codec import to_data
+from pvc.codec import read_json, to_data
 from pvc.errors import HostError, PvcError
-from pvc.host import ethernet
+from pvc.host import ended, ethernet, memory
+from pvc.host.secrecy import forbid_dumps
 from pvc.model.node import Tap
 from pvc.node import netcheck, netview, probing, requests
 from pvc.node.apply import ensure_run_parent
-from pvc.node.context import Context
+from pvc.node.context import Context, NodeName
+from pvc.node.places import Places
 from pvc.node.reclaim import reclaim, reclaim_memberships
+from pvc.node.sweeper import Sweeper
 from pvc.node.switchwatch import SwitchWatch
 from pvc.node.turnstile import Turnstile
+from pvc.node.upkeep import Upkeep
 from pvc.node.watch import Watch, find_servers
-from pvc.state.ledger import Ledger, Ready
+from pvc.state.ledger import Ledger, Ready, read_jobs
+from pvc.texts import clean_text
 
 LOG = logging.getLogger(__name__)
 
 _REQUEST_LIMIT = 65536
 _TALK_TIMEOUT_S = 10.0
 _DRAIN_TIMEOUT_S = 60.0
-# Root's callers are Slurm's own and few; users get few places each, so that none can keep the others out.
-_MAX_OF_A_USER = 8
-_MAX_OF_ALL_USERS = 64
+# From those who own no job here.
+_HURRY_S = 2.0
+_TURNED_AWAY_S = 0.0002
+_NO_ROOM_S = 0.5  # the process, or the machine, has no descriptor or memory for one more
+# Users can fill the backlog of a socket that they may use, so Slurm's own have another one: spank/client.c.
+SOCKET, ROOTS_OWN = "node.sock", ".root"
 _FDS_PER_MESSAGE = 200
 _RETRY_S = 15.0
 _LOOK_AGAIN_S = 300.0
-_OPERATIONS = ("attach", "network", "check", "probe")
+_OPERATIONS = ("attach", "network", "check", "probe", "upkeep")
 
 
 class Daemon:
     """Owns the socket and the threads."""
 
-    def __init__(self, context: Context, node: str) -> None:
+    def __init__(self, context: Context, name: NodeName) -> None:
         self._context = context
-        self._node = node
-        self._path = context.runtime_dir / "node.sock"
-        self._callers: Counter[int] = Counter()
-        self._callers_lock = threading.Lock()
-        self._idle = threading.Condition(self._callers_lock)
+        self._name = name
+        self._path = context.runtime_dir / SOCKET
+        self._places = Places(context.state_dir, context.runtime_dir)
         self._wake = threading.Event()
         self._ending = threading.Event()
         self._turnstile = Turnstile()
+        self._sweeper = Sweeper(context)
+        self._upkeep = Upkeep(context)
         self._watches = (Watch(lambda: find_servers(context)), Watch(SwitchWatch(context).find))
 
     def serve(self) -> None:
@@ -71,12 +80,18 @@ class Daemon:
 
         :raise HostError: another daemon serves this node, or the socket cannot be made.
         """
+        forbid_dumps()
+        memory.share_heaps()
         self._context.prepare()
         # A wrong configuration is told to each job; the daemon serves tear-downs all the same.
-        with suppress(PvcError, OSError):
-            ensure_run_parent(Path(self._context.config().batch.run_dir))
+        try:
+            run_dir = Path(self._context.config().batch.run_dir)
+            ensure_run_parent(run_dir)
+            ended.ensure_place(run_dir)
+        except (PvcError, OSError) as err:
+            LOG.warning("no cluster can be set up here: %s", err)
         guard = _guard(self._context.runtime_dir / "locks" / "serve")
-        listener = _listen(self._path)
+        listeners = _listen(self._path.with_name(SOCKET + ROOTS_OWN), 0o600), _listen(self._path, 0o666)
         wake_read, wake_write = socket.socketpair()
         wake_write.setblocking(False)
         signal.set_wakeup_fd(wake_write.fileno())
@@ -86,60 +101,82 @@ class Daemon:
         _preload()
         reclaimer = threading.Thread(target=self._reclaim_forever, name="reclaim", daemon=True)
         reclaimer.start()
+        self._sweeper.start()
         for watch in self._watches:
             watch.start()
+        self._upkeep.start()
         LOG.info("serving at %s", self._path)
         try:
-            self._accept(listener, wake_read)
+            self._accept(*listeners, wake_read)
         finally:
             self._ending.set()
             self._wake.set()
-            listener.close()
-            with suppress(FileNotFoundError):
-                self._path.unlink()
+            for listener in listeners:
+                with suppress(OSError):
+                    os.unlink(listener.getsockname())
+                listener.close()
             os.close(guard)
 
-    def _accept(self, listener: socket.socket, wake: socket.socket) -> None:
+    def _accept(self, roots: socket.socket, users: socket.socket, wake: socket.socket) -> None:
         with selectors.DefaultSelector() as selector:
-            selector.register(listener, selectors.EVENT_READ)
-            selector.register(wake, selectors.EVENT_READ)
+            for each in (roots, users, wake):
+                selector.register(each, selectors.EVENT_READ)
             while not self._ending.is_set():
                 for key, _ in selector.select():
-                    if key.fileobj is listener:
-                        with suppress(OSError):
-                            self._admit(listener.accept()[0])
+                    if key.fileobj is wake:
+                        continue
+                    assert isinstance(key.fileobj, socket.socket)
+                    try:
+                        connection = key.fileobj.accept()[0]
+                    except (BlockingIOError, ConnectionAbortedError):
+                        continue
+                    except OSError as err:
+                        # The caller waits at the socket, which stays readable all the time.
+                        LOG.warning("cannot take a caller in for a moment: %s", err)
+                        self._ending.wait(_NO_ROOM_S)
+                        continue
+                    if not self._admit(connection):
+                        # Whoever is turned away at once comes at once: the threads at work need the processor.
+                        time.sleep(_TURNED_AWAY_S)
         # Whoever is being served is served to the end, within the limits each has.
-        with self._idle:
-            self._idle.wait_for(lambda: not self._callers.total(), timeout=_DRAIN_TIMEOUT_S)
+        self._places.wait_idle(_DRAIN_TIMEOUT_S)
 
-    def _admit(self, connection: socket.socket) -> None:
-        uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-        with self._callers_lock:
-            users = self._callers.total() - self._callers[0]
-            if uid != 0 and (self._callers[uid] >= _MAX_OF_A_USER or users >= _MAX_OF_ALL_USERS):
-                LOG.warning("uid %d has too many connections", uid)
-                connection.close()
-                return
-            self._callers[uid] += 1
-        threading.Thread(target=self._converse, args=(connection, uid), daemon=True).start()
+    def _admit(self, connection: socket.socket) -> bool:
+        try:
+            uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        except OSError:
+            connection.close()
+            return False
+        share = self._places.take(uid)
+        if share is None:
+            LOG.warning("uid %d has too many connections", uid)
+            connection.close()
+            return False
+        try:
+            threading.Thread(target=self._converse, args=(connection, uid, share), daemon=True).start()
+        except RuntimeError as err:
+            # Users can have all of a node's processes: this caller goes without, the service stays.
+            LOG.error("cannot serve a caller: %s", err)
+            connection.close()
+            self._places.give_back(share)
+            return False
+        return True
 
-    def _converse(self, connection: socket.socket, uid: int) -> None:
+    def _converse(self, connection: socket.socket, uid: int, share: int) -> None:
         try:
             with connection:
-                text = _read_request(connection)
+                text = _read_request(connection, _HURRY_S if self._places.is_stranger(share) else _TALK_TIMEOUT_S)
                 connection.settimeout(_TALK_TIMEOUT_S)
                 if text.startswith("PVC1 "):
                     connection.sendall(self._answer_slurm(uid, text).encode())
                 elif text:
                     self._answer_user(connection, uid, text)
-        except (OSError, UnicodeDecodeError) as err:
+        except (OSError, UnicodeDecodeError, HostError) as err:
             LOG.warning("a caller was lost: %s", err)
         except Exception:  # one caller's trouble must not end the service of the others
             LOG.exception("a request failed")
         finally:
-            with self._idle:
-                self._callers[uid] -= 1
-                self._idle.notify_all()
+            self._places.give_back(share)
 
     def _answer_slurm(self, uid: int, text: str) -> str:
         if uid != os.geteuid():
@@ -149,12 +186,14 @@ class Daemon:
             with log.context(f"job {values.get('SLURM_JOB_ID', '?')}"):
                 code, message = requests.handle(self._context, verb, values)
         except ValueError as err:
-            return f"2 {err}\n"
+            return f"2 {clean_text(str(err))}\n"
         for watch in self._watches:
             watch.refresh()
+        self._upkeep.refresh()
+        self._sweeper.wake()
         if verb == "teardown":
             self._wake.set()
-        return f"{code} {' '.join(message.split())}\n"
+        return f"{code} {clean_text(message)}\n"
 
     def _answer_user(self, connection: socket.socket, uid: int, text: str) -> None:
         fds: list[int] = []
@@ -175,13 +214,13 @@ class Daemon:
         if not isinstance(operation, str) or operation not in _OPERATIONS or type(job_id) is not int or job_id < 1:
             raise HostError("pvc-node does not know this request")
         ledger = Ledger(self._context.state_dir, job_id)
-        record = ledger.read_record()
+        record = self._context.read_record(job_id)
         # Whose job it is shows in nothing: to anybody else it does not exist.
         if record is None or uid not in (record.uid, 0):
             raise HostError(
-                f"no virtual cluster was prepared on {self._node} for job {job_id}",
+                f"no virtual cluster was prepared on {self._name.read()} for job {job_id}",
                 hint="allocate the job with pvc alloc, or with salloc or sbatch --pvc=DEFINITION; if it was, the log "
-                f"of slurmd on {self._node} says why nothing prepared it",
+                f"of slurmd on {self._name.read()} says why nothing prepared it",
             )
         if record.refusal is not None:
             refusal = record.refusal
@@ -189,23 +228,29 @@ class Daemon:
             return answer, []
         ready = ledger.read_ready()
         if ready is None:
-            raise HostError(f"the virtual cluster of job {job_id} is not set up on {self._node}")
+            raise HostError(f"the virtual cluster of job {job_id} is not set up on {self._name.read()}")
         if operation != "attach":
-            return {"ok": True, "report": to_data(self._examine(operation, ledger, ready, message))}, []
+            return {"ok": True, "report": to_data(self._examine(uid, ledger, ready, message))}, []
         fds = ethernet.open_taps(ready.taps if "vm" not in message else find_taps(ready, message["vm"]))
         return {"ok": True, "grant": to_data(ready.grant), "fds": len(fds)}, fds
 
-    def _examine(self, operation: str, ledger: Ledger, ready: Ready, message: dict[str, Any]) -> Any:
+    def _examine(self, uid: int, ledger: Ledger, ready: Ready, message: dict[str, Any]) -> Any:
         """How the job's networks are; what takes time or sends anything is done for few at a time."""
-        passing = self._turnstile.passing((operation, ready.grant.job_id))
+        operation = message["op"]
+        passing = self._turnstile.passing(uid, (operation, ready.grant.job_id))
         match operation:
             case "check":
                 with passing:
-                    return netcheck.check(ledger)
+                    report = netcheck.check(ledger)
+                if report.faults:
+                    self._upkeep.suspect(ready.grant.job_id)
+                return report
             case "probe":
                 nonce, window_s = probing.parse_request(message)
                 with passing:
                     return probing.probe(ledger, nonce, window_s)
+            case "upkeep":
+                return ledger.read_upkeep()
             case _:
                 return netview.report(ledger, ready)
 
@@ -213,22 +258,34 @@ class Daemon:
         memberships = False
         while not self._ending.is_set():
             try:
-                clean = reclaim(self._context, self._node)
-                live = not clean and self._only_live_jobs()
+                outcome = reclaim(self._context, self._name.read())
+                clean = outcome.clean
+                # What is of no known job goes when Slurm's has ended, and that is told of a job with a ledger only.
+                live = not clean and not outcome.strays and self._only_live_jobs()
             except Exception:  # it is tried again; the daemon serves meanwhile
                 LOG.exception("looking for orphans failed")
                 clean = live = False
-            if not memberships:
+            if not memberships or self._context.forgetful:
                 # Once, and last: what it asks Slurm may take its time, and jobs of an earlier boot need no answer.
-                memberships = True
+                memberships, forgetful = True, self._context.forgetful
+                self._context.forgetful = False
                 with suppress(PvcError, OSError):
-                    reclaim_memberships(self._context, self._node)
-            self._wake.wait(None if clean else _LOOK_AGAIN_S if live else _RETRY_S)
+                    forgetful = not reclaim_memberships(self._context, self._name.read()) and forgetful
+                self._context.forgetful |= forgetful
+            self._sweeper.wake()
+            # A crowd of jobs may just have ended.
+            memory.give_back()
+            again = self._context.forgetful
+            self._wake.wait(None if clean and not again else _LOOK_AGAIN_S if live and not again else _RETRY_S)
             self._wake.clear()
 
     def _only_live_jobs(self) -> bool:
-        jobs = self._context.state_dir / "jobs"
-        return all((entry / "plan.json").exists() for entry in jobs.iterdir()) if jobs.is_dir() else True
+        """Nothing is left half done: each job is set up, or refused, and there until Slurm ends it.
+
+        :raise HostError: what is there cannot be told.
+        """
+        state = self._context.state_dir
+        return all(Ledger(state, job_id).is_settled() for job_id in read_jobs(state))
 
 
 def find_taps(ready: Ready, rank: object) -> tuple[Tap, ...]:
@@ -246,7 +303,7 @@ def is_serving(runtime_dir: Path) -> bool:
     """Whether a daemon answers at this node's socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
         try:
-            client.connect(os.fspath(runtime_dir / "node.sock"))
+            client.connect(os.fspath(runtime_dir / (SOCKET + ROOTS_OWN)))
         except OSError:
             return False
         return True
@@ -262,13 +319,17 @@ def _guard(path: Path) -> int:
     return fd
 
 
-def _listen(path: Path) -> socket.socket:
+def _listen(path: Path, mode: int) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         with suppress(FileNotFoundError):
             path.unlink()
-        listener.bind(os.fspath(path))
-        path.chmod(0o666)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(os.fspath(path))
+        finally:
+            os.umask(mask)
+        path.chmod(mode)
         listener.listen(128)
         listener.setblocking(False)
     except OSError as err:
@@ -283,11 +344,15 @@ def _preload() -> None:
     import pyetcd  # noqa: F401
     from ClusterShell import NodeSet  # noqa: F401
 
+    # All of that stays. Looking through it again would hold up everybody by 50 ms at each tear-down.
+    gc.collect()
+    gc.freeze()
 
-def _read_request(connection: socket.socket) -> str:
+
+def _read_request(connection: socket.socket, limit_s: float) -> str:
     """A line of JSON, or lines up to an empty one; whatever the caller sent when it stopped sending."""
     data = b""
-    deadline = time.monotonic() + _TALK_TIMEOUT_S
+    deadline = time.monotonic() + limit_s
     while len(data) < _REQUEST_LIMIT:
         connection.settimeout(max(0.001, deadline - time.monotonic()))
         chunk = connection.recv(8192)
@@ -299,7 +364,7 @@ def _read_request(connection: socket.socket) -> str:
 
 def _decode(text: str) -> dict[str, Any]:
     try:
-        message = json.loads(text)
+        message = read_json(text)
     except ValueError:
         message = None
     if not isinstance(message, dict):

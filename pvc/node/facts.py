@@ -1,7 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """A job's facts out of the environment that Slurm gives its prolog; every value is checked."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,6 +13,7 @@ from pvc.parse import parse_cpus_per_node, parse_name
 from pvc.slurm.gres import parse_job_gres
 from pvc.slurm.nodes import expand_nodes
 
+_CLUSTER = re.compile(r"[\w.-]{1,255}", re.ASCII)
 # What the shim hands over; anything else is dropped at its door.
 KEYS = (
     "SLURM_JOB_ID",
@@ -20,6 +23,7 @@ KEYS = (
     "SLURM_NODELIST",
     "SLURM_JOB_CPUS_PER_NODE",
     "SLURMD_NODENAME",
+    "SLURM_CLUSTER_NAME",
     "SLURM_RESTART_COUNT",
     "SLURM_CONF",
     "SLURM_HET_JOB_ID",
@@ -63,17 +67,22 @@ def parse_job(values: Mapping[str, str]) -> JobFacts:
         raise HostError(f"Slurm's prolog environment has no {err.args[0]}") from err
     except ValueError as err:
         raise HostError("Slurm's prolog environment cannot be read") from err
-    if len(nodes) != len(cpus) or facts.node not in nodes:
+    # Whether this node is one of them is a plan's question, and a refusal: owners give nodes back at any time.
+    if len(nodes) != len(cpus):
         raise HostError(f"Slurm's prolog environment contradicts itself: {values['SLURM_NODELIST']!r}")
     try:
         gres = parse_job_gres(values["PVC_GRES"]) if "PVC_GRES" in values else None
     except ValueError as err:
         raise HostError("what Slurm says of a job's generic resources cannot be read") from err
-    return _add_components(replace(facts, gres=gres), values)
+    # Slurm 22.05 gives it to every hook; a step that came before its prolog does not tell.
+    cluster = values.get("SLURM_CLUSTER_NAME", "")
+    if cluster and not _CLUSTER.fullmatch(cluster):
+        raise HostError("Slurm's name of the cluster cannot be read")
+    return _add_components(replace(facts, gres=gres, cluster=cluster), values)
 
 
 def _add_components(facts: JobFacts, values: Mapping[str, str]) -> JobFacts:
-    """The same with the nodes of all components, where the job is part of a heterogeneous one.
+    """The same with the nodes of all components, where the job is part of a heterogeneous one and they are known.
 
     :raise HostError: what Slurm says of them is malformed.
     """
@@ -100,7 +109,8 @@ def _add_components(facts: JobFacts, values: Mapping[str, str]) -> JobFacts:
     except ValueError as err:
         raise HostError("what Slurm says of a heterogeneous job's components cannot be read") from err
     if own != (facts.nodes, facts.cpus) or components[0].job_id != leader:
-        raise HostError(f"Slurm's prolog environment contradicts its controller: {text!r}")
+        # The job's owner has changed it meanwhile (scontrol update): as if nothing had been told, which is refused.
+        return replace(facts, het_job_id=leader)
     return replace(facts, nodes=nodes, cpus=cpus, het_job_id=leader, components=tuple(components))
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this node tells a job's owner of the job's networks."""
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def report(ledger: Ledger, ready: Ready) -> NetworkReport:
     inputs = read_inputs(ledger)
     grant = ready.grant
     places = {tap.netns for tap in ready.taps}
-    # On bridges of the site's alone a cluster has no namespace.
+    # Without VMs on networks a cluster has no namespace.
     if netns.exists(ready.netns):
         places.add(ready.netns)
     seen = {(place, name): found for place in places for name, found in read_counters(place).items()}

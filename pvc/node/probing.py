@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Probe frames between the nodes of a job: each node sends and listens for some seconds, at the same time.
 
 What arrives where shows each direction by itself. Time, frames a second and what is kept are bounded, whoever asks.
@@ -13,11 +14,12 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from pvc.errors import HostError, UsageError
-from pvc.host import frames, netlink, netns, ovsview
+from pvc.host import frames, netlink, netns, ovsview, walls
 from pvc.model.netview import ProbeReport, ProbeShare
 from pvc.node.netview import read_inputs
 from pvc.plan import names, probes
 from pvc.plan.probes import Probe
+from pvc.plan.walls import open_port
 from pvc.state.ledger import Ledger
 
 MIN_WINDOW_S, MAX_WINDOW_S = 0.5, 10.0
@@ -137,7 +139,16 @@ class _Run:
             planned.carrier,
             planned.underlay_mtu,
             self._error,
+            None if heard or self._error else self._find_remedy(),
         )
+
+    def _find_remedy(self) -> str | None:
+        """Of a node where nothing came in: what lets it past a firewall of the node's own, where one is known."""
+        planned = self._planned
+        if not planned.by_kernel:
+            return None
+        found = walls.read_walls("input", planned.underlay).of(["ip"])
+        return open_port(found, planned.udp_port)
 
 
 def _has_carrier(place: tuple[str | None, str]) -> bool:

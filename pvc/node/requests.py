@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Slurm's prolog and epilog ask, by the socket or by the cold path: the same code."""
 
 from __future__ import annotations
@@ -5,11 +6,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from pvc.errors import HostError
+from pvc.errors import HostError, PvcError, is_shortage
 from pvc.node.context import Context
 from pvc.node.facts import KEYS, parse_job, parse_job_id
 from pvc.node.setup import set_up
 from pvc.node.teardown import tear_down
+from pvc.texts import clean_text, is_clean
 
 LOG = logging.getLogger(__name__)
 # "ensure" is what a step asks that was started without a prolog (spank/late.c).
@@ -29,7 +31,7 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     values: dict[str, str] = {}
     for line in lines:
         key, equals, value = line.partition("=")
-        if key == REQUEST_KEY and not value.isprintable():
+        if key == REQUEST_KEY and not is_clean(value, len(value)):
             # The one value that comes from the user: a refusal is for the user, an error would drain the node.
             value = "invalid"
         if not equals or key not in KEYS or key in values or not value.isprintable():
@@ -45,8 +47,14 @@ def handle(context: Context, verb: str, values: Mapping[str, str]) -> tuple[int,
             message = tear_down(context, parse_job_id(values))
         else:
             message = set_up(context, parse_job(values), values.get(REQUEST_KEY, ""), again=verb == "setup")
-    except HostError as err:
-        LOG.error("%s: %s", verb, err)
-        return err.exit_code, str(err)
+    except Exception as err:  # noqa: BLE001 - the shim understands codes, not tracebacks
+        said = clean_text(f"{type(err).__name__}: {err}" if not isinstance(err, PvcError) else str(err))
+        if is_shortage(err):
+            # Of a set-up nothing is recorded, so supervisors are told that there is none; reclaim tears down.
+            LOG.error("%s: not now: %s", verb, said)
+            return 0, f"not now: {said}"
+        LOG.error("%s: %s", verb, said)
+        return HostError.exit_code, said
+    message = clean_text(message)
     LOG.info("%s: %s", verb, message)
     return 0, message

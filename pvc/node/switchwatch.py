@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flows of clusters after Open vSwitch was started again: they are in its process alone, and go with it.
 
 Its ports are in its database and come back by themselves. Whoever starts it again (systemd, an administrator) does not
@@ -10,7 +11,9 @@ import logging
 from collections.abc import Iterator
 
 from pvc.errors import PvcError
+from pvc.files import read_text, write_atomic
 from pvc.host import ovs
+from pvc.host.processes import read_start_ticks
 from pvc.node import apply
 from pvc.node.context import Context
 from pvc.node.watch import Watched
@@ -26,15 +29,16 @@ class SwitchWatch:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._loaded: int | None = None
+        # Kept for the next daemon: of the same process it need not say that it is another.
+        self._record = context.runtime_dir / "vswitchd"
 
     def find(self) -> list[Watched]:
         """Open vSwitch's process while there are clusters on it; none when it is not the one that has their flows."""
         process = ovs.find_process()
         if not any(self._switched_jobs()):
-            self._loaded = process  # set-ups load into it
+            self._note(process)  # set-ups load into it
             return []
-        known = process is not None and process == self._loaded
+        known = process is not None and _name(process) == read_text(self._record, default="")
         return [Watched("Open vSwitch", process if known else None, self._repair)]
 
     def _switched_jobs(self) -> Iterator[int]:
@@ -43,7 +47,7 @@ class SwitchWatch:
             try:
                 steps = ledger.read_actions() if ledger.read_ready() is not None else []
             except PvcError as err:
-                LOG.warning("job %d: %s", job_id, err)
+                self._context.tell(job_id, str(err))
                 continue
             if any(isinstance(step, actions.LoadFlows) for step in steps):
                 yield job_id
@@ -52,7 +56,12 @@ class SwitchWatch:
         process = ovs.wait_serving(timeout_s=_RETURN_TIMEOUT_S)
         for job_id in self._switched_jobs():
             self._load(job_id)
-        self._loaded = process
+        self._note(process)
+
+    def _note(self, process: int | None) -> None:
+        name = _name(process) if process is not None else ""
+        if name != read_text(self._record, default=""):
+            write_atomic(self._record, name, mode=0o600)
 
     def _load(self, job_id: int) -> None:
         ledger = Ledger(self._context.state_dir, job_id)
@@ -66,3 +75,9 @@ class SwitchWatch:
             for step in inputs.plan().actions:
                 if isinstance(step, actions.AddSwitchPorts | actions.LoadFlows):
                     apply.create(step, self._context.hands())
+
+
+def _name(process: int) -> str:
+    """What no other process will be called."""
+    started = read_start_ticks(process)
+    return "" if started is None else f"{process} {started}"

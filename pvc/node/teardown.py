@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Undo a job's share on this node, and keep what could not be undone."""
 
 from __future__ import annotations
@@ -5,34 +6,41 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from pvc.errors import HostError, PvcError, StateError
-from pvc.node import apply
+from pvc.errors import ConfigError, HostError, PvcError, StateError, is_shortage
+from pvc.node import apply, strays
 from pvc.node.context import Context
-from pvc.state.ledger import Ledger, Record
+from pvc.plan import actions
+from pvc.state.ledger import Ledger, UnreadableError
 
 LOG = logging.getLogger(__name__)
 
 
-def tear_down(context: Context, job_id: int, wanted: Callable[[Record | None], bool] = lambda _: True) -> str:
+def tear_down(context: Context, job_id: int, wanted: Callable[[Ledger], bool] = lambda _: True) -> str:
     """Undo everything recorded of a job; a line for the log. Nothing recorded is fine.
 
-    What the state store cannot be told now is kept and told later by ``reclaim``. ``wanted``: asked with the job's
-    record when nobody else can change it; None is one that was never finished.
+    What cannot be undone now and is no fault of this node is kept, and undone later by ``reclaim``: what the state
+    store cannot be told, what a user still holds, what there is no room or memory for, what is in a place of others.
+    ``wanted``: asked with the job's ledger when nobody else can change it.
 
     :raise HostError: something of this node could not be undone; it is kept in the ledger.
     """
     with context.job_lock(job_id):
         ledger = Ledger(context.state_dir, job_id)
+        spare = Ledger(context.runtime_dir, job_id)
         if not ledger.exists():
+            spare.remove()
             context.forget_lock(job_id)
             return "nothing to undo"
-        if not wanted(ledger.read_record()):
+        if not wanted(ledger):
             return "left as it is"
         try:
             undo_recorded(context, ledger)
-        except StateError as err:
+        except PvcError as err:
+            if isinstance(err, HostError) and not is_shortage(err):
+                raise
             LOG.warning("job %d: %s; will be tried again", job_id, err)
-            return "undone, but for the state store"
+            return f"undone, but for {_name_left(err)}"
+        spare.remove()
         context.forget_lock(job_id)
         return "undone"
 
@@ -41,23 +49,49 @@ def undo_recorded(context: Context, ledger: Ledger, *, keep_record: bool = False
     """Undo the ledger's actions in reverse and forget them. The caller holds the job's lock.
 
     :raise HostError: some could not be undone (kept).
+    :raise JobError: only what a user keeps could not be undone (kept).
     :raise StateError: only the state store's could not be undone (kept).
+    :raise ConfigError: only the job's directory could not, where others may write to what is above it (kept).
     """
     ledger.unready()
-    left, errors = apply.undo(ledger.read_actions(), context.hands())
-    if left:
-        ledger.keep(left)
+    left, errors = apply.undo(_read_actions(context, ledger), context.hands())
+    try:
+        if left or keep_record:
+            ledger.keep(left)
+        else:
+            ledger.remove()
+    except OSError as err:
+        # All of it stays recorded then, and is undone once more: that finds nothing.
+        errors.append(HostError(f"cannot write what is left of job {ledger.path.name}"))
+        errors[-1].__cause__ = err
+    if errors:
         raise _worst(errors)
-    if keep_record:
-        ledger.keep([])
-    else:
-        ledger.remove()
+
+
+def _name_left(err: PvcError) -> str:
+    if isinstance(err, ConfigError):
+        return "its directory"
+    return "the state store" if isinstance(err, StateError) else "what its user keeps"
+
+
+def _read_actions(context: Context, ledger: Ledger) -> list[actions.Action]:
+    """What is to be undone; where that is not understood, what is, and what bears the job's name besides."""
+    try:
+        return ledger.read_actions()
+    except UnreadableError as err:
+        LOG.warning("%s; what bears the job's name is removed", err)
+        context.forgetful = True
+        return [*strays.collect(context, int(ledger.path.name)), *ledger.read_actions(any_left_out=True)]
 
 
 def _worst(errors: list[PvcError]) -> PvcError:
     for error in errors:
         LOG.warning("%s", error)
-    for error in errors:
-        if isinstance(error, HostError):
-            return error
-    return StateError(str(errors[0]), hint=errors[0].find_hint())
+    return max(errors, key=_rank)
+
+
+def _rank(error: PvcError) -> int:
+    """A fault of the node comes before what may be tried again without one."""
+    if isinstance(error, StateError):
+        return 0
+    return 2 if isinstance(error, HostError) and not is_shortage(error) else 1

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Servers that clusters need and that this node starts again when they end: by an event of the kernel, not by looking.
 
 A pidfd becomes readable when its process ends (pidfd_open(2)). What is to be watched is read from the ledger, so a
@@ -110,7 +111,7 @@ def find_servers(context: Context) -> list[Watched]:
                 continue
             steps = [step for step in ledger.read_actions() if isinstance(step, actions.StartDnsmasq)]
         except PvcError as err:
-            LOG.warning("job %d: %s", job_id, err)
+            context.tell(job_id, str(err))
             continue
         found += [_watch_dnsmasq(context, ledger, job_id, step) for step in steps]
     return found

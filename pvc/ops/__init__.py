@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the user's commands do: resolve, launch, find and talk to clusters."""

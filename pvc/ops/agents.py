@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A client of the agents in a cluster's guests: one connection a node, any number of streams, one loop.
 
 ``Agents.open`` begins a stream (the requests are those of pvc-agent(7)); a ``Stream`` is told what comes by its
@@ -11,14 +12,15 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from pvc.channel.frames import CLIENT_BUDGET, WINDOW, ProtocolError, find_hint, printable
+from pvc.channel.frames import CLIENT_BUDGET, WINDOW, ProtocolError, find_hint
 from pvc.channel.mux import Accepted, Arrived, Closed, Ended, Event, Moved, Mux, Noted
-from pvc.errors import GuestError, PvcError
+from pvc.errors import EndedError, GuestError, PvcError, SuspendedError
 from pvc.host.peer import LOOK_S, is_lost
 from pvc.model.cluster import NodeEndpoint
 from pvc.ops.control import Control, close_quietly, in_parallel, send_request
 from pvc.ops.loop import Loop
 from pvc.ops.status import find_endpoint, find_node
+from pvc.texts import clean_text
 
 _CHUNK = 1 << 17
 _CONNECT_S = 30.0
@@ -36,6 +38,8 @@ class Stream:
         self.result: dict[str, str] | None = None
         self._link: Link | None = None
         self._number = 0
+        self._holds = False
+        self._held = 0
 
     @property
     def name(self) -> str:
@@ -90,6 +94,21 @@ class Stream:
             self._link.mux.note(self._number, words)
             self._link.flush()
 
+    def hold(self, *, holds: bool) -> None:
+        """Whether to give no CREDIT back for what comes, so that in the end nothing does."""
+        self._holds = holds
+        held, self._held = self._held, self._held if holds else 0
+        if not holds and held and self._link is not None and not self.closed:
+            self._link.mux.taken(self._number, held)
+            self._link.flush()
+
+    def note_taken(self, count: int) -> int:
+        """For ``Link``: so many bytes were dealt with; for how many CREDIT may be given back."""
+        if self._holds:
+            self._held += count
+            return 0
+        return count
+
     def close(self) -> None:
         """Let go of it; what it began in the guest and is not detached ends."""
         if not self.closed and self._link is not None:
@@ -128,7 +147,11 @@ class Agents:
         self.close()
 
     def connect(self, ranks: Iterable[int]) -> dict[str, PvcError]:
-        """Connect to the nodes of these VMs, all at once; returns what failed, by node."""
+        """Connect to the nodes of these VMs, all at once; returns what failed, by node.
+
+        :raise EndedError: the cluster has ended.
+        :raise SuspendedError: its job is suspended.
+        """
         nodes = sorted({find_node(self._control.record, rank) for rank in ranks} - self._links.keys())
 
         def one(node: str) -> PvcError | None:
@@ -137,6 +160,8 @@ class Agents:
                 if endpoint is None:
                     raise GuestError(f"there is no supervisor on {node}")
                 self._links[node] = Link(self._control, endpoint, self._loop, self._window, self._connect_s)
+            except (EndedError, SuspendedError):
+                raise
             except PvcError as err:
                 return err
             return None
@@ -189,7 +214,8 @@ class Link:
         self._waits: bool | None = None  # for room to send; None: not watched yet
         self._connection = control.connect(endpoint, connect_s)
         try:
-            _, self._early = send_request(self._connection, {"op": "agent"}, endpoint.node)
+            with control.talking():
+                _, self._early = send_request(self._connection, {"op": "agent"}, endpoint.node)
         except BaseException:
             close_quietly(self._connection)
             raise
@@ -225,29 +251,44 @@ class Link:
 
     def _on_ready(self) -> None:
         self.flush()
+        for _ in range(_READS):
+            data = self._read(_CHUNK)
+            if not data:
+                return
+            self._take(data)
+        # TLS reads whole records: what is decrypted already is not seen by a selector.
+        if not self.lost and self._connection.pending():
+            self._take(self._read(self._connection.pending()))
+
+    def _read(self, most: int) -> bytes:
+        """What has come; b"": nothing, or the connection is lost."""
+        if self.lost:
+            return b""
         try:
-            for turn in range(_READS):
-                if self.lost:
-                    return
-                data = self._connection.recv(_CHUNK)
-                if not data:
-                    self._lose(f"the supervisor on {self._node} has ended the connection")
-                    return
-                self._take(data)
-                # TLS reads whole records: what is decrypted already is not seen by a selector.
-                if turn == _READS - 1 and self._connection.pending():
-                    self._take(self._connection.recv(self._connection.pending()))
+            data = self._connection.recv(most)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return
-        except (OSError, ProtocolError) as err:
+            return b""
+        except OSError as err:
             self._lose(f"the connection to the supervisor on {self._node} broke: {err}")
+            return b""
+        if not data:
+            self._lose(f"the supervisor on {self._node} has ended the connection")
+        return data
 
     def _take(self, data: bytes) -> None:
-        while events := self.mux.receive(data):
+        """What streams do with it may fail, as writing to a full disk: that is no fault of the connection's."""
+        while events := self._receive(data):
             data = b""
             for event in events:
                 self._tell(event)
         self.flush()
+
+    def _receive(self, data: bytes) -> list[Event]:
+        try:
+            return self.mux.receive(data)
+        except ProtocolError as err:
+            self._lose(f"the connection to the supervisor on {self._node} broke: {err}")
+            return []
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, Accepted):
@@ -259,7 +300,7 @@ class Link:
         match event:
             case Arrived():
                 stream.on_data(event.data, event.second)
-                self.mux.taken(event.stream, len(event.data))
+                self.mux.taken(event.stream, stream.note_taken(len(event.data)))
             case Moved():
                 stream.on_moved()
             case Noted():
@@ -352,7 +393,7 @@ def ask(agents: Agents, loop: Loop, rank: int, words: Words, timeout_s: float) -
 def check_result(rank: int, result: dict[str, str]) -> None:
     """:raise GuestError: the stream ended with an error."""
     if "error" in result:
-        text = printable(result["error"])
+        text = clean_text(result["error"])
         raise GuestError(
             text if result.get("from") in ("supervisor", "connection") else f"vm{rank}: {text}", hint=find_hint(result)
         )
@@ -361,4 +402,4 @@ def check_result(rank: int, result: dict[str, str]) -> None:
 def raise_closed(words: Mapping[str, str]) -> None:
     """:raise GuestError: the words of a CLOSE tell of an error."""
     if "error" in words:
-        raise GuestError(printable(words["error"]), hint=find_hint(words))
+        raise GuestError(clean_text(words["error"]), hint=find_hint(words))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Telling the people and programs in guests that their VMs end soon."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One thing that doctor looked at, and what it found."""
 
 from __future__ import annotations

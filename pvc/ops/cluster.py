@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster, as commands and programs use it: what ``from pvc import Cluster`` gives.
 
 Commands begin fast, so each method imports what it needs.
@@ -6,15 +7,16 @@ Commands begin fast, so each method imports what it needs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pvc.errors import GuestError, UsageError
+from pvc.errors import EndedError, GuestError, UsageError
 from pvc.model.cluster import ClusterRecord
 from pvc.model.vm import Order, OrderResult, VmStatus
+from pvc.ops.arguments import want_number, want_seconds, want_text, want_variables, want_word, want_words
 from pvc.ops.control import Control
 from pvc.ops.jobdir import JobDir
 from pvc.ops.registry import find_cluster
@@ -22,7 +24,7 @@ from pvc.ops.status import parse_vms
 
 if TYPE_CHECKING:
     from pvc.model.forward import Forward
-    from pvc.ops.copy import Copies, Progress
+    from pvc.ops.copied import Copies, Progress
     from pvc.ops.execute import Command, OnOutput, Outcome
     from pvc.ops.forward import Forwarder
     from pvc.ops.holder import Holder
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from pvc.ops.remote import ExecResult
     from pvc.ops.waiting import Lack
 
-Vms = str | Sequence[str] | None
+Vms = str | Iterable[str] | None
 
 
 class Cluster:
@@ -38,11 +40,14 @@ class Cluster:
 
     ``Cluster.allocate("debian:2")`` boots one in a job of its own, ``Cluster.find()`` takes one that runs. As a context
     manager, an allocated cluster ends with the block, whatever happens in it; one that was found goes on.
+
+    ``vms`` of the methods are a name, a set such as "vm[0-3]", or several; None means all of them, an empty list none.
     """
 
     def __init__(self, record: ClusterRecord, holder: Holder | None = None) -> None:
         self._record = record
         self._holder = holder
+        self._control: Control | None = None
 
     @classmethod
     def allocate(
@@ -51,7 +56,7 @@ class Cluster:
         *,
         cpus: int | None = None,
         memory: str | None = None,
-        nodes: str | None = None,
+        nodes: str | int | None = None,
         name: str = "pvc",
         image: str | Sequence[str] = (),
         user_data: str | os.PathLike[str] | None = None,
@@ -62,28 +67,33 @@ class Cluster:
     ) -> Cluster:
         """Make a job and boot its VMs; returns when QEMU runs in all of them. The words mean what pvc-alloc(1) says.
 
-        ``slurm``: options for salloc. ``timeout_s``: how long Slurm may take to give nodes, None: for ever. The job
+        ``slurm``: options for salloc. ``timeout_s``: how long it may take until the VMs run, None: for ever. The job
         ends with this process at the latest.
 
+        :raise JobTimeoutError: the VMs do not run in this time; it says what Slurm says of the job.
         :raise PvcError: there is no cluster; its class says who has to act.
         """
         from pvc.ops.holder import Holder
         from pvc.ops.submission import ClusterWishes, holder_argv
 
+        if isinstance(nodes, int):
+            nodes = str(want_number("nodes", nodes, 1))
         wishes = ClusterWishes(
-            definition=definition,
-            slurm=tuple(slurm),
-            cpus=cpus,
-            memory=memory,
-            nodes=nodes,
-            name=name,
-            images=(image,) if isinstance(image, str) else tuple(image),
-            user_data=os.fspath(user_data) if user_data is not None else None,
-            mounts=tuple(mounts),
-            resource_set=resource_set,
+            definition=want_text("definition", definition),
+            slurm=want_words("slurm", slurm, 'options for salloc: ["--time=1:00:00"]'),
+            cpus=None if cpus is None else want_number("cpus", cpus, 1),
+            memory=None if memory is None else want_text("memory", memory, 'with its unit, as "64M" or "2G"'),
+            nodes=None if nodes is None else want_text("nodes", nodes),
+            name=want_text("name", name),
+            images=want_words("image", (image,) if isinstance(image, str) else image),
+            user_data=None if user_data is None else want_word("user_data", user_data),
+            mounts=want_words("mounts", mounts),
+            resource_set=None if resource_set is None else want_text("resource_set", resource_set),
             wait=False,
             quiet=True,
         )
+        if timeout_s is not None:
+            want_seconds("timeout_s", timeout_s)
         holder = Holder(*holder_argv(wishes))
         try:
             job_id = holder.wait_ready(timeout_s)
@@ -96,10 +106,13 @@ class Cluster:
     def find(cls, job_id: int | None = None, name: str | None = None) -> Cluster:
         """The running cluster of this job or name; without either that of SLURM_JOB_ID, else the only one.
 
+        :raise EndedError: it has ended.
         :raise JobError: there is none.
         :raise UsageError: there are several.
         """
-        return cls(find_cluster(job_id, name))
+        if job_id is not None:
+            want_number("job_id", job_id, 1)
+        return cls(find_cluster(job_id, None if name is None else want_text("name", name)))
 
     def __enter__(self) -> Cluster:
         return self
@@ -114,6 +127,13 @@ class Cluster:
         if self._holder is not None:
             self._holder.end()
 
+    def __del__(self) -> None:
+        """A cluster that nobody can reach any more is ended, and whoever looks for such mistakes is told."""
+        holder = getattr(self, "_holder", None)
+        if holder is not None and not holder.ended:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+            holder.let_go()
+
     def __repr__(self) -> str:
         return f"<Cluster {self.job_id} ({self.record.definition})>"
 
@@ -122,13 +142,17 @@ class Cluster:
         """What is known of it: job, definition, placement."""
         return self._record
 
-    @cached_property
+    @property
     def control(self) -> Control:
         """The way to its supervisors, for what has no method here.
 
-        :raise JobError: the cluster has ended.
+        :raise EndedError: the cluster has ended.
         """
-        return Control(self._record, self.jobdir)
+        if self._holder is not None and self._holder.ended:
+            raise EndedError(f"cluster {self.job_id} has ended: this program has closed it")
+        if self._control is None:
+            self._control = Control(self._record, self.jobdir)
+        return self._control
 
     @property
     def job_id(self) -> int:
@@ -146,15 +170,20 @@ class Cluster:
         return tuple(f"vm{rank}" for rank in range(self.record.placement.count))
 
     def ranks(self, vms: Vms = None) -> tuple[int, ...]:
-        """The numbers of VMs: of a name, a set such as "vm[0-3]", or several; None, or nothing: of all.
+        """The numbers of VMs: of a name, a set such as "vm[0-3]", or several; None: of all; of nothing, none.
 
         :raise UsageError: they are not this cluster's.
         """
-        words = () if vms is None else (vms,) if isinstance(vms, str) else tuple(vms)
-        return parse_vms(words, self.record.placement.count)
+        count = self.record.placement.count
+        if vms is None:
+            return tuple(range(count))
+        return parse_vms((vms,) if isinstance(vms, str) else want_words("vms", vms), count)
 
     def status(self, vms: Vms = None) -> tuple[VmStatus, ...]:
-        """How VMs are; ``vms``: a name, a set such as "vm[0-3]", or several; None: all."""
+        """How VMs are.
+
+        :raise EndedError: the cluster has ended.
+        """
         from pvc.ops.load import add_loads
         from pvc.ops.status import read_status
 
@@ -170,26 +199,25 @@ class Cluster:
     ) -> None:
         """Until VMs are ready as pvc-wait(1) means it: "ssh", "agent", "cloud-init", "port:80", "cmd:test -e /ready".
 
-        ``on_progress`` is told after each look what each VM (its number) still lacks; not for ssh alone.
+        ``on_progress`` is told after each look what each VM (its number) still lacks.
 
-        :raise GuestError: one never will, or is not in time; it says what each lacks.
+        :raise GuestTimeoutError: one is not in time; ``gathered`` says of each late one what it lacks, by its name.
+        :raise GuestError: one never will; it says what each lacks.
+        :raise EndedError: the cluster has ended.
         """
-        from pvc.ops.status import wait_reachable
-        from pvc.ops.waiting import Goal, parse_conditions, wait_for
+        from pvc.ops.waiting import parse_conditions, wait_for
 
-        conditions = parse_conditions((until,) if isinstance(until, str) else until)
-        if all(condition.goal is Goal.SSH for condition in conditions):  # what supervisors know by themselves
-            wait_reachable(self.control, self.ranks(vms), timeout_s)
-        else:
-            wait_for(self.control, self.ranks(vms), conditions, timeout_s, on_progress=on_progress)
+        want_seconds("timeout_s", timeout_s)
+        conditions = parse_conditions(want_words("until", (until,) if isinstance(until, str) else until))
+        wait_for(self.control, self.ranks(vms), conditions, timeout_s, on_progress=on_progress)
 
     def exec(
         self,
-        argv: Sequence[str],
+        argv: Sequence[str | os.PathLike[str]],
         vms: Vms = None,
         *,
         user: str = "root",
-        cwd: str | None = None,
+        cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         stdin: bytes | str | None = None,
         check: bool = True,
@@ -197,19 +225,26 @@ class Cluster:
     ) -> list[ExecResult]:
         """Run a command by the agents of VMs, in all at the same time; a result for each.
 
-        :raise GuestError: it failed in some (unless ``check`` is False), an agent does not answer, or the time ran out.
+        :raise GuestTimeoutError: the time ran out; ``gathered`` are the results of all VMs, those of late ones, too.
+        :raise GuestError: it failed in some (unless ``check`` is False), or an agent does not answer.
+        :raise EndedError: the cluster has ended.
         """
         from pvc.ops.execute import Command
         from pvc.ops.remote import run_command
 
-        if isinstance(argv, str) or not argv:
-            raise UsageError("a command is a list of words", hint='for a shell\'s line: ["sh", "-c", LINE]')
+        words = want_words("argv", argv, 'for a shell\'s line: ["sh", "-c", LINE]')
+        if not words:
+            raise UsageError("argv is empty: a command is a list of words")
+        if stdin is not None and not isinstance(stdin, (str, bytes)):
+            raise UsageError("stdin is neither bytes nor a text", hint="for a file: stdin=FILE.read_bytes()")
+        if timeout_s is not None:
+            want_seconds("timeout_s", timeout_s)
         data = stdin.encode() if isinstance(stdin, str) else stdin
         command = Command(
-            tuple(argv),
-            user=user,
-            cwd=cwd,
-            env=tuple(f"{name}={value}" for name, value in (env or {}).items()),
+            words,
+            user=want_text("user", user),
+            cwd=None if cwd is None else want_word("cwd", cwd),
+            env=tuple(f"{name}={value}" for name, value in want_variables("env", env or {}).items()),
             stdin=data is not None,
         )
         results = run_command(self.control, self.ranks(vms), command, timeout_s, data)
@@ -217,8 +252,8 @@ class Cluster:
         if check and failed:
             first = failed[0]
             said = first.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            words = f"{argv[0]} ended with {first.code} in {', '.join(each.vm for each in failed[:5])}"
-            raise GuestError(": ".join([words, *said]))
+            text = f"{words[0]} ended with {first.code} in {', '.join(each.vm for each in failed[:5])}"
+            raise GuestError(": ".join([text, *said]))
         return results
 
     def run(
@@ -249,16 +284,22 @@ class Cluster:
         check: bool = True,
         timeout_s: float | None = None,
         progress: Progress | None = None,
+        links: bool = False,
     ) -> Copies:
         """Copy files and trees as pvc-cp(1) does: sources, then the destination, those in VMs as "vm0:/path".
 
-        ``progress`` is told of so many bytes more.
+        ``progress`` is told of so many bytes more. ``links``: from VMs, also symbolic links that lead out of the tree.
 
-        :raise PvcError: something was not copied (with ``check``), or the time ran out.
+        :raise GuestTimeoutError: the time ran out; ``gathered`` are the copies so far.
+        :raise EndedError: the cluster has ended.
+        :raise PvcError: something was not copied (with ``check``).
         """
         from pvc.ops.copy import copy
 
-        done = copy(self.control, [os.fspath(each) for each in places], user, progress, timeout_s)
+        words = want_words("places", places)
+        if timeout_s is not None:
+            want_seconds("timeout_s", timeout_s)
+        done = copy(self.control, words, want_text("user", user), progress, timeout_s, links=links)
         if check:
             done.raise_failed()
         return done
@@ -290,7 +331,7 @@ class Cluster:
         from pvc.ops.forward import Forwarder
 
         wishes = []
-        for text in texts:
+        for text in want_words("forwards", texts):
             try:
                 wish = parse_forward(text, udp=udp, reverse=reverse)
             except ValueError as err:
@@ -334,12 +375,13 @@ class Cluster:
         self.order(Order.RESET, vms)
 
     def stop(self, vms: Vms = None, *, grace_s: float = 10.0) -> None:
-        """Shut VMs down; all of them (None) is the end of the cluster.
+        """Shut VMs down; all of them (None) is the end of the cluster. One that has ended already is fine.
 
         :raise PvcError: some could not be.
         """
         from pvc.ops.stop import stop_cluster
 
+        want_seconds("grace_s", grace_s)
         if vms is not None:
             self.order(Order.STOP, vms, grace_s=grace_s)
             return

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A VM's serial console on this terminal."""
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pvc.model.cluster import NodeEndpoint
 from pvc.ops.control import Control, close_quietly, send_request
 
 ESCAPE = 0x1D  # Ctrl-]
-_CONNECT_S = 10.0
+_CONNECT_S = 20.0
 
 
 def attach(control: Control, endpoint: NodeEndpoint, rank: int) -> None:

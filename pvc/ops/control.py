@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asking the supervisors of a cluster: one TLS connection a request, all nodes at the same time."""
 
 from __future__ import annotations
@@ -6,26 +7,32 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pvc import codec
-from pvc.errors import GuestError, HostError, JobError, PvcError, StateError, UsageError
+from pvc.channel.doorword import find_door_word
+from pvc.errors import EndedError, HostError, JobError, PvcError, SuspendedError, rebuild_error
 from pvc.host.peer import keep_alive
 from pvc.model.cluster import ClusterRecord, NodeEndpoint
 from pvc.model.vm import VmStatus
 from pvc.ops.jobdir import JobDir
+from pvc.ops.pulse import Pulse
 
 Result = TypeVar("Result")
 # X509_V_FLAG_NO_CHECK_TIME of OpenSSL: a node whose clock is behind must not refuse a pair made just now
 _NO_CHECK_TIME = 0x200000
 _MAX_LINE = 64 << 20
 _WORKERS = 64
-_ERRORS: dict[int, type[PvcError]] = {
-    error.exit_code: error for error in (UsageError, JobError, StateError, HostError, GuestError)
-}
+# A supervisor that strangers crowd out may let go of a connection before it has seen whose it is.
+_TRIES, _PAUSE_S = 6, 0.1
+# Clocks are one where they are less than that apart: an answer is on its way for a while, too.
+_CLOCKS_S = 3.0
+# The kernel takes connections for processes that stand still, as those of a suspended job; none of them answers.
+_HANDSHAKE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,18 @@ class NodeReply:
 class Control:
     """The control ports of one cluster."""
 
-    def __init__(self, record: ClusterRecord, jobdir: JobDir) -> None:
-        """:raise JobError: the cluster's keys are gone, so is the cluster."""
+    def __init__(self, record: ClusterRecord, jobdir: JobDir, pulse: Pulse | None = None) -> None:
+        """:raise EndedError: the cluster's keys are gone, so is the cluster.
+        :raise JobError: they cannot be read.
+        """
         self.record = record
+        self._pulse = pulse or Pulse(record, jobdir)
         try:
             self._tls = client_context(jobdir)
-        except (OSError, ssl.SSLError) as err:
+            self._word = find_door_word(jobdir.tls_key.read_text())
+        except FileNotFoundError:
+            raise EndedError(f"cluster {record.job_id} has ended", hint="pvc ps lists those that run") from None
+        except OSError as err:
             raise JobError(f"the keys of cluster {record.job_id} cannot be used") from err
 
     @property
@@ -63,21 +76,90 @@ class Control:
         """For connections of other kinds than these."""
         return self._tls
 
+    @property
+    def door_word(self) -> str:
+        """What the supervisors know this cluster's callers by: the server's name in TLS."""
+        return self._word
+
+    def check_running(self) -> None:
+        """For who gets no answer: is there still somebody who could give one?
+
+        :raise EndedError: the cluster has ended.
+        :raise SuspendedError: its job is suspended.
+        """
+        self._pulse.check()
+
+    @contextmanager
+    def talking(self) -> Iterator[None]:
+        """A supervisor that does not answer in the block is told as the cluster's end where that is the reason.
+
+        :raise EndedError: the cluster has ended.
+        :raise SuspendedError: its job is suspended.
+        """
+        try:
+            yield
+        except HostError:
+            try:
+                self.check_running()
+            except JobError as why:
+                raise why from None
+            raise
+
     def connect(self, endpoint: NodeEndpoint, timeout_s: float) -> ssl.SSLSocket:
         """A connection to one supervisor.
 
+        :raise EndedError: the cluster has ended.
+        :raise SuspendedError: its job is suspended.
         :raise HostError: it does not answer.
         """
-        try:
-            plain = socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
+        with self.talking():
+            return self._try_connect(endpoint, timeout_s)
+
+    def _try_connect(self, endpoint: NodeEndpoint, timeout_s: float) -> ssl.SSLSocket:
+        deadline = time.monotonic() + timeout_s
+        for left in reversed(range(_TRIES)):
             try:
-                keep_alive(plain)
-                return self._tls.wrap_socket(plain)
-            except BaseException:
-                plain.close()
-                raise
-        except OSError as err:
-            raise HostError(f"the supervisor on {endpoint.node} does not answer") from err
+                return self._connect(endpoint, max(0.1, deadline - time.monotonic()), timeout_s)
+            except OSError as err:
+                if not left or not is_turned_away(err) or time.monotonic() >= deadline:
+                    raise HostError(f"the supervisor on {endpoint.node} does not answer") from err
+            time.sleep(_PAUSE_S)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _connect(self, endpoint: NodeEndpoint, connect_s: float, timeout_s: float) -> ssl.SSLSocket:
+        plain = socket.create_connection((endpoint.host, endpoint.port), timeout=connect_s)
+        try:
+            keep_alive(plain)
+            # Bytes, because a text is encoded by IDNA's rules, whose import takes milliseconds.
+            name = self._word.encode()
+            connection = self._tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+        except BaseException:
+            plain.close()
+            raise
+        try:
+            self._shake_hands(connection, connect_s)
+            connection.settimeout(timeout_s)
+            return connection
+        except BaseException:
+            connection.close()
+            raise
+
+    def _shake_hands(self, connection: ssl.SSLSocket, timeout_s: float) -> None:
+        """:raise OSError: there is no answer, or none that is understood.
+        :raise JobError: the cluster has ended, or stands still.
+        """
+        deadline = time.monotonic() + timeout_s
+        connection.settimeout(min(_HANDSHAKE_S, timeout_s))
+        while True:
+            try:
+                connection.do_handshake()
+                return
+            except TimeoutError:
+                self.check_running()
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError(f"no answer within {timeout_s:.0f} s") from None
+                connection.settimeout(left_s)
 
     def ask(self, endpoint: NodeEndpoint, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """One request, one answer.
@@ -85,7 +167,7 @@ class Control:
         :raise HostError: no answer.
         :raise PvcError: the supervisor's own error.
         """
-        with self.connect(endpoint, timeout_s) as connection:
+        with self.talking(), self.connect(endpoint, timeout_s) as connection:
             answer, _ = send_request(connection, request, endpoint.node)
             return answer
 
@@ -94,7 +176,7 @@ class Control:
 
         :raise PvcError: no answer, or a refusal.
         """
-        with self.connect(endpoint, timeout_s) as connection:
+        with self.talking(), self.connect(endpoint, timeout_s) as connection:
             answer, data = send_request(connection, request, endpoint.node)
             size = int(answer.get("size", 0))
             try:
@@ -122,7 +204,11 @@ class Control:
         nodes: Sequence[str] | None = None,
         at_once: int = _WORKERS,
     ) -> list[NodeReply]:
-        """The same request to every node with VMs (or those of ``nodes``), ``at_once`` at the same time."""
+        """The same request to every node with VMs (or those of ``nodes``), ``at_once`` at the same time.
+
+        :raise EndedError: the cluster has ended.
+        :raise SuspendedError: its job is suspended.
+        """
         known = {endpoint.node: endpoint for endpoint in self.record.endpoints}
         wanted = [share.node for share in self.record.placement.shares if share.count]
         if nodes is not None:
@@ -133,6 +219,8 @@ class Control:
                 return NodeReply(node, {}, "it never listened")
             try:
                 return NodeReply(node, self.ask(known[node], request, timeout_s))
+            except (EndedError, SuspendedError):
+                raise
             except PvcError as err:
                 return NodeReply(node, {}, str(err), err.find_hint())
 
@@ -143,11 +231,17 @@ class Control:
         return tuple(_read_vms(reply) for reply in self.ask_nodes({"op": "status"}, timeout_s=timeout_s, nodes=nodes))
 
     def stop(self, *, grace_s: float, timeout_s: float) -> dict[str, str]:
-        """Shut all VMs down and let the supervisors leave; returns the errors by node."""
+        """Shut all VMs down and let the supervisors leave; returns the errors by node.
+
+        :raise EndedError: the cluster has ended.
+        :raise SuspendedError: its job is suspended.
+        """
 
         def ask(endpoint: NodeEndpoint) -> tuple[str, str | None]:
             try:
                 self.ask(endpoint, {"op": "stop", "grace_s": grace_s}, timeout_s)
+            except (EndedError, SuspendedError):
+                raise
             except PvcError as err:
                 return endpoint.node, str(err)
             return endpoint.node, None
@@ -155,13 +249,35 @@ class Control:
         return {node: error for node, error in in_parallel(ask, self.record.endpoints) if error is not None}
 
 
+def is_turned_away(err: BaseException) -> bool:
+    """Whether a supervisor took a connection and let it go in the middle of the handshake."""
+    return isinstance(err, ConnectionResetError | ConnectionAbortedError | BrokenPipeError | ssl.SSLEOFError)
+
+
 def _read_vms(reply: NodeReply) -> NodeAnswer:
     if reply.error is not None:
         return NodeAnswer(reply.node, error=reply.error)
     try:
-        return NodeAnswer(reply.node, codec.from_data(tuple[VmStatus, ...], reply.answer["vms"]))
-    except (ValueError, KeyError) as err:
+        vms = codec.from_data(tuple[VmStatus, ...], reply.answer["vms"])
+        # A node's clock may be minutes away from ours, by which the ages of what it tells are counted. Supervisors of
+        # earlier versions do not tell their time.
+        ahead_s = time.time() - float(reply.answer.get("now", time.time()))
+        if abs(ahead_s) >= _CLOCKS_S:
+            vms = tuple(shift_times(vm, ahead_s) for vm in vms)
+        return NodeAnswer(reply.node, vms)
+    except (ValueError, KeyError, TypeError) as err:
         return NodeAnswer(reply.node, error=f"its answer is not understood: {err}")
+
+
+def shift_times(vm: VmStatus, seconds: float) -> VmStatus:
+    """The same by a clock that is ``seconds`` ahead of the one that its times were taken from."""
+
+    def shift(moment: float | None) -> float | None:
+        return None if moment is None else moment + seconds
+
+    agent = replace(vm.agent, since=shift(vm.agent.since))
+    times = shift(vm.started), shift(vm.reachable), shift(vm.since)
+    return replace(vm, started=times[0], reachable=times[1], since=times[2], agent=agent)
 
 
 def client_context(jobdir: JobDir) -> ssl.SSLContext:
@@ -194,7 +310,7 @@ def send_request(connection: ssl.SSLSocket, request: dict[str, Any], node: str) 
                 raise HostError(f"the supervisor on {node} gave no answer")
             data += chunk
         line, _, rest = data.partition(b"\n")
-        answer = json.loads(line)
+        answer = codec.read_json(line)
     except (OSError, ValueError) as err:
         raise HostError(f"the supervisor on {node} does not answer") from err
     if not isinstance(answer, dict):
@@ -206,15 +322,16 @@ def send_request(connection: ssl.SSLSocket, request: dict[str, Any], node: str) 
 def raise_refusal(answer: dict[str, Any], node: str) -> None:
     """:raise PvcError: the answer is a refusal; text, hint and exit code are the supervisor's."""
     if not answer.get("ok"):
-        kind = _ERRORS.get(answer.get("exit_code", 6), HostError)
-        raise kind(f"{node}: {answer.get('error', 'refused')}", hint=answer.get("hint"))
+        text = f"{node}: {answer.get('error', 'refused')}"
+        raise rebuild_error(answer.get("exit_code", HostError.exit_code), text, answer.get("hint"))
 
 
 def in_parallel(work: Callable[[Any], Result], items: Sequence[Any], at_once: int = _WORKERS) -> list[Result]:
-    """``work`` of each item, in order, by at most ``at_once`` threads."""
+    """``work`` of each item, in order, by at most ``at_once`` threads; the first error of one is raised at the end."""
     if len(items) == 1:
         return [work(items[0])]
     results: dict[int, Result] = {}
+    errors: list[BaseException] = []
     todo = list(enumerate(items))
     lock = threading.Lock()
 
@@ -224,13 +341,18 @@ def in_parallel(work: Callable[[Any], Result], items: Sequence[Any], at_once: in
                 if not todo:
                     return
                 index, item = todo.pop()
-            results[index] = work(item)
+            try:
+                results[index] = work(item)
+            except BaseException as err:  # noqa: BLE001  it is the caller's
+                errors.append(err)
 
     threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(at_once, len(items)))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if errors:
+        raise errors[0]
     return [results[index] for index in range(len(items))]
 
 

@@ -1,215 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files and trees to and from guests, by their agents: one reading of what is sent, however many VMs take it."""
 
 from __future__ import annotations
 
+import fnmatch
 import os
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import zip_longest
 
-from pvc.channel.frames import ProtocolError, find_hint, printable
-from pvc.errors import GuestError, PvcError, UsageError
-from pvc.ops.agents import Agents, Stream
+from pvc.channel.frames import find_hint
+from pvc.errors import GuestError, GuestTimeoutError, HostError
+from pvc.ops.agents import Agents, Stream, ask
 from pvc.ops.control import Control
+from pvc.ops.copied import Copied, Copies, Place, Progress, asked_name, parse_copy
+from pvc.ops.copystreams import Download, FileUploads, InputUploads, Source, Speaking, Upload, Uploads, Writer
 from pvc.ops.loop import Loop
-from pvc.ops.orders import is_vm_set
-from pvc.ops.status import find_node, parse_vms
-from pvc.ops.treefiles import TreeWriter, measure, read_tree, top_name
+from pvc.ops.status import find_node
+from pvc.ops.treefiles import Sent, Taken, TreeWriter, read_tree
+from pvc.ops.treeoutput import OutputWriter
+from pvc.ops.treepass import TreePass
+from pvc.texts import clean_lines, clean_text
 
-_PENDING = 1 << 20
-_MAX_SAID = 1 << 16
-_SHOWN = 5
-_PLACE = re.compile(r"(?P<vms>[^/:]+):(?P<path>.*)", re.DOTALL)
-
-Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A path; ``vms`` empty: here."""
-
-    path: str
-    vms: tuple[int, ...] = ()
-
-
-@dataclass
-class Copied:
-    """What became of the copies to or from one VM."""
-
-    rank: int
-    node: str
-    error: str | None = None
-    hint: str | None = None
-    bytes: int = 0
-    files: int = 0
-    problems: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Copies:
-    """What became of a copy: ``vms`` of each VM, ``complaints`` of what could not be read here."""
-
-    vms: list[Copied]
-    complaints: list[str] = field(default_factory=list)
-
-    @property
-    def failed(self) -> bool:
-        """Whether anything was not copied."""
-        return bool(self.complaints) or any(each.error is not None or each.problems for each in self.vms)
-
-    def raise_failed(self) -> None:
-        """:raise GuestError: something was not copied."""
-        if not self.failed:
-            return
-        texts = list(self.complaints)
-        for each in self.vms:
-            name = f"vm{each.rank}"
-            said = [*([each.error] if each.error is not None else []), *each.problems]
-            texts += [text if name in text else f"{name}: {text}" for text in said]
-        more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-        hint = next((each.hint for each in self.vms if each.hint is not None), None)
-        raise GuestError("; ".join(texts[:_SHOWN]) + more, hint=hint)
+_GLOB_S = 60.0
+_MOST_MATCHES = 10_000
 
 
 def copy(
-    control: Control, words: Sequence[str], user: str, progress: Progress | None = None, timeout_s: float | None = None
+    control: Control,
+    words: Sequence[str],
+    user: str,
+    progress: Progress | None = None,
+    timeout_s: float | None = None,
+    *,
+    links: bool = False,
 ) -> Copies:
     """Copy sources to a destination, the last word; ``progress`` is told of so many bytes more.
 
+    ``links``: of what comes from VMs also symbolic links that lead out of it.
+
     :raise UsageError: they are not on different sides, or a source is not there.
-    :raise GuestError: the time ran out; what was not complete is gone.
+    :raise GuestTimeoutError: the time ran out; what was not complete is gone. ``gathered`` are the ``Copies`` so far.
+    :raise EndedError: the cluster has ended.
     :raise PvcError: the destination cannot be written.
     """
     sources, target = parse_copy(words, control.record.placement.count)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with Loop((), lambda _: None) as loop:
-        copier = _Copier(control, loop, user, progress or (lambda _: None), deadline)
-        try:
-            if not target.vms:
-                return Copies(copier.copy_out(sources, target.path))
-            for source in sources:
-                top_name(source.path)
-            return copier.copy_in(sources, target)
-        except TimeoutError:
-            raise GuestError(f"the copy did not end within {timeout_s:g} s") from None
-
-
-def count_bytes(words: Sequence[str], count: int) -> int:
-    """How many bytes a copy to VMs will send, about; 0: it is one from VMs.
-
-    :raise UsageError: as ``copy``.
-    """
-    sources, target = parse_copy(words, count)
-    return sum(measure(source.path) for source in sources) * len(target.vms)
-
-
-def parse_place(text: str, count: int) -> Place:
-    """``vm0:/path``, ``vm[0-3]:path`` or a path here.
-
-    :raise UsageError: these VMs are not of the cluster.
-    """
-    match = _PLACE.fullmatch(text)
-    if match is None or not is_vm_set(match["vms"]):
-        return Place(text)
-    return Place(match["path"], parse_vms([match["vms"]], count))
-
-
-def parse_copy(words: Sequence[str], count: int) -> tuple[list[Place], Place]:
-    """Sources and the destination.
-
-    :raise UsageError: they are not on different sides.
-    """
-    if len(words) < 2:
-        raise UsageError("say what to copy and where to", hint="pvc cp FILE vm0:/path, or pvc cp vm0:/path FILE")
-    *sources, target = [parse_place(word, count) for word in words]
-    if target.vms and any(source.vms for source in sources):
-        raise UsageError("one side of a copy is here", hint="copy it here first, then to the other VM")
-    if not target.vms and not all(source.vms for source in sources):
-        raise UsageError("one side of a copy is in a VM", hint="write it as vm0:/path; a file called so as ./vm0:path")
-    return sources, target
-
-
-class _Upload(Stream):
-    """One VM that takes a tree."""
-
-    def __init__(self, upload: _Uploads) -> None:
-        super().__init__()
-        self.said = bytearray()
-        self._upload = upload
-
-    def on_data(self, data: bytes, second: bool) -> None:
-        if second:
-            self.said += data[: max(0, _MAX_SAID - len(self.said))]
-
-    def on_moved(self) -> None:
-        self._upload.feed()
-
-    def on_close(self, words: dict[str, str]) -> None:
-        del words
-        self._upload.feed()
-
-
-class _Uploads:
-    """One tree to several VMs."""
-
-    def __init__(self, chunks: Iterator[bytes], progress: Progress) -> None:
-        self.streams: list[_Upload] = []
-        self._chunks = chunks
-        self._progress = progress
-        self._ended = False
-        self._feeding = False
-
-    def feed(self) -> None:
-        """Read on while all VMs that still take it have room."""
-        if self._feeding:
-            return
-        self._feeding = True
-        try:
-            while not self._ended:
-                live = [stream for stream in self.streams if not stream.closed]
-                if not live or any(stream.pending >= _PENDING for stream in live):
-                    return
-                chunk = next(self._chunks, None)
-                for stream in live:
-                    if chunk is None:
-                        stream.end()
-                    else:
-                        stream.send(chunk)
-                if chunk is None:
-                    self._ended = True
-                else:
-                    self._progress(len(chunk) * len(live))
-        finally:
-            self._feeding = False
-
-
-class _Download(Stream):
-    """One VM that sends a tree."""
-
-    def __init__(self, writer: TreeWriter, progress: Progress) -> None:
-        super().__init__()
-        self.said = bytearray()
-        self.problem: PvcError | None = None
-        self.writer = writer
-        self._progress = progress
-
-    def on_data(self, data: bytes, second: bool) -> None:
-        if second:
-            self.said += data[: max(0, _MAX_SAID - len(self.said))]
-            return
-        if self.problem is not None:
-            return
-        before = self.writer.bytes
-        try:
-            self.writer.feed(data)
-        except ProtocolError as err:
-            self.problem = PvcError(f"what vm{self.rank} sent is refused: {err}")
-        except PvcError as err:
-            self.problem = err
-        if self.problem is not None:
-            self.close()
-        self._progress(self.writer.bytes - before)
+        copier = _Copier(control, loop, user, progress or (lambda _: None), deadline, links)
+        done = copier.copy_in(sources, target) if target.vms else copier.copy_out(sources, target)
+    if copier.lost:
+        control.check_running()
+    if copier.late:
+        raise GuestTimeoutError(f"the copy did not end within {timeout_s:g} s", gathered=done)
+    return done
 
 
 @dataclass
@@ -221,64 +67,193 @@ class _Copier:
     user: str
     progress: Progress
     deadline: float | None
+    links: bool
+    late: bool = False
+    lost: bool = False
 
     def copy_in(self, sources: Sequence[Place], target: Place) -> Copies:
-        """Local files to VMs."""
-        done = Copies([Copied(rank, find_node(self.control.record, rank)) for rank in target.vms])
-        words = [("op", "put"), ("path", target.path or "."), ("user", self.user)]
-        if len(sources) > 1:
-            words.append(("into", "1"))
-        with Agents(self.control, self.loop, len(target.vms)) as agents:
+        """Files of this machine, and of VMs, to VMs."""
+        done = Copies([self._result(rank) for rank in target.vms])
+        senders = sorted({rank for source in sources for rank in source.vms})
+        with Agents(self.control, self.loop, len(target.vms) + len(senders)) as agents:
             _connect(agents, done.vms)
+            found = self._find(agents, [self._result(rank) for rank in senders], sources)
+            several = len(sources) > 1 or any(len(paths) > 1 for paths in found.values())
             for source in sources:
-                uploads = _Uploads(read_tree(source.path, done.complaints.append), self.progress)
-                left = [each for each in done.vms if each.error is None]
-                for result in left:
-                    stream = _Upload(uploads)
-                    agents.open(result.rank, words, stream)
-                    uploads.streams.append(stream)
-                uploads.feed()
-                self._wait(uploads.streams)
-                for result, stream in zip(left, uploads.streams, strict=True):
-                    _judge(result, stream, bytes(stream.said))
+                if not source.vms:
+                    self._send(agents, done, source, target, several=several)
+                for rank in source.vms:
+                    for path in found.get((source, rank), ()):
+                        above = f"vm{rank}" if len(senders) > 1 else None
+                        passage = TreePass(asked_name(path, rank), above, links=self.links)
+                        self._pass(agents, done, (rank, path), passage, target, into=several or above is not None)
         return done
 
-    def copy_out(self, sources: Sequence[Place], target: str) -> list[Copied]:
+    def copy_out(self, sources: Sequence[Place], target: Place) -> Copies:
         """Files of VMs here; of several VMs each gets a directory of its name in ``target``."""
-        ranks = sorted({rank for source in sources for rank in source.vms})
-        results = {rank: Copied(rank, find_node(self.control.record, rank)) for rank in ranks}
-        with Agents(self.control, self.loop, len(ranks)) as agents:
+        results = {rank: self._result(rank) for rank in sorted({rank for source in sources for rank in source.vms})}
+        with Agents(self.control, self.loop, len(results)) as agents:
             _connect(agents, results.values())
+            found = self._find(agents, results.values(), sources)
+            several = len(sources) > 1 or any(len(paths) > 1 for paths in found.values())
             for source in sources:
-                streams: list[_Download] = []
-                try:
-                    for rank in (rank for rank in source.vms if results[rank].error is None):
-                        place, into = _own_place(target, rank, alone=len(ranks) == 1, several=len(sources) > 1)
-                        stream = _Download(TreeWriter(place, into=into), self.progress)
-                        streams.append(stream)
-                        words = [("op", "get"), ("path", source.path or "."), ("user", self.user)]
-                        agents.open(rank, words, stream)
-                    self._wait(streams)
-                finally:
-                    for stream in streams:
-                        stream.writer.close()
-                for stream in streams:
-                    _judge_download(results[stream.rank], stream)
-        return list(results.values())
+                # One file of each VM at a time.
+                for paths in zip_longest(*(found.get((source, rank), ()) for rank in source.vms)):
+                    wanted = [(rank, path) for rank, path in zip(source.vms, paths, strict=True) if path is not None]
+                    self._receive(agents, results, wanted, target, into=several)
+        return Copies(list(results.values()))
+
+    def _result(self, rank: int) -> Copied:
+        return Copied(rank, find_node(self.control.record, rank))
+
+    def _find(
+        self, agents: Agents, results: Iterable[Copied], sources: Sequence[Place]
+    ) -> dict[tuple[Place, int], list[str]]:
+        """Which files each source means in each of its VMs.
+
+        :raise GuestError: the agent does not say.
+        """
+        found: dict[tuple[Place, int], list[str]] = {}
+        for result in results:
+            for source in sources:
+                if result.rank in source.vms and result.error is None:
+                    found[source, result.rank] = self._expand(agents, result.rank, source.path or ".")
+        return found
+
+    def _expand(self, agents: Agents, rank: int, path: str) -> list[str]:
+        if not any(sign in path for sign in "*?["):
+            return [path]
+        words = [("op", "glob"), ("path", path), ("user", self.user)]
+        said = bytes(ask(agents, self.loop, rank, words, self._left_s(_GLOB_S)).out).split(b"\0")[:-1]
+        matches = [os.fsdecode(each) for each in said]
+        # A guest that chose other names would choose which of our files it replaces.
+        if not matches or len(matches) > _MOST_MATCHES or not all(is_match(each, path) for each in matches):
+            raise GuestError(f"vm{rank} does not say, or not as it should, which files {path!r} means")
+        return matches
+
+    def _send(self, agents: Agents, done: Copies, source: Place, target: Place, *, several: bool) -> None:
+        sent = Sent()
+        uploads: Uploads
+        if source.is_stream:
+            uploads = InputUploads(self.loop, sent, self.progress)
+        else:
+            uploads = FileUploads(read_tree(source.path, sent), self.progress)
+        left = self._open_puts(agents, done, uploads, target, into=several, exact=source.is_stream)
+        try:
+            uploads.feed()
+            self._wait(uploads.streams)
+        finally:
+            uploads.close()
+        for result, stream in zip(left, uploads.streams, strict=True):
+            _judge(result, stream)
+            if result.error is None:
+                result.bytes += sent.bytes
+                result.files += sent.files
+        done.complaints += sent.complaints
+        done.notes += sent.notes
+
+    def _pass(
+        self, agents: Agents, done: Copies, place: tuple[int, str], passage: TreePass, target: Place, *, into: bool
+    ) -> None:
+        rank, path = place
+        stream = Source(passage, self.progress)
+        left = self._open_puts(agents, done, stream.uploads, target, into=into)
+        if not left:
+            return
+        if not stream.closed:  # all of them have refused it
+            agents.open(rank, [("op", "get"), ("path", path), ("user", self.user)], stream)
+        self._wait([stream, *stream.uploads.streams])
+        sender = self._result(rank)
+        _judge_sent(sender, stream, passage)
+        for result, each in zip(left, stream.uploads.streams, strict=True):
+            if each.result:  # else it was let go, for the sender's error
+                _judge(result, each)
+            result.problems += [f"vm{rank}: {text}" for text in sender.problems]
+            result.notes += [f"vm{rank}: {text}" for text in passage.notes]
+            if result.error is None:
+                result.bytes += passage.bytes
+                result.files += passage.files
+                result.error, result.hint = sender.error and f"vm{rank}: {sender.error}", sender.hint
+
+    def _open_puts(
+        self, agents: Agents, done: Copies, uploads: Uploads, target: Place, *, into: bool, exact: bool = False
+    ) -> list[Copied]:
+        words = [("op", "put"), ("path", target.path or "."), ("user", self.user)]
+        words += [("into", "1")] if into else []
+        words += [("exact", "1")] if exact else []
+        left = [each for each in done.vms if each.error is None]
+        for result in left:
+            stream = Upload(uploads)
+            agents.open(result.rank, words, stream)
+            uploads.streams.append(stream)
+        return left
+
+    def _receive(
+        self,
+        agents: Agents,
+        results: dict[int, Copied],
+        wanted: Sequence[tuple[int, str]],
+        target: Place,
+        *,
+        into: bool,
+    ) -> None:
+        with ExitStack() as opened:
+            streams = []
+            for rank, path in wanted:
+                if results[rank].error is not None:
+                    continue
+                writer = self._open_writer(target, rank, path, alone=len(results) == 1, into=into)
+                opened.callback(writer.close)
+                stream = Download(writer, self.progress)
+                streams.append(stream)
+                agents.open(rank, [("op", "get"), ("path", path), ("user", self.user)], stream)
+            self._wait(streams)
+        for stream in streams:
+            result = results[stream.rank]
+            result.bytes += stream.writer.bytes
+            result.files += stream.writer.files
+            result.notes += stream.writer.notes
+            _judge_sent(result, stream, stream.writer)
+
+    def _open_writer(self, target: Place, rank: int, path: str, *, alone: bool, into: bool) -> Writer:
+        """:raise HostError: it cannot be there."""
+        if target.is_stream:
+            return OutputWriter()
+        place = target.path
+        if not alone:
+            place, into = os.path.join(place, f"vm{rank}"), True
+            try:
+                os.makedirs(place, exist_ok=True)
+            except OSError as err:
+                hint = "of several VMs each gets a directory of its name"
+                raise HostError(f"cannot make {place}", hint=hint) from err
+        return TreeWriter(place, asked_name(path, rank), into=into, links=self.links)
 
     def _wait(self, streams: Sequence[Stream]) -> None:
-        """:raise TimeoutError: the time ran out."""
-        left_s = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        """Until all have ended, or the time ran out for those that have not: it has for all that comes later, too."""
+        left_s = None if self.deadline is None else self._left_s(0.0)
         if not self.loop.run_until(lambda: all(stream.closed for stream in streams), timeout_s=left_s):
-            raise TimeoutError
+            self.late = True
+        self.lost = self.lost or any((stream.result or {}).get("from") == "connection" for stream in streams)
+
+    def _left_s(self, other: float) -> float:
+        return other if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
-def _own_place(target: str, rank: int, *, alone: bool, several: bool) -> tuple[str, bool]:
-    if alone:
-        return target, several
-    place = os.path.join(target, f"vm{rank}")
-    os.makedirs(place, exist_ok=True)
-    return place, True
+def is_match(path: str, pattern: str) -> bool:
+    """Whether a guest may say that ``pattern`` means ``path``, as glob(7) has it."""
+    if path == pattern:
+        return True
+    parts, wanted = path.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(_is_part, parts, wanted))
+
+
+def _is_part(part: str, pattern: str) -> bool:
+    if part.startswith(".") and not pattern.startswith("."):
+        return False
+    if part in (".", "..") and part != pattern:
+        return False
+    return part == pattern or (bool(part) and fnmatch.fnmatchcase(part, pattern.replace("[^", "[!")))
 
 
 def _connect(agents: Agents, results: Iterable[Copied]) -> None:
@@ -289,12 +264,14 @@ def _connect(agents: Agents, results: Iterable[Copied]) -> None:
             result.error, result.hint = str(err), err.find_hint()
 
 
-def _judge(result: Copied, stream: Stream, said: bytes) -> None:
-    words = stream.result or {}
-    lines = [printable(line) for line in said.decode(errors="replace").splitlines()]
-    lines = [line.removeprefix("pvc-agent: ") for line in lines]
+def _judge(result: Copied, stream: Speaking) -> None:
+    if stream.result is None:
+        result.error = "the time ran out"
+        return
+    words = stream.result
+    lines = [line.removeprefix("pvc-agent: ") for line in clean_lines(stream.said.decode(errors="replace"))]
     if "error" in words:
-        result.error, result.hint = printable(words["error"]), find_hint(words)
+        result.error, result.hint = clean_text(words["error"]), find_hint(words)
     elif words.get("exit") != "0":
         result.error = "; ".join(lines[:5]) or "the agent could not copy it"
         if "No space left" in result.error:
@@ -303,13 +280,11 @@ def _judge(result: Copied, stream: Stream, said: bytes) -> None:
         result.problems += lines
 
 
-def _judge_download(result: Copied, stream: _Download) -> None:
-    result.bytes += stream.writer.bytes
-    result.files += stream.writer.files
-    result.problems += stream.writer.problems
+def _judge_sent(result: Copied, stream: Speaking, taken: Taken) -> None:
+    result.problems += taken.problems
     if stream.problem is not None:
         result.error, result.hint = str(stream.problem), stream.problem.find_hint()
         return
-    _judge(result, stream, bytes(stream.said))
-    if result.error is None and not stream.writer.complete:
+    _judge(result, stream)
+    if result.error is None and not taken.complete:
         result.error = "the copy is not complete"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a definition ("web:2,db:1") to templates with their images, and to the request that root gets."""
 
 from __future__ import annotations
@@ -7,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pvc.config.mounts import join_mounts
-from pvc.errors import Problem, PvcError, UsageError
+from pvc.errors import Problem, PvcError, UsageError, rebuild_error
 from pvc.model.cluster import VmGroup
 from pvc.model.drive import Mmp
-from pvc.model.network import EthernetNetwork, PciNetwork
+from pvc.model.network import PciNetwork
 from pvc.model.request import MAX_CPUS, DefinitionItem, Request, SetRequest, Size, parse_definition
 from pvc.model.site import KeyOrigin, SiteConfig, Template
 from pvc.model.vm import Accel, Mount, VmTemplate
@@ -42,7 +43,7 @@ class LaunchOrder:
     templates: dict[str, VmTemplate]
     accel: Accel
     libvirt_hook: str | None = None
-    # Of the allocation, for one VM of each of the request's sizes, where one ordinary job has VMs of several
+    # Of the allocation, for one VM of each of the request's sizes; None: a part of what the job was given
     memory_mib: tuple[int | None, ...] = ()
 
 
@@ -169,9 +170,8 @@ def _check_networks(request: Request, config: SiteConfig) -> Request:
     from pvc.plan.addresses import check_rank
     from pvc.plan.node import Site, plan_memberships, plan_passthroughs
 
-    networks = {name: each for name, each in config.networks.items() if isinstance(each, EthernetNetwork)}
     devices = {name: each for name, each in config.networks.items() if isinstance(each, PciNetwork)}
-    site = Site(networks, config.resource_sets, "", "", devices=devices)
+    site = Site(config.ethernets, config.resource_sets, "", "", devices=devices)
     for membership in plan_memberships(request, site):
         check_rank(membership.network, max(ranks.stop for ranks in membership.members) - 1)
     return replace(request, gres=any(each.network.gres for each in plan_passthroughs(request, site)))
@@ -282,9 +282,7 @@ def _resolve_image(template: Template, repositories: Repositories) -> VmTemplate
         if template.image == template.name:
             raise
         # The error names the image; which template wanted it is known only here
-        wrapped = PvcError(f"template {template.name!r} cannot be used")
-        wrapped.exit_code = err.exit_code
-        raise wrapped from err
+        raise rebuild_error(err.exit_code, f"template {template.name!r} cannot be used") from err
 
 
 def _list_images(config: SiteConfig) -> list[str]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster as its launcher describes it: to the supervisors, and to the commands that come later."""
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from pvc.errors import JobError
 from pvc.model.cluster import ClusterKeys, ClusterRecord, ClusterSpec, NodeEndpoint, Placement
 from pvc.model.request import Request
 from pvc.ops.definition import LaunchOrder
@@ -88,14 +90,36 @@ def _list_jobs(components: Sequence[JobInfo]) -> tuple[int, ...]:
 
 
 def _find_memory_mib(order: LaunchOrder, components: Sequence[JobInfo], placement: Placement) -> tuple[int, ...]:
-    """Memory of the allocation for one VM of each size."""
+    """Memory of the allocation for one VM of each size.
+
+    :raise JobError: a node's VMs shall have more than the job has there.
+    """
     found = []
     for index, size in enumerate(placement.sizes):
-        known = order.memory_mib[index] if index < len(order.memory_mib) and len(components) == 1 else None
+        known = order.memory_mib[index] if index < len(order.memory_mib) else None
         number = index if len(components) > 1 else 0
         most = max(share.count for share in placement.shares if share.component == number)
         found.append(known or components[number].vm_memory_mib(size.cpus or 1, most) or _DEFAULT_MEMORY_MIB)
+    if any(order.memory_mib):
+        _check_memory(found, components, placement)
     return tuple(found)
+
+
+def _check_memory(memory_mib: Sequence[int], components: Sequence[JobInfo], placement: Placement) -> None:
+    """What was asked for each VM may not be there where Slurm gave whole nodes of different sizes.
+
+    :raise JobError: it is not.
+    """
+    rank_memory = [each for size, each in zip(placement.sizes, memory_mib, strict=True) for _ in range(size.count)]
+    places = [(each, index) for each in components for index in range(len(each.nodes))]
+    for share, (component, index) in zip(placement.shares, places, strict=True):
+        needed = sum(rank_memory[share.first_rank : share.first_rank + share.count])
+        there = component.node_memory_mib(index)
+        if there is not None and needed > there:
+            raise JobError(
+                f"the job has {there} MiB of memory on {share.node}, and its {share.count} VMs need {needed} MiB",
+                hint="spread them over more nodes with -N, or give each less memory with -m",
+            )
 
 
 def read_public_keys() -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Showing progress: a block of lines that is redrawn on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
@@ -6,10 +7,12 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
 from pvc.model.vm import Phase
 from pvc.ops.progress import TABLE_ROWS, Progress, VmView, plural
+from pvc.texts import clean_text
 
 _COLOURS = {
     Phase.WAITING: "2",
@@ -55,7 +58,7 @@ def _row(vm: VmView, elapsed: float, name_width: int, node_width: int, width: in
     steps = "".join(
         "●" if _reached(vm.phase, step) else "○" for step in (Phase.NETWORK, Phase.BOOTING, Phase.REACHABLE)
     )
-    plain = f"  {vm.name:<{name_width}}  {vm.node:<{node_width}}  "
+    plain = clean_text(f"  {vm.name:<{name_width}}  {vm.node:<{node_width}}  ")
     rest = f"{seconds:6.1f} s  {vm.detail}".rstrip()
     room = width - len(plain) - len(steps) - 13
     return f"{plain}{_paint(f'{steps} {vm.phase.value:<9}', vm.phase, colours)} {_cut(rest, room)}"
@@ -71,7 +74,7 @@ def _paint(text: str, phase: Phase, colours: bool) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    flat = " ".join(text.split("\n"))
+    flat = clean_text(text)
     return flat if len(flat) <= width else flat[: max(1, width - 1)] + "…"
 
 
@@ -96,13 +99,11 @@ class Display:
         """A line that stays."""
         if self._quiet:
             return
-        self._erase()
-        print(f"pvc: {text}", file=self._stream, flush=True)
+        self.warn(text)
 
     def warn(self, text: str) -> None:
         """A line that stays, also when quiet."""
-        self._erase()
-        print(f"pvc: {text}", file=self._stream, flush=True)
+        self._write(f"{self._erase()}pvc: {clean_text(text)}\n")
 
     def news(self, lines: list[str]) -> None:
         """Lines of ``Progress.apply``: for readers without a live view."""
@@ -119,8 +120,7 @@ class Display:
         lines = render(progress, time.time(), width=size.columns, colours=self._colours)[: max(2, size.lines - 1)]
         up = f"\033[{self._drawn}A" if self._drawn else ""
         body = "".join(f"\r\033[K{line}\n" for line in lines)
-        self._stream.write(up + body + "\033[J")
-        self._stream.flush()
+        self._write(up + body + "\033[J")
         self._drawn = len(lines)
 
     def finish(self, progress: Progress) -> None:
@@ -128,7 +128,13 @@ class Display:
         self.update(progress, force=True)
         self._drawn = 0
 
-    def _erase(self) -> None:
-        if self._drawn:
-            self._stream.write(f"\033[{self._drawn}A\r\033[J")
-            self._drawn = 0
+    def _erase(self) -> str:
+        """What takes the view away."""
+        drawn, self._drawn = self._drawn, 0
+        return f"\033[{drawn}A\r\033[J" if drawn else ""
+
+    def _write(self, text: str) -> None:
+        # VMs do not end because their user's disk is full, or the reader of a pipe has gone.
+        with suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()

@@ -1,8 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc doctor``: what a user's set-up lacks on the machine where clusters are asked for."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,12 +11,14 @@ from pathlib import Path
 
 from pvc import codec, run
 from pvc.config.load import find_site_dir, load_user_config
-from pvc.errors import CommandError, ConfigError, HostError, PvcError
+from pvc.errors import CommandError, ConfigError, HostError, JobError, PvcError
 from pvc.model.site import SiteConfig
 from pvc.ops.checkup import Finding, Verdict, examine, fail, ok, warn
 from pvc.ops.control import in_parallel
 from pvc.ops.jobdir import find_jobs_dir
+from pvc.slurm.ask import ask
 from pvc.slurm.nodes import expand_nodes
+from pvc.slurm.submit import submission_environment
 
 _SLURM_PROGRAMS = ("salloc", "sbatch", "srun", "squeue", "scancel", "scontrol")
 _ASK_TIMEOUT_S = 120.0
@@ -45,9 +47,9 @@ def _check_slurm() -> Iterator[Finding]:
         yield fail("slurm", f"not installed: {', '.join(missing)}", "apt install slurm-client")
         return
     try:
-        said = run.run(["scontrol", "ping"], env=os.environ, timeout_s=20)
-    except CommandError as err:
-        yield fail("slurm", f"no controller answers: {err.stderr.strip() or err}", "see slurm.conf and slurmctld's log")
+        said = ask(["scontrol", "ping"], "ask for Slurm's controller")
+    except JobError as err:
+        yield fail("slurm", f"no controller answers: {err}", err.hint or "see slurm.conf and slurmctld's log")
         return
     up = [line for line in said.splitlines() if "is UP" in line]
     if up:
@@ -59,8 +61,8 @@ def _check_slurm() -> Iterator[Finding]:
 def _check_plugin() -> Iterator[Finding]:
     fix = "name pvc.so in plugstack.conf (see conf/plugstack.conf), then restart slurmd on all nodes"
     try:
-        said = run.run(["salloc", "--help"], env=os.environ, timeout_s=20)
-    except HostError as err:
+        said = ask(["salloc", "--help"], "see the options of salloc")
+    except JobError as err:
         yield fail("plug-in", f"salloc does not say its options: {err}", fix)
         return
     if "--pvc" in said:
@@ -111,7 +113,7 @@ def _check_home() -> Iterator[Finding]:
     if free_mib < 16:
         yield fail("home", f"{free_mib} MiB are free in {probe}", "make room")
     else:
-        yield ok("home", f"{place} can be written; nodes must see it, too (pvc doctor --nodes)")
+        yield ok("home", f"{place} can be written; nodes must see it, too (pvc doctor --nodelist)")
 
 
 def examine_nodes(nodes: str, pvc: str) -> list[Finding]:
@@ -130,11 +132,16 @@ def _ask_node(name: str, pvc: str) -> list[Finding]:
     argv = ["srun", "--quiet", f"--nodelist={name}", "--nodes=1", "--ntasks=1", "--job-name=pvc-doctor"]
     argv += ["--immediate=20", pvc, "doctor", "--node", "--json"]
     try:
-        said = run.run(argv, env=os.environ, timeout_s=_ASK_TIMEOUT_S, ok_codes=(0, HostError.exit_code))
-        found = codec.from_data(tuple[Finding, ...], json.loads(said))
+        said = run.run(
+            argv,
+            env=submission_environment(os.environ, "srun")[0],
+            timeout_s=_ASK_TIMEOUT_S,
+            ok_codes=(0, HostError.exit_code),
+        )
+        found = codec.from_data(tuple[Finding, ...], codec.read_json(said))
     except CommandError as err:
         why = err.stderr.strip().splitlines()
         return [Finding("job", Verdict.FAIL, why[-1] if why else str(err), f"sinfo -R -n {name}", name)]
-    except (ValueError, HostError) as err:
+    except (ValueError, HostError, JobError) as err:
         return [Finding("job", Verdict.FAIL, f"no answer that can be understood: {err}", None, name)]
     return [replace(finding, where=name) for finding in found]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands in guests, by their agents: one or many at once, with their input, output and exit codes."""
 
 from __future__ import annotations
@@ -9,22 +10,25 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pvc.channel.frames import find_hint, printable
-from pvc.errors import GuestError, PvcError
+from pvc.channel.frames import MAX_PAYLOAD, find_hint
+from pvc.errors import GuestError, PvcError, UsageError
 from pvc.ops.agents import Agents, Stream, Words
 from pvc.ops.control import Control
 from pvc.ops.loop import Loop
 from pvc.ops.status import find_node
+from pvc.parse import parse_count
+from pvc.texts import clean_text
 
 TIMED_OUT = 124  # as timeout(1)
 _CHUNK = 1 << 16
 # Input is read no faster than the slowest guest takes it.
 _PENDING = 1 << 18
-_LEAVE_S = 2.0
+_HANGUP_S = 10.0
+_MAX_NUMBER = (1 << 32) - 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
 
 OnOutput = Callable[[int, bytes, bool], None]
@@ -95,6 +99,24 @@ class Outcome:
 _TOO_LATE = "the time ran out"
 
 
+def check_length(command: Command) -> None:
+    """:raise UsageError: a request to an agent has no room for it."""
+    # Keys, signs and zeros, and the VM's number.
+    words = [("vm", str(_MAX_NUMBER)), *command.words()]
+    size = sum(len(key) + len(os.fsencode(value)) + 2 for key, value in words)
+    if size > MAX_PAYLOAD:
+        raise UsageError(
+            f"the command has {size} bytes with its words and variables; at most {MAX_PAYLOAD} can be sent",
+            hint="give it as input: pvc exec vm0 -- sh < SCRIPT, or pvc exec vm0 -- xargs COMMAND < WORDS",
+        )
+
+
+def parse_end(words: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """The exit code and the signal that a guest tells of a command, each None where it tells none."""
+    code, number = (parse_count(words.get(key, ""), _MAX_NUMBER) for key in ("exit", "signal"))
+    return (None if code is None else code & 0xFF), (None if number is None else number & 0x7F)
+
+
 def size_words() -> Words:
     """The size of our terminal."""
     for stream in (sys.stdout, sys.stdin, sys.stderr):
@@ -119,9 +141,9 @@ class _Running(Stream):
         self._runner = runner
 
     def on_note(self, words: dict[str, str]) -> None:
-        text = words.get("id", "")
-        if text.isdecimal():
-            self.id = int(text)
+        number = parse_count(words.get("id", ""), _MAX_NUMBER)
+        if number is not None:
+            self.id = number
         if self._runner.command.detach and self.id is not None:
             # It runs, and goes on without us.
             self.detached = True
@@ -160,7 +182,8 @@ class Runner:
         self._ended = False
         self._streams: dict[int, _Running] = {}
         self._refused: dict[int, PvcError] = {}
-        self._interrupts = 0
+        self._signals: list[signal.Signals] = []
+        self._leaves = False
         self._escape = b"\r"
         self._loop: Loop | None = None
 
@@ -169,8 +192,14 @@ class Runner:
     ) -> list[Outcome]:
         """The outcomes, in the order of ``ranks``.
 
-        :raise KeyboardInterrupt: it was interrupted a second time, or told to end.
+        A first SIGINT, SIGTERM or SIGHUP goes to the commands, and how they end is told as ever.
+
+        :raise UsageError: the command is longer than a request can be.
+        :raise KeyboardInterrupt: it was interrupted a second time, or its terminal's user has left.
+        :raise SystemExit: it was told to end a second time, or not long after its terminal had gone.
+        :raise EndedError: the cluster has ended meanwhile, or before.
         """
+        check_length(self.command)
         loop = self._loop = Loop(signals, self._on_signal)
         agents = Agents(self._control, loop, len(ranks))
         started = time.monotonic()
@@ -192,14 +221,19 @@ class Runner:
             left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
             if not loop.run_until(self._is_over, timeout_s=left_s):
                 self._give_up(loop)
-            return [self._outcome(rank) for rank in ranks]
+            outcomes = [self._outcome(rank) for rank in ranks]
+            if any(outcome.unreachable for outcome in outcomes):
+                self._control.check_running()
+            return outcomes
         finally:
             agents.close()
             loop.close()
 
     def _is_over(self) -> bool:
-        if self._interrupts > 1:
+        if self._leaves or (len(self._signals) > 1 and self._signals[-1] is signal.SIGINT):
             raise KeyboardInterrupt
+        if len(self._signals) > 1:
+            raise SystemExit(128 + self._signals[-1])
         return self.left <= 0
 
     def _give_up(self, loop: Loop) -> None:
@@ -225,12 +259,12 @@ class Runner:
             lost, hint = result.get("from") == "connection", find_hint(result)
             if self.command.attach is not None and "from" not in result:
                 hint = f"pvc exec -w vm{rank} --list shows those that there are"
-            return _replace(base, error=printable(result["error"]), hint=hint, unreachable=lost)
-        code, number = result.get("exit", ""), result.get("signal", "")
-        if code.isdecimal():
-            return _replace(base, exit=int(code) & 0xFF)
-        if number.isdecimal():
-            return _replace(base, signal=int(number) & 0x7F)
+            return _replace(base, error=clean_text(result["error"]), hint=hint, unreachable=lost)
+        code, number = parse_end(result)
+        if code is not None:
+            return _replace(base, exit=code)
+        if number is not None:
+            return _replace(base, signal=number)
         return base if stream.detached else _replace(base, error="the agent does not say how it ended")
 
     def feed(self) -> None:
@@ -260,7 +294,7 @@ class Runner:
         except OSError:
             data = b""
         if self.command.pty and self._is_farewell(data):
-            self._interrupts = 2
+            self._leaves = True
             return
         for stream in self._streams.values():
             if data:
@@ -286,10 +320,14 @@ class Runner:
                 for stream in self._streams.values():
                     stream.note(size_words())
             return
-        self._interrupts += 1 if number is signal.SIGINT else 2
-        if self._interrupts == 1:
-            for stream in self._streams.values():
-                stream.note([("signal", str(int(signal.SIGINT)))])
+        self._signals.append(number)
+        if len(self._signals) > 1:
+            return
+        for stream in self._streams.values():
+            stream.note([("signal", str(int(number)))])
+        if number is signal.SIGHUP and self._loop is not None:
+            # Nobody is there any more who could say it twice.
+            self._loop.every(_HANGUP_S, lambda: self._signals.append(number))
 
 
 def _replace(outcome: Outcome, **changes: Any) -> Outcome:
@@ -314,9 +352,9 @@ def list_detached(control: Control, ranks: Sequence[int], timeout_s: float) -> l
     with Loop((), lambda _: None) as loop, Agents(control, loop, len(ranks)) as agents:
         for rank in ranks:
             for note in ask(agents, loop, rank, [("op", "list")], timeout_s).notes:
-                argv = [printable(part.removeprefix("arg=")) for part in note.get("command", "").split("\t")[1:]]
-                shown = {key: printable(note.get(key, "")) for key in ("id", "pid", "state", "attached")}
+                argv = [clean_text(part.removeprefix("arg=")) for part in note.get("command", "").split("\t")[1:]]
+                shown = {key: clean_text(note.get(key, "")) for key in ("id", "pid", "state", "attached")}
                 how = next(((key, note[key]) for key in ("exit", "signal") if key in note), None)
-                result = None if how is None else f"{how[0]} {printable(how[1])}"
+                result = None if how is None else f"{how[0]} {clean_text(how[1])}"
                 found.append({"vm": f"vm{rank}", **shown, "result": result, "command": " ".join(argv)})
     return found

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ports of this machine's loopback that lead into VMs, and ports of VMs that lead back, for as long as wished.
 
 Connections are streams to the VMs' agents. What breaks is made again: a lost connection to a supervisor, a VM that
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -15,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from pvc.channel.frames import MAX_PAYLOAD
-from pvc.errors import GuestError, HostError, JobError, PvcError, UsageError
+from pvc.errors import EndedError, GuestError, HostError, PvcError, UsageError
 from pvc.model.forward import Forward
 from pvc.ops.agents import raise_closed
 from pvc.ops.control import Control
@@ -33,6 +36,7 @@ _GIVE_UP_S = 600.0  # without any answer
 _PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 _IDLE_S = 120.0  # of a UDP peer
 _LOOK_S = 2.0
+_TELL_S = 10.0
 # So many times in a row nobody listens at a supervisor's port: it has ended, and none comes again.
 _REFUSALS = 4
 _MAX_UDP_PEERS = 256
@@ -51,6 +55,8 @@ class Forwarder:
         self._tasks: set[asyncio.Task[None]] = set()
         self._silent: set[int] = set()  # VMs that it was told of
         self._failed: asyncio.Future[None] | None = None
+        self._refused = 0  # connections that nobody was told of
+        self._tell_again = 0.0
 
     async def run(self, on_ready: Callable[[Sequence[Forward]], None]) -> None:
         """Listen, call ``on_ready`` with the ports as they are, and serve until the cluster ends.
@@ -135,6 +141,7 @@ class Forwarder:
                 stream.close()
         except PvcError as err:
             self._tell(f"{wish}: {err}")
+            _reset(writer)
         except OSError:
             return
         finally:
@@ -145,7 +152,13 @@ class Forwarder:
         uid = find_peer_uid(kind, peer, here)
         if uid in (os.getuid(), 0):
             return True
-        self._tell(f"{wish}: refused a connection of {'an unknown user' if uid is None else f'uid {uid}'}")
+        self._refused += 1
+        # What is told may go to a file in the owner's home, and who is refused can come again at any rate.
+        if time.monotonic() >= self._tell_again:
+            more = f", the last of {self._refused}" if self._refused > 1 else ""
+            who = "an unknown user" if uid is None else f"uid {uid}"
+            self._tell(f"{wish}: refused a connection of {who}{more}")
+            self._refused, self._tell_again = 0, time.monotonic() + _TELL_S
         return False
 
     async def _connect(self, wish: Forward) -> Stream:
@@ -256,7 +269,7 @@ class Forwarder:
     async def _watch(self) -> None:
         """Returns never; looks for the cluster's end, at once when a connection ends.
 
-        :raise JobError: it has ended.
+        :raise EndedError: it has ended.
         :raise HostError: so have the supervisors of all VMs that are forwarded to, or none answers.
         """
         record = JobDir.of(self._control.record.job_id).record_path
@@ -265,7 +278,7 @@ class Forwarder:
         refused: dict[str, int] = {}
         while True:
             if not record.exists():
-                raise JobError(f"cluster {self._control.record.job_id} has ended")
+                raise EndedError(f"cluster {self._control.record.job_id} has ended")
             waiting: set[asyncio.Future[None]] = set()
             for node, rank in ranks.items():
                 try:
@@ -306,6 +319,14 @@ class Forwarder:
     def say(self, text: str) -> None:
         """Tell the user."""
         self._tell(text)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection as one that failed (RST): a mere end looks like a server that has nothing to say."""
+    connection = writer.get_extra_info("socket")
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 class _Datagrams(asyncio.DatagramProtocol):
@@ -363,10 +384,13 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 def is_final(err: PvcError) -> bool:
-    """Whether trying again is of no use: the guest itself has said no, or the VM does not exist."""
-    return isinstance(err, GuestError) and any(
-        sign in str(err)
-        for sign in ("refused", "No such file", "Permission denied", "Address already in use", "not known")
+    """Whether trying again is of no use: the guest has said no, the VM does not exist, or the cluster has ended."""
+    return isinstance(err, EndedError) or (
+        isinstance(err, GuestError)
+        and any(
+            sign in str(err)
+            for sign in ("refused", "No such file", "Permission denied", "Address already in use", "not known")
+        )
     )
 
 

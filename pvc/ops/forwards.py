@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which forwards of a cluster there are: each process of ``pvc forward`` has a file in the cluster's directory."""
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvc import codec, run
-from pvc.errors import HostError, PvcError, UsageError
+from pvc.errors import HostError, PvcError, UsageError, rebuild_error
 from pvc.files import ensure_private_dir, write_atomic
 from pvc.model.forward import Forward
 from pvc.ops.jobdir import JobDir
@@ -187,9 +188,7 @@ def start_background(words: Sequence[str], log: Path) -> tuple[int, tuple[Forwar
     answer = json.loads(text)
     if "error" in answer:
         process.wait()
-        error = PvcError(answer["error"], hint=answer.get("hint"))
-        error.exit_code = answer["exit_code"]
-        raise error
+        raise rebuild_error(answer["exit_code"], answer["error"], answer.get("hint"))
     return process.pid, codec.from_data(tuple[Forward, ...], answer["forwards"])
 
 

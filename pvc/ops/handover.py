@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``pvc alloc`` and ``pvc batch`` hand to ``pvc launch`` through the job's environment.
 
 It is resolved at submission, so a job that starts tomorrow boots the image revisions of today. Nothing in
@@ -20,6 +21,7 @@ CPUS_VARIABLE = "PVC_CPUS_PER_VM"
 # "DEFINITION REQUEST": the request as pvc alloc resolved it, with its --resource-set; the shim takes it (submit.c)
 RESOLVED_VARIABLE = "PVC_RESOLVED"
 DEFINITION_VARIABLE = "PVC_DEFINITION"
+REQUEST_VARIABLE = "PVC_REQUEST"
 # execve(2): one string of the environment has at most 128 KiB (MAX_ARG_STRLEN)
 _MAX_TEXT = 126 * 1024
 

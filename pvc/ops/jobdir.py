@@ -1,22 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
 """The directory of one cluster in its owner's home, ``~/.pvc/jobs/JOB``: how commands find a cluster."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pvc import codec
-from pvc.errors import JobError
-from pvc.files import ensure_private_dir, remove_tree, write_atomic
+from pvc.errors import HostError, JobError
+from pvc.files import ensure_own_dir, ensure_private_dir, remove_tree, write_atomic
 from pvc.model.cluster import ClusterKeys, ClusterRecord
+
+LOG = logging.getLogger(__name__)
+# More than the keys and the description of most clusters.
+_TRIAL_BYTES = 64 << 10
 
 
 def find_jobs_dir() -> Path:
-    """The parent of all clusters' directories; the home is shared by login and compute nodes."""
-    return Path.home() / ".pvc" / "jobs"
+    """The parent of all clusters' directories; the home is shared by login and compute nodes.
+
+    :raise HostError: this user has no home.
+    """
+    try:
+        return Path.home() / ".pvc" / "jobs"
+    except RuntimeError:
+        raise HostError(f"nobody says where the home of uid {os.getuid()} is", hint="set HOME to it") from None
+
+
+def ensure_jobs_dir() -> Path:
+    """The parent of all clusters' directories, made where it is missing. Links of the user's own are followed.
+
+    :raise HostError: it cannot be made, or is somebody else's.
+    """
+    place = find_jobs_dir()
+    hint = f"clusters are kept in $HOME, which is {os.environ.get('HOME', '')!r}, and compute nodes must see it, too"
+    if not place.is_absolute():
+        raise HostError(f"{place} is no place for clusters: the path is not absolute", hint=hint)
+    try:
+        ensure_own_dir(place.parent)
+        ensure_own_dir(place)
+    except HostError as err:
+        raise HostError(f"{place} is no place for clusters: {err}", hint=hint) from None
+    except OSError as err:
+        raise HostError(f"{place} is no place for clusters: {err.strerror}", hint=_advise(err) or hint) from None
+    return place
+
+
+def check_jobs_dir() -> None:
+    """Whether a cluster's directory can be made and filled, once there is a job.
+
+    :raise HostError: it cannot.
+    """
+    place = ensure_jobs_dir()
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".try-") as trial, open(f"{trial}/keys", "wb") as stream:
+            stream.write(bytes(_TRIAL_BYTES))
+            # A quota, or a full server of NFS, may be told as late as this.
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as err:
+        hint = f"clusters are kept in $HOME, which is {os.environ.get('HOME', '')!r}, and {place} must be writable"
+        raise HostError(f"{place} is no place for clusters: {err.strerror}", hint=_advise(err) or hint) from None
+
+
+def _advise(err: OSError) -> str | None:
+    """What to do about it, where the error tells."""
+    if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space in your home, or let ~/.pvc be a link to a directory with more, which all nodes see"
+    if err.errno == errno.EROFS:
+        return "let ~/.pvc be a link to a directory of yours that can be written and that all nodes see"
+    return None
 
 
 @dataclass(frozen=True)
@@ -78,17 +137,20 @@ class JobDir:
         :raise JobError: another launcher has claimed it.
         :raise HostError: the place is taken by something else.
         """
-        ensure_private_dir(self.path.parent.parent)
-        ensure_private_dir(self.path.parent)
-        if self._is_claimed():
+        ensure_jobs_dir()
+        if self.is_claimed():
             raise JobError(
                 f"a cluster runs already in job {self.path.name}", hint="pvc status shows it, pvc stop ends it"
             )
-        remove_tree(self.path)
-        ensure_private_dir(self.path)
-        if slurm_cluster:
-            write_atomic(self.cluster_name_path, slurm_cluster, mode=0o600)
-        claim = os.open(self._claim_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            remove_tree(self.path)
+            ensure_private_dir(self.path)
+            if slurm_cluster:
+                write_atomic(self.cluster_name_path, slurm_cluster, mode=0o600)
+            claim = os.open(self._claim_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as err:
+            hint = f"what an earlier start left there has to go: rm -rf {self.path}"
+            raise HostError(f"cannot make {self.path}", hint=_advise(err) or hint) from err
         with suppress(OSError):  # ENOLCK: a file system without locks
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return claim
@@ -97,7 +159,8 @@ class JobDir:
     def _claim_path(self) -> Path:
         return self.path / "launcher.lock"
 
-    def _is_claimed(self) -> bool:
+    def is_claimed(self) -> bool:
+        """Whether its launcher lives, as far as locks reach: on another node a file system may not show it."""
         try:
             fd = os.open(self._claim_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
@@ -142,15 +205,41 @@ class JobDir:
         except (ValueError, OSError) as err:
             raise JobError(f"cannot read {self.record_path}") from err
 
-    def remove(self) -> None:
-        """Remove it with all in it; absent is fine."""
-        remove_tree(self.path)
+    def remove(self) -> bool:
+        """Remove it with all in it, absent is fine; what cannot be is told and left, and the answer is False."""
+        try:
+            remove_tree(self.path)
+        except OSError as err:
+            LOG.warning("cannot remove %s, where job %s had its cluster: %s", self.path, self.path.name, err.strerror)
+            return False
+        return True
+
+    def give_up(self, claim: int) -> None:
+        """Remove it, and its claim with it; another launcher's turn begins behind that.
+
+        The lock's file goes last, and from outside of it: a file system over the network keeps what is open in its
+        directory, which would stay with it.
+        """
+        aside = self.path.with_name(f".{self.path.name}.lock")
+        with suppress(OSError):
+            self._claim_path.rename(aside)
+        self.remove()
+        with suppress(OSError):
+            aside.unlink()
+        os.close(claim)
 
 
 def list_job_dirs() -> tuple[JobDir, ...]:
-    """All directories, by job number."""
+    """All directories, by job number.
+
+    :raise HostError: nobody can tell.
+    """
     try:
-        names = [name for name in os.listdir(find_jobs_dir()) if name.isdigit()]
+        names = [name for name in os.listdir(find_jobs_dir()) if name.isdecimal()]
     except FileNotFoundError:
         return ()
+    except OSError as err:
+        raise HostError(
+            f"cannot read {find_jobs_dir()}", hint="your clusters are kept there: it must be yours"
+        ) from err
     return tuple(JobDir(find_jobs_dir() / name) for name in sorted(names, key=int))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The secrets of one cluster: a TLS pair, a client key and the guests' host key.
 
 Three programs make them at the same time; nothing else of a cluster's start needs a process beside srun.

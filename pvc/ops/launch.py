@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launcher: inside a job, boots the VMs, runs the user's shell or script beside them, and ends both.
 
 Who notices whose death: the supervisors see the end of their standard input when the launcher dies; Slurm
@@ -12,16 +13,19 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvc import run
 from pvc.errors import GuestError, HostError, JobError, PvcError
+from pvc.host.secrecy import forbid_dumps
 from pvc.model.cluster import ClusterKeys, ClusterRecord, ClusterSpec, Placement
-from pvc.model.event import Event
+from pvc.model.event import Event, EventKind
+from pvc.model.words import LEAVE, STAY
 from pvc.ops import shell
 from pvc.ops.describe import list_nodes, make_record, make_spec, place_vms
 from pvc.ops.display import Display
+from pvc.ops.grace import GraceWatch, was_preempted
 from pvc.ops.handover import Handover
 from pvc.ops.jobdir import JobDir, list_job_dirs
 from pvc.ops.keys import KeyMaker
@@ -29,7 +33,7 @@ from pvc.ops.loop import Loop
 from pvc.ops.progress import Progress, plural
 from pvc.ops.registry import sweep
 from pvc.ops.supervisors import Supervisors
-from pvc.ops.walltime import Walltime, format_warning
+from pvc.ops.walltime import Walltime, format_preemption, format_warning
 from pvc.slurm.job import JobInfo, cancel_job, read_components, read_queue, read_reasons, read_states
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -95,6 +99,7 @@ class Launcher:
         self._losses: dict[int, bool] = {}  # of components whose step has ended
         self._notices: list[run.Process[bytes]] = []
         self._walltime = Walltime(job.job_id, mission.handover.warn_s, self._warn_of_end)
+        self._grace = GraceWatch(job.job_id, self._warn_of_preemption)
 
     def run(self) -> int:
         """Boot, serve, end; returns the exit code of the shell or script.
@@ -112,6 +117,7 @@ class Launcher:
 
     def _boot(self) -> None:
         self._claim = self._dir.create(os.environ.get("SLURM_CLUSTER_NAME"))
+        forbid_dumps()
         maker = KeyMaker(self._dir.path, f"pvc-{self._job.job_id}")
         nodes = list(self._progress.nodes)
         try:
@@ -266,7 +272,7 @@ class Launcher:
         if self._signal is None and not self._has_lost_step():
             return code
         if self._signal is not signal.SIGINT and not self._job_runs():
-            raise JobError(f"{self._name_ended()} has ended under its VMs (scancel, or its time is over)")
+            raise self._explain_end()
         if self._signal is not None or self._progress.was_stopped:
             return code
         raise self._explain_lost_step()
@@ -275,7 +281,15 @@ class Launcher:
 
     def on_event(self, event: Event) -> None:
         """A supervisor has said something."""
-        self._tell(self._progress.apply(event))
+        if event.kind is EventKind.TOLD:
+            self._answer_end()
+        # A node's clock may be minutes away from the one that the launch is counted by.
+        self._tell(self._progress.apply(replace(event, time=time.time())))
+
+    def _answer_end(self) -> None:
+        """Slurm's SIGTERM has reached a supervisor; if this launcher is ending, too, the end of its input is coming."""
+        if not self._ending and self._signal is None and self._supervisors is not None:
+            self._supervisors.tell(STAY if self._grace.may_stay() else LEAVE)
 
     def on_lost(self, node: str, why: str) -> None:
         """A supervisor has died."""
@@ -293,7 +307,12 @@ class Launcher:
 
     def _warn_of_end(self, left_s: float) -> None:
         """Slurm will end the job: tell the user here, and whoever is in the guests."""
-        text = format_warning(self._job.job_id, left_s)
+        self._announce(format_warning(self._job.job_id, left_s), left_s)
+
+    def _warn_of_preemption(self, left_s: float | None) -> None:
+        self._announce(format_preemption(self._job.job_id, left_s), left_s or 0.0)
+
+    def _announce(self, text: str, left_s: float) -> None:
         self._display.warn(text)
         with suppress(HostError):
             argv = [self._pvc, "announce", str(self._job.job_id), str(round(left_s)), text]
@@ -353,6 +372,20 @@ class Launcher:
             self._losses[index] = not explained or self._components[index].job_id in self._list_ended()
         return self._losses[index]
 
+    def _explain_end(self) -> JobError:
+        """Why the job is over, under VMs that ran."""
+        if was_preempted(self._job.job_id):
+            return JobError(
+                f"{self._name_ended()} was preempted: Slurm wanted its nodes for another job, and its VMs have ended",
+                hint="jobs of some partitions are never preempted: scontrol show partition, PreemptMode",
+            )
+        failed = self._progress.find_failed_nodes()
+        if failed:
+            return JobError(
+                f"{self._name_ended()} has ended: Slurm has lost {', '.join(failed)}", hint="sinfo -R says why"
+            )
+        return JobError(f"{self._name_ended()} has ended under its VMs (scancel, requeue, or its time is over)")
+
     def _explain_lost_step(self) -> PvcError:
         """Why the supervisors are gone: a node's error, the job's end, else what srun said."""
         error = self._progress.find_error()
@@ -370,6 +403,8 @@ class Launcher:
     def _explain_lost_job(self) -> PvcError:
         """Why the job ended before its VMs ran: a node's fault, which a failed prolog leaves as its reason."""
         job = f"job {self._job.job_id}"
+        if was_preempted(self._job.job_id):
+            return self._explain_end()
         with suppress(JobError):
             for node, reason in read_reasons(list(self._progress.nodes)).items():
                 return HostError(
@@ -381,12 +416,12 @@ class Launcher:
         return not self._list_ended()
 
     def _list_ended(self) -> list[int]:
-        """Components that do not run any more: with one of them the cluster ends."""
+        """Components that do not run any more: with one of them the cluster ends. None, while Slurm does not answer."""
         try:
-            states = read_states(self._job.job_id)
+            held = {each.job_id for each in read_states(self._job.job_id) if each.holds_nodes}
         except JobError:
-            return [each.job_id for each in self._components]
-        return [each.job_id for each in self._components if states.get(each.job_id) != "RUNNING"]
+            return []
+        return [each.job_id for each in self._components if each.job_id not in held]
 
     def _name_ended(self) -> str:
         """Which job has ended; of a heterogeneous one the component, if it is not all of it."""
@@ -422,8 +457,7 @@ class Launcher:
         finally:
             self._loop.close()
             if self._claim is not None:
-                self._dir.remove()
-                os.close(self._claim)
+                self._dir.give_up(self._claim)
 
 
 def launch(mission: Mission, environ: Mapping[str, str], display: Display) -> int:
@@ -431,6 +465,9 @@ def launch(mission: Mission, environ: Mapping[str, str], display: Display) -> in
 
     :raise PvcError: anything that kept the cluster from running, or ended it.
     """
+    if mission.script:
+        # Where it was submitted it may have been another, or have had what this node lacks.
+        shell.find_script(mission.script)
     components = read_components(environ)
     placement = place_vms(components, mission.handover.order.request)
     return Launcher(mission, components, placement, find_pvc(), display).run()

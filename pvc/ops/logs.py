@@ -1,20 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
 """The logs of VMs: what their consoles, their supervisors and the cluster's launcher have said."""
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pvc.channel.frames import printable
 from pvc.errors import GuestError, HostError, PvcError
 from pvc.ops.control import Control, close_quietly, in_parallel, send_request
 from pvc.ops.execute import Command, Runner
 from pvc.ops.jobdir import JobDir
 from pvc.ops.remote import run_command
 from pvc.ops.status import find_endpoint
-from pvc.parse import strip_controls
+from pvc.texts import clean_text
 
 # Where a log is kept, and what it is, for the help texts.
 SOURCES = {
@@ -30,6 +31,8 @@ _GUEST_S = 60.0
 _CONNECT_S = 20.0
 _SILENCE_S = 60.0
 _CHUNK = 1 << 16
+# What is longer is cut, and a guest that ends none fills nobody's memory.
+_LINE = 1 << 16
 Write = Callable[[bytes], None]
 
 
@@ -87,7 +90,7 @@ def _read_in_guests(control: Control, ranks: Sequence[int], wish: LogWish, write
     failed: list[str] = []
     for result, rank in zip(run_command(control, ranks, Command(argv, stdin=False), _GUEST_S), ranks, strict=True):
         if result.code:
-            failed.append(f"{result.vm}: {printable(result.stderr.decode(errors='replace').strip())}")
+            failed.append(f"{result.vm}: {clean_text(result.stderr.decode(errors='replace').strip())}")
         else:
             write(rank)(result.stdout)
     if failed:
@@ -127,16 +130,22 @@ def read_log(control: Control, rank: int, wish: LogWish, write: Write) -> None:
         raise HostError(str(err), hint="pvc logs --source launcher shows what is left of its words") from err
     request = {"op": "log", "vm": rank, "source": wish.source, "lines": wish.lines, "follow": wish.follow}
     try:
-        _, data = send_request(connection, request, endpoint.node)
-        connection.settimeout(None if wish.follow else _SILENCE_S)
-        # A log may be empty yet, so the end is what the connection says.
+        with control.talking():
+            _, data = send_request(connection, request, endpoint.node)
+            connection.settimeout(None if wish.follow else _SILENCE_S)
+            _pass_on(connection, data, write, endpoint.node)
+    finally:
+        close_quietly(connection)
+
+
+def _pass_on(connection: ssl.SSLSocket, data: bytes, write: Write, node: str) -> None:
+    """A log may be empty yet, so its end is what the connection says."""
+    try:
         while data or (data := connection.recv(_CHUNK)):
             write(data)
             data = b""
     except OSError as err:
-        raise HostError(f"the supervisor on {endpoint.node} stopped answering") from err
-    finally:
-        close_quietly(connection)
+        raise HostError(f"the supervisor on {node} stopped answering") from err
 
 
 def read_launcher_log(control: Control, lines: int | None) -> bytes:
@@ -164,6 +173,9 @@ class Lines:
     def put(self, data: bytes) -> None:
         """Take in more of the text."""
         *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _LINE:
+            lines.append(self._rest)
+            self._rest = b""
         self._write("".join(self._show(line) for line in lines).encode(errors="replace"))
 
     def end(self) -> None:
@@ -172,4 +184,4 @@ class Lines:
             self.put(b"\n")
 
     def _show(self, line: bytes) -> str:
-        return f"{self._prefix}{strip_controls(line.decode(errors='replace')).rstrip()}\n"
+        return f"{self._prefix}{clean_text(line.decode(errors='replace'), _LINE, console=True).rstrip()}\n"

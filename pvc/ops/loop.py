@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting for pipes, processes and signals at once, without asyncio (whose import costs 57 ms)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """QEMU's monitor of one VM, and its memory in a file, asked of the VM's supervisor."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pvc import files
+from pvc import codec, files
 from pvc.errors import GuestError, HostError, UsageError
 from pvc.model.cluster import NodeEndpoint
 from pvc.ops.control import Control, raise_refusal
@@ -81,19 +82,19 @@ def dump_memory(
 
     :raise PvcError: it was not written.
     """
-    with control.connect(endpoint, _SILENCE_S) as connection:
+    with control.talking(), control.connect(endpoint, _SILENCE_S) as connection:
         try:
             connection.sendall(json.dumps({"op": "dump", **request}).encode() + b"\n")
             with connection.makefile("rb") as stream:
                 while line := stream.readline(_MAX_LINE):
-                    answer = json.loads(line)
+                    answer = codec.read_json(line)
                     if "ok" in answer:
                         raise_refusal(answer, endpoint.node)
                         return int(answer["size"])
                     on_progress(int(answer["done"]), int(answer["total"]))
         except (OSError, ValueError, KeyError, TypeError) as err:
             raise HostError(f"the supervisor on {endpoint.node} does not answer") from err
-    raise HostError(f"the supervisor on {endpoint.node} stopped answering")
+        raise HostError(f"the supervisor on {endpoint.node} stopped answering")
 
 
 def save_screenshot(control: Control, endpoint: NodeEndpoint, rank: int, path: Path) -> None:

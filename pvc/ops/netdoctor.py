@@ -1,8 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc doctor --job``: what is broken in the networks of a running cluster, on which node or between which two."""
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -10,7 +12,7 @@ from typing import TypeVar
 from pvc import codec
 from pvc.errors import HostError
 from pvc.model.cluster import ClusterRecord
-from pvc.model.netview import CheckReport, ProbeReport, ProbeShare
+from pvc.model.netview import CheckReport, Mended, ProbeReport, ProbeShare
 from pvc.ops.checkup import Finding, Verdict, fail, ok, warn
 from pvc.ops.control import Control, NodeReply
 from pvc.ops.jobdir import JobDir
@@ -19,6 +21,7 @@ _CHECK_S = 30.0
 # Nodes must be at it at the same time; to reach all of them takes about 2 ms each.
 _WINDOW_S, _MORE_S_A_NODE, _LONGEST_S = 1.5, 0.004, 8.0
 _MAX_PAIRS = 20
+_MAX_REMEDIES = 4
 Report = TypeVar("Report", CheckReport, ProbeReport)
 
 
@@ -32,6 +35,8 @@ def examine_cluster(record: ClusterRecord) -> Iterator[Finding]:
             yield replace(ok("networks", f"{report.checked} things are as they were set up"), where=report.node)
         for fault in report.faults:
             yield replace(fail("networks", fault.text, fault.fix), where=report.node)
+        if report.mended:
+            yield replace(_tell_mended(report.mended), where=report.node)
     nodes = [share.node for share in record.placement.shares if share.count]
     if len(nodes) < 2:
         yield ok("paths", "all VMs run on one node")
@@ -43,6 +48,14 @@ def examine_cluster(record: ClusterRecord) -> Iterator[Finding]:
     )
     yield from findings
     yield from judge(probes)
+
+
+def _tell_mended(mended: Sequence[Mended]) -> Finding:
+    last = mended[-1]
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last.at))
+    more = f"; and {len(mended) - 1} things before" if len(mended) > 1 else ""
+    text = f"put back at {moment}, after somebody undid it: {last.text}{more}"
+    return warn("networks", text, "services of the node must leave alone what is pvc's: see pvc-node(8)")
 
 
 def _read(
@@ -103,31 +116,39 @@ def _judge_network(name: str, shares: dict[str, ProbeShare]) -> Iterator[Finding
         sizes = " and ".join(str(size) for size in share.sizes)
         yield ok("paths", f"network {name}: frames of {sizes} bytes arrive on all {len(paths)} paths")
         return
-    yield from _judge_paths(name, share, paths, broken)
+    yield from _judge_paths(name, shares, paths, broken)
 
 
-def _judge_paths(name: str, share: ProbeShare, paths: list[_Path], broken: list[_Path]) -> Iterator[Finding]:
+def _judge_paths(
+    name: str, shares: dict[str, ProbeShare], paths: list[_Path], broken: list[_Path]
+) -> Iterator[Finding]:
+    share = shares[paths[0].target]
     dead = [path for path in broken if not path.arrived]
     alive = [path for path in paths if path.arrived]
     carrier = share.carrier
     look = f"as root: nft list ruleset, ip route, tcpdump -ni any {carrier.lower().replace(' ', ' port ')}"
     if not alive and len(paths) > 2:
         text = f"network {name}: nothing arrives on any of {len(paths)} paths: {carrier} is blocked between all nodes"
-        yield fail("paths", text, f"on the nodes, {look}")
+        known = [told for node, each in shares.items() if (told := _let_in(node, each))]
+        yield fail("paths", text, "; ".join(known[:_MAX_REMEDIES]) or f"on the nodes, {look}")
         return
     deaf = [node for node in _lost(dead, paths, "target") if any(path.source == node for path in alive)]
     mute = [node for node in _lost(dead, paths, "source") if any(path.target == node for path in alive)]
     for node in deaf:
         text = f"network {name}: nothing arrives from any other node: {carrier} is blocked on its way in"
-        yield replace(fail("paths", text, f"on {node}, {look}"), where=node)
+        yield replace(fail("paths", text, _let_in(node, shares[node]) or f"on {node}, {look}"), where=node)
     for node in mute:
         text = f"network {name}: nothing that it sends arrives anywhere: {carrier} is blocked on its way out"
         yield replace(fail("paths", text, f"on {node}, {look}"), where=node)
     single = [path for path in broken if path.arrived or (path.target not in deaf and path.source not in mute)]
     for path in single[:_MAX_PAIRS]:
-        yield _judge_path(name, share, path, look)
+        yield _judge_path(name, shares[path.target], path, look)
     if len(single) > _MAX_PAIRS:
         yield fail("paths", f"network {name}: and {len(single) - _MAX_PAIRS} more paths")
+
+
+def _let_in(node: str, share: ProbeShare) -> str | None:
+    return f"on {node}, as root: {share.remedy}" if share.remedy else None
 
 
 def _lost(dead: list[_Path], paths: list[_Path], end: str) -> list[str]:
@@ -144,7 +165,7 @@ def _judge_path(name: str, share: ProbeShare, path: _Path, look: str) -> Finding
     where = f"{path.source} -> {path.target}"
     if not path.arrived:
         text = f"network {name}: nothing arrives: {share.carrier} is blocked, or {path.source} has no entry for it"
-        return replace(fail("paths", text, f"on both, {look}"), where=where)
+        return replace(fail("paths", text, _let_in(path.target, share) or f"on both, {look}"), where=where)
     lost = sorted(set(share.sizes) - set(path.arrived))
     text = (
         f"network {name}: {_sizes(lost)}-byte frames are lost, {_sizes(path.arrived)}-byte ones arrive: MTU; "

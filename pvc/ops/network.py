@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The networks of the caller's running clusters, put together from what their nodes tell."""
 
 from __future__ import annotations

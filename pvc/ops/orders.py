@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orders to single VMs of a running cluster: one message to each of their nodes."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from pvc import codec
-from pvc.errors import GuestError, PvcError
+from pvc.errors import EndedError, GuestError, PvcError, SuspendedError
 from pvc.model.vm import Order, OrderResult
 from pvc.ops.control import Control, in_parallel
 from pvc.ops.status import find_node
@@ -23,7 +24,11 @@ def is_vm_set(word: str) -> bool:
 def give_order(
     control: Control, order: Order, ranks: Sequence[int], *, grace_s: float = 0.0
 ) -> tuple[OrderResult, ...]:
-    """What became of the order to each of these VMs; ``grace_s``: how long a guest may take to power down."""
+    """What became of the order to each of these VMs; ``grace_s``: how long a guest may take to power down.
+
+    :raise EndedError: the cluster has ended.
+    :raise SuspendedError: its job is suspended.
+    """
     by_node: dict[str, list[int]] = {}
     for rank in ranks:
         by_node.setdefault(find_node(control.record, rank), []).append(rank)
@@ -38,6 +43,8 @@ def give_order(
             return codec.from_data(tuple[OrderResult, ...], answer["vms"])
         except (ValueError, KeyError) as err:
             error, hint = f"the answer of {node} is not understood: {err}", None
+        except (EndedError, SuspendedError):
+            raise
         except PvcError as err:
             error, hint = str(err), err.find_hint()
         return tuple(OrderResult(rank, f"vm{rank}", node, None, "", error, hint) for rank in by_node[node])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose socket is at the other end of a connection over loopback: /proc/net/tcp and udp (proc(5))."""
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ _PROC = Path("/proc/net")
 
 
 def find_peer_uid(kind: str, peer: tuple[str, int], here: tuple[str, int], proc: Path = _PROC) -> int | None:
-    """The uid of the local socket at ``peer`` that speaks to ``here``; None: there is none any more.
+    """The uid of the local socket at ``peer`` that speaks to ``here``; None: there is none any more, or nobody's.
 
     ``kind``: tcp or udp. A UDP socket may be connected or not.
     """
@@ -22,8 +23,10 @@ def find_peer_uid(kind: str, peer: tuple[str, int], here: tuple[str, int], proc:
     far = {_encode(*here), _encode("0.0.0.0", 0)} if kind == "udp" else {_encode(*here)}
     for line in lines:
         fields = line.split()
-        if len(fields) > 7 and fields[1] in wanted and fields[2] in far and fields[7].isdecimal():
-            return int(fields[7])
+        if len(fields) > 9 and fields[1] in wanted and fields[2] in far and fields[7].isdecimal():
+            uid, inode = int(fields[7]), fields[9]
+            # A socket that was closed has no owner any more, and the table says 0 for that: anybody's, not root's.
+            return None if uid == 0 and inode == "0" else uid
     return None
 
 

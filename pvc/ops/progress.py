@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a cluster has come: events in, views out; no I/O."""
 
 from __future__ import annotations
@@ -6,15 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pvc.errors import GuestError, HostError, JobError, PvcError, StateError, UsageError
+from pvc.errors import GuestError, HostError, PvcError, rebuild_error
 from pvc.model.cluster import NodeEndpoint, NodeShare, Placement
 from pvc.model.event import Event, EventKind
 from pvc.model.vm import ENDED, Phase
 
+NODE_FAILURE = "Node failure"  # as srun says it
 TABLE_ROWS = 20  # more VMs than this are shown as counts
-_ERRORS: dict[int, type[PvcError]] = {
-    error.exit_code: error for error in (UsageError, JobError, StateError, HostError, GuestError)
-}
 
 
 @dataclass
@@ -55,6 +54,7 @@ class Progress:
     vms: list[VmView]
     nodes: dict[str, NodeView]
     notices: dict[str, list[str]] = field(default_factory=dict)  # text with {node} -> nodes that said it
+    losses: list[str] = field(default_factory=list)  # nodes whose supervisors have died, the first one first
     counts: Counter[Phase] = field(default_factory=Counter)  # kept up to date: ten thousand VMs are not counted anew
 
     @classmethod
@@ -139,8 +139,13 @@ class Progress:
         if node is None or node.ended or node.lost is not None:
             return []
         node.lost = why
+        self.losses.append(name)
         changed = self.fail_node(name, f"its supervisor on {name} has ended: {why}", now)
         return [f"{plural(len(changed), 'VM')} on {name} failed: the supervisor has ended: {why}"] if changed else []
+
+    def find_failed_nodes(self) -> list[str]:
+        """Nodes that Slurm gave up: they do not answer, or an administrator has set them down."""
+        return [name for name in self.losses if self.nodes[name].lost == NODE_FAILURE]
 
     def fail_node(self, name: str, why: str, now: float) -> list[VmView]:
         """Mark the VMs of a node that its supervisor can no longer speak for; returns those that changed."""
@@ -189,11 +194,15 @@ class Progress:
             first = errors[0]
             same = sum(1 for error in errors if error.detail == first.detail)
             where = first.node if same == 1 else f"{first.node} and {same - 1} more"
-            kind = _ERRORS.get(first.exit_code or 6, HostError)
-            return kind(f"{where}: {first.detail or 'set-up failed without a reason'}", hint=first.hint)
-        for name, node in self.nodes.items():
-            if node.lost is not None and node.endpoint is None:
-                return HostError(f"{name}: the supervisor has ended: {node.lost}")
+            text = f"{where}: {first.detail or 'set-up failed without a reason'}"
+            return rebuild_error(first.exit_code or HostError.exit_code, text, first.hint)
+        # The first one: Slurm ends those of all nodes when it cannot start one.
+        for name in self.losses:
+            node = self.nodes[name]
+            if node.endpoint is None:
+                return HostError(
+                    f"{name}: the supervisor has ended: {node.lost}", hint=_find_lost_hint(node.lost or "")
+                )
         return None
 
     def find_guest_error(self) -> GuestError:
@@ -204,6 +213,12 @@ class Progress:
         reason, count = reasons.most_common(1)[0]
         hint = next(vm.hint for vm in self.vms if vm.detail == reason)
         return GuestError(f"no VM is left; {count} of {len(self.vms)} failed: {reason}", hint=hint)
+
+
+def _find_lost_hint(why: str) -> str | None:
+    if "credential expired" in why:
+        return "Slurm's credentials hold two minutes (slurm.conf, AuthInfo=cred_expire): the node's clock may be ahead"
+    return None
 
 
 def plural(count: int, what: str) -> str:

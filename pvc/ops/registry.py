@@ -1,16 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which clusters there are: the caller's directories compared with Slurm's jobs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pvc.errors import JobError, UsageError
+from pvc.errors import EndedError, JobError, SuspendedError, UsageError
 from pvc.files import read_text
 from pvc.model.cluster import ClusterRecord
 from pvc.ops.jobdir import JobDir, list_job_dirs
-from pvc.slurm.job import QueuedJob, read_cluster_name, read_queue
+from pvc.slurm.job import QueuedJob, has_ended, read_cluster_name, read_queue, read_states
 
 COMMENT_PREFIX = "pvc "
 
@@ -30,7 +31,7 @@ class ListedCluster:
 
 
 def list_clusters(*, all_users: bool = False) -> tuple[ListedCluster, ...]:
-    """Clusters that run or wait, by job number; directories of jobs that are gone are removed.
+    """Clusters that run or wait, by job number; directories of jobs that have ended are removed.
 
     :raise JobError: Slurm does not answer.
     """
@@ -93,24 +94,45 @@ def _user_name() -> str:
         return str(os.getuid())
 
 
-def sweep(
-    queue: Mapping[int, QueuedJob], read_cluster: Callable[[], str | None] = read_cluster_name
-) -> tuple[JobDir, ...]:
-    """Remove the caller's directories whose jobs Slurm no longer has; returns those of jobs that it has.
+# Each is a question to Slurm; what is left over is looked at the next time.
+_MOST_SWEPT = 8
 
-    A directory of a job of another Slurm cluster, with which the home is shared, is left alone.
+
+def sweep(
+    queue: Mapping[int, QueuedJob],
+    read_cluster: Callable[[], str | None] = read_cluster_name,
+    ask_ended: Callable[[int], bool] = has_ended,
+) -> tuple[JobDir, ...]:
+    """The caller's directories, without those whose jobs are known to have ended: these are removed.
+
+    That a job is missing in ``queue`` is only a reason to ask for it by its number. A directory whose launcher lives is
+    kept whatever Slurm says, and one of another Slurm cluster, with which the home is shared, is none of this one's.
     """
     kept = []
     here: str | None = None
+    questions = 0
     for jobdir in list_job_dirs():
-        if int(jobdir.path.name) in queue:
+        job_id = int(jobdir.path.name)
+        if job_id in queue or jobdir.is_claimed():
             kept.append(jobdir)
             continue
         cluster = read_text(jobdir.cluster_name_path, "")
         here = here or (read_cluster() if cluster else None)
-        if not cluster or cluster == here:
-            jobdir.remove()
+        if cluster and cluster != here:
+            continue
+        questions += 1
+        if questions <= _MOST_SWEPT and _is_over(job_id, ask_ended):
+            jobdir.remove()  # what cannot be is passed over, with a word
+        else:
+            kept.append(jobdir)
     return tuple(kept)
+
+
+def _is_over(job_id: int, ask_ended: Callable[[int], bool]) -> bool:
+    try:
+        return ask_ended(job_id)
+    except JobError:
+        return False  # no answer is no word that it has ended
 
 
 def _records(dirs: tuple[JobDir, ...]) -> dict[int, ClusterRecord]:
@@ -127,14 +149,56 @@ def _records(dirs: tuple[JobDir, ...]) -> dict[int, ClusterRecord]:
 def _read_record(job_id: int) -> ClusterRecord:
     """The cluster of a job, or of the heterogeneous job that it is a component of.
 
+    :raise EndedError: it has ended.
     :raise JobError: there is none.
     """
     jobdir = JobDir.of(job_id)
-    if not jobdir.record_path.exists():
+    if not os.path.exists(jobdir.record_path):
         for record in _records(list_job_dirs()).values():
             if job_id in record.jobs:
                 return record
+        _check_ended(job_id)
     return jobdir.read_record()
+
+
+def _check_ended(job_id: int) -> None:
+    """:raise EndedError: Slurm knows the job, and that it is over.
+    :raise SuspendedError: it was suspended while its VMs were started.
+    :raise JobError: it is still to come.
+    """
+    try:
+        states = read_states(job_id)
+    except JobError:
+        return
+    if waiting := [each for each in states if each.waits]:
+        raise JobError(
+            f"cluster {job_id} does not run yet: its job is in Slurm's queue ({waiting[0].state})",
+            hint=f"pvc ps tells why; squeue --start -j {job_id}, when it may begin",
+        )
+    if suspended := [each for each in states if each.is_suspended]:
+        raise _suspended(suspended[0].job_id)
+    if states and all(each.has_ended for each in states):
+        raise EndedError(
+            f"cluster {job_id} has ended; Slurm says of its job: {states[0].state}", hint="pvc ps lists those that run"
+        )
+
+
+def _check_coming(queue: Sequence[QueuedJob], name: str | None) -> None:
+    """:raise JobError: a cluster will be there before long; SuspendedError, if it was suspended on its way."""
+    for job in queue:
+        if job.comment.startswith(COMMENT_PREFIX) and not job.component and name in (None, job.name):
+            if job.state == "SUSPENDED":
+                raise _suspended(job.job_id)
+            state = (
+                "is still starting" if job.state == "RUNNING" else f"does not run yet: its job is {job.state.lower()}"
+            )
+            raise JobError(f"cluster {job.job_id} {state}", hint="pvc ps shows it; try again when it runs")
+
+
+def _suspended(job_id: int) -> SuspendedError:
+    return SuspendedError(
+        f"job {job_id} is suspended, and its VMs do not run yet", hint=f"let it go on: scontrol resume {job_id}"
+    )
 
 
 def find_cluster(job_id: int | None, name: str | None, environ: Mapping[str, str] = os.environ) -> ClusterRecord:
@@ -151,9 +215,11 @@ def find_cluster(job_id: int | None, name: str | None, environ: Mapping[str, str
         if name is not None and record.name != name:
             raise JobError(f"job {job_id} is called {record.name!r}, not {name!r}")
         return record
-    records = _records(sweep({job.job_id: job for job in read_queue()}))
+    queue = read_queue()
+    records = _records(sweep({job.job_id: job for job in queue}))
     found = [record for record in records.values() if name is None or record.name == name]
     if not found:
+        _check_coming(queue, name)
         which = f"no cluster of yours is called {name!r}" if name else "no cluster of yours runs"
         raise JobError(which, hint="pvc ps lists them; pvc alloc DEFINITION boots one")
     if len(found) > 1:

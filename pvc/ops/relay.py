@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The way of ssh to a VM: by the agent in its guest, else by a port of its node, through its supervisor."""
 
 from __future__ import annotations
@@ -7,12 +8,13 @@ import select
 import ssl
 import sys
 
-from pvc.channel.frames import find_hint, printable
+from pvc.channel.frames import find_hint
 from pvc.errors import GuestError, HostError
 from pvc.ops.agents import Agents, Stream
 from pvc.ops.control import Control, close_quietly, send_request
 from pvc.ops.loop import Loop
 from pvc.ops.status import find_endpoint
+from pvc.texts import clean_text
 
 _CONNECT_S = 20.0
 _CHUNK = 1 << 16
@@ -81,12 +83,13 @@ def _carry_by_agent(control: Control, rank: int) -> GuestError | None:
         if not stream.connected:
             words = stream.result or {}
             return GuestError(
-                printable(words.get("error", "the stream was closed at once")),
+                clean_text(words.get("error", "the stream was closed at once")),
                 hint=find_hint(words),
             )
         loop.run_until(lambda: stream.closed)
         words = stream.result or {}
         if words.get("from") == "connection":
+            control.check_running()
             raise HostError(words["error"])
     return None
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saving a disk of a running VM as an image."""
 
 from __future__ import annotations
@@ -187,16 +188,16 @@ def _ask(
     control: Control, endpoint: NodeEndpoint, request: dict[str, Any], progress: Callable[[int, int], None]
 ) -> bool:
     """Let the VM's node do it; whether file systems were frozen. Whoever closes the connection ends it."""
-    with control.connect(endpoint, _SILENCE_S) as connection:
+    with control.talking(), control.connect(endpoint, _SILENCE_S) as connection:
         try:
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as stream:
                 while line := stream.readline(_MAX_LINE):
-                    answer = json.loads(line)
+                    answer = codec.read_json(line)
                     if "ok" in answer:
                         raise_refusal(answer, endpoint.node)
                         return bool(answer.get("frozen"))
                     progress(int(answer["done"]), int(answer["total"]))
         except (OSError, ValueError, KeyError, TypeError) as err:
             raise HostError(f"the supervisor on {endpoint.node} does not answer") from err
-    raise HostError(f"the supervisor on {endpoint.node} stopped answering", hint="has the cluster ended?")
+        raise HostError(f"the supervisor on {endpoint.node} stopped answering")

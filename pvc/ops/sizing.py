@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a definition's VMs are asked of Slurm as: neighbours that are asked for in the same way are one part."""
 
 from __future__ import annotations

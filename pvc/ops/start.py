@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc start``: a launcher in the background of a job that was made with ``--pvc=DEFINITION``."""
 
 from __future__ import annotations
@@ -7,13 +8,15 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NoReturn
 
 from pvc.config.load import load_user_config
-from pvc.errors import JobError, PvcError, UsageError
+from pvc.errors import JobError, PvcError, UsageError, rebuild_error
+from pvc.model.request import decode_request
 from pvc.ops.definition import LaunchOrder, Overrides, resolve
 from pvc.ops.display import Display
-from pvc.ops.handover import CPUS_VARIABLE, DEFINITION_VARIABLE, Handover
+from pvc.ops.handover import CPUS_VARIABLE, DEFINITION_VARIABLE, REQUEST_VARIABLE, Handover
 from pvc.ops.jobdir import JobDir
 from pvc.ops.launch import Mission, launch
 from pvc.ops.sizing import resolve_by_hand
@@ -61,13 +64,19 @@ def _resolve(definition: str | None, overrides: Overrides, environ: Mapping[str,
     text = environ.get(CPUS_VARIABLE, "")
     cpus = int(text) if text.isdecimal() else None
     config = load_user_config()
-    made_for = resolve_by_hand(prepared, config, cpus)
+    try:
+        made_for = decode_request(environ[REQUEST_VARIABLE])
+    except KeyError:  # of a plug-in of before
+        made_for = resolve_by_hand(prepared, config, cpus)
+    except ValueError as err:
+        raise UsageError(f"{REQUEST_VARIABLE} in the environment is damaged, or of another version of pvc") from err
     order = resolve(definition or prepared, config, overrides, cpus, made_for.sizes)
-    if definition is not None and order.request != made_for:
-        raise UsageError(
-            f"the job was made for {prepared!r}, which needs other networks or other counts than {definition!r}"
-        )
-    return order
+    # How VMs are dealt to nodes was known where the job was submitted.
+    request = replace(order.request, pack=made_for.pack, whole=made_for.whole)
+    if request != made_for:
+        other = f"than {definition!r}" if definition is not None else "than its templates say now"
+        raise UsageError(f"the job was made for {prepared!r}, which needs other networks or other counts {other}")
+    return replace(order, request=request)
 
 
 def _become_launcher(handover: Handover, environ: Mapping[str, str], jobdir: JobDir, writer: int) -> NoReturn:
@@ -135,6 +144,4 @@ def _await_report(reader: int, pid: int) -> None:
     report = json.loads(data)
     if not report["ok"]:
         os.waitpid(pid, 0)
-        error = PvcError(report["error"], hint=report.get("hint"))
-        error.exit_code = report["exit_code"]
-        raise error
+        raise rebuild_error(report["exit_code"], report["error"], report.get("hint"))

@@ -1,12 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a cluster's VMs are doing, and waiting for them to answer."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from pvc.errors import GuestError, UsageError
+from pvc import codec
+from pvc.errors import GuestError, GuestTimeoutError, UsageError
 from pvc.model.cluster import ClusterRecord, NodeEndpoint
+from pvc.model.netview import Fault, Upkeep
 from pvc.model.vm import ENDED, Phase, VmStatus
 from pvc.ops.control import Control, NodeAnswer
 
@@ -16,24 +20,26 @@ _POLL_S = 0.5
 # A node that boots guests on all its cores may leave its supervisor little time.
 _ANSWER_S = 15.0
 _PATIENCE_S = 30.0
+_FAULTS_S = 2.0
 
 
 def parse_vms(words: Sequence[str], count: int) -> tuple[int, ...]:
-    """Ranks of "vm0", "vm[0-3,7]" and so on, in ascending order; no words mean all.
+    """Ranks of "vm0", "vm[0-3,7]" and so on, in ascending order; of no words, none.
 
-    :raise UsageError: not names of this cluster's VMs.
+    :raise UsageError: not names of this cluster's VMs, or a set that is empty.
     """
-    if not words:
-        return tuple(range(count))
     names: list[str] = []
     for word in words:
         if "[" in word or "," in word or any(sign in word for sign in "!&^"):
             from ClusterShell.NodeSet import NodeSet, NodeSetParseError
 
             try:
-                names += list(NodeSet(word))
+                found = list(NodeSet(word))
             except NodeSetParseError as err:
                 raise UsageError(f"{word!r} is not a set of VMs such as vm[0-3]") from err
+            if not found:
+                raise UsageError(f"there is no VM in {word!r}")
+            names += found
         else:
             names.append(word)
     return tuple(sorted({_rank(name, count) for name in names}))
@@ -110,6 +116,22 @@ def read_status(control: Control, ranks: Sequence[int], *, timeout_s: float = 5.
     return merge(record, control.status(timeout_s=timeout_s, nodes=sorted(nodes)), ranks)
 
 
+def read_faults(control: Control, ranks: Sequence[int]) -> dict[str, tuple[Fault, ...]]:
+    """What of the cluster's networks the nodes of these VMs have found to be not as it was set up; who does not know,
+    or does not say so at once, is left out.
+
+    :raise EndedError: the cluster has ended.
+    """
+    nodes = sorted({find_node(control.record, rank) for rank in ranks})
+    found: dict[str, tuple[Fault, ...]] = {}
+    for reply in control.ask_nodes({"op": "upkeep"}, timeout_s=_FAULTS_S, nodes=nodes):
+        with suppress(ValueError, KeyError):
+            standing = codec.from_data(Upkeep, reply.answer["report"]).standing
+            if standing:
+                found[reply.node] = standing
+    return found
+
+
 def has_no_ssh(vm: VmStatus) -> bool:
     """Whether no port of the node leads to the VM's ssh, so it can never be found reachable."""
     return vm.ssh_port is None and vm.phase not in (Phase.WAITING, Phase.NETWORK)
@@ -124,7 +146,9 @@ def wait_reachable(
 ) -> tuple[VmStatus, ...]:
     """Until every one of these VMs answers ssh. A node that is silent for half a minute has lost its VMs.
 
-    :raise GuestError: some ended, have no ssh port, or did not answer in time; it says which and why.
+    :raise GuestError: those that do not answer have ended or have no ssh port; it says which and why.
+    :raise GuestTimeoutError: some did not answer in time; ``gathered`` says how far each of them has come, by its name.
+    :raise EndedError: the cluster has ended.
     """
     deadline = time.monotonic() + timeout_s
     nodes = sorted({find_node(control.record, rank) for rank in ranks})
@@ -143,7 +167,11 @@ def wait_reachable(
             return vms
         lost = [vm for vm in open_vms if vm.node not in waited_for and (vm.phase in _STANDS or has_no_ssh(vm))]
         if len(lost) == len(open_vms) or time.monotonic() >= deadline:
-            raise GuestError(_explain(open_vms, timeout_s))
+            text = _explain(open_vms, timeout_s)
+            if len(lost) == len(open_vms):
+                raise GuestError(text)
+            gathered = {vm.name: f"{vm.phase.value}{f' ({vm.detail})' if vm.detail else ''}" for vm in open_vms}
+            raise GuestTimeoutError(text, gathered=gathered)
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
 
 

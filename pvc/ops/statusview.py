@@ -1,17 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the status of a cluster's VMs looks: columns that fit, what is not well, and what to do about it. No I/O."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pvc.model.cluster import ClusterRecord
-from pvc.model.vm import Phase, VmStatus
-from pvc.parse import strip_controls
+from pvc.model.netview import Fault
+from pvc.model.vm import CloudInit, Phase, VmStatus
+from pvc.texts import clean_text
 
 # A guest that has not answered for so long deserves a look, even under emulation.
 _LATE_S = 300.0
+# Agents of a guest that boots come and go.
+_SETTLED_S = 30.0
 _SHORTEST_DETAIL = 16
 _GAP = 2
 
@@ -36,12 +40,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is shown. ``ends``: when Slurm ends the job, seconds since the epoch, None: nobody knows."""
+    """What is shown. ``ends``: when Slurm ends the job, seconds since the epoch, None: nobody knows; ``faults``: what
+    of the cluster's networks is not as it was set up, by node.
+    """
 
     record: ClusterRecord
     vms: Sequence[VmStatus]
     now: float
     ends: float | None = None
+    faults: Mapping[str, Sequence[Fault]] = field(default_factory=dict)
 
 
 def find_trouble(vm: VmStatus, now: float) -> Trouble | None:
@@ -61,7 +68,25 @@ def find_trouble(vm: VmStatus, now: float) -> Trouble | None:
         return Trouble(name, detail, f"pvc resume {name} lets it go on")
     if vm.phase is Phase.BOOTING and vm.since is not None and now - vm.since > _LATE_S and vm.ssh_port is not None:
         return Trouble(name, detail, f"pvc console {name} shows what it waits for")
+    if _has_lost_agent(vm, now):
+        step = f"pvc console {name} shows whether its guest is busy or has hung; pvc reset {name} boots it again"
+        return Trouble(name, f"its agent is silent: {vm.agent.problem}", step)
+    if vm.cloud_init is not None and (told := describe_cloud_init(vm.cloud_init)):
+        return Trouble(name, told, f"pvc exec {name} -- tail -n 50 /var/log/cloud-init-output.log shows more")
     return None
+
+
+def describe_cloud_init(report: CloudInit) -> str:
+    """What cloud-init complains of, in one line; "": of nothing."""
+    found, verb = (report.errors, "failed") if report.errors else (report.warnings, "warns")
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"cloud-init {verb}: {found[0]}{more}" if found else ""
+
+
+def _has_lost_agent(vm: VmStatus, now: float) -> bool:
+    """Whether an agent that was there does not answer any more."""
+    runs = vm.phase in (Phase.BOOTING, Phase.REACHABLE) and vm.since is not None and now - vm.since > _SETTLED_S
+    return runs and bool(vm.agent.problem)
 
 
 def format_age(seconds: float) -> str:
@@ -97,10 +122,10 @@ def _ssh(vm: VmStatus, _: float) -> str | None:
 
 
 def _agent(vm: VmStatus, _: float) -> str | None:
-    """Its release; "silent": it has not answered for a while."""
+    """Its release; "silent": it has not answered for a while, "lost": for so long that it counts as gone."""
     if not vm.agent.connected:
-        return None
-    return "silent" if vm.agent.problem else strip_controls(vm.agent.release) or "yes"
+        return "lost" if vm.agent.problem else None
+    return "silent" if vm.agent.problem else clean_text(vm.agent.release) or "yes"
 
 
 def _used(vm: VmStatus, _: float) -> str | None:
@@ -168,7 +193,7 @@ def format_headline(scene: Scene) -> str:
 
 
 def format_troubles(scene: Scene, most: int | None = None) -> list[str]:
-    """A line for each VM that is not well, and what to do; VMs with the same reason share one."""
+    """A line for each VM that is not well, and what to do; VMs with the same reason share one. Then those of nodes."""
     by_reason: dict[tuple[str, str], list[str]] = {}
     for vm in scene.vms:
         trouble = find_trouble(vm, scene.now)
@@ -179,9 +204,15 @@ def format_troubles(scene: Scene, most: int | None = None) -> list[str]:
     for (reason, step), names in by_reason.items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         lines.append(f"{shown}: {_plain(reason)}; {_plain(step.replace('{vm}', names[0]))}")
+    lines += [_describe_faults(node, faults) for node, faults in scene.faults.items() if faults]
     if most is not None and len(lines) > most:
         lines = [*lines[: most - 1], f"and {len(lines) - most + 1} more"]
     return lines
+
+
+def _describe_faults(node: str, faults: Sequence[Fault]) -> str:
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"networks on {node}: {_plain(faults[0].text)}{more}; pvc doctor -j JOB says more"
 
 
 def render(scene: Scene, width: int, height: int, top: int = 0) -> tuple[list[str], int]:
@@ -199,7 +230,7 @@ def render(scene: Scene, width: int, height: int, top: int = 0) -> tuple[list[st
 
 
 def _plain(text: str) -> str:
-    return strip_controls(text.replace("\n", " "))
+    return clean_text(text)
 
 
 def _cell(value: object) -> str:
@@ -207,4 +238,5 @@ def _cell(value: object) -> str:
 
 
 def _cut(text: str, width: int) -> str:
+    text = clean_text(text)
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streams to the agents of VMs: one TLS connection to a node carries those of all its VMs, as pvc-agent(7) says."""
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from pvc import codec
 from pvc.channel.frames import WINDOW, ProtocolError
 from pvc.channel.mux import Accepted, Arrived, Closed, Ended, Event, Mux, Noted
 from pvc.errors import GuestError, HostError
 from pvc.host.peer import LOOK_S, is_lost, keep_alive
 from pvc.model.cluster import NodeEndpoint
 from pvc.ops.agents import raise_closed
-from pvc.ops.control import Control, raise_refusal
+from pvc.ops.control import Control, is_turned_away, raise_refusal
 
 _CONNECT_S = 20.0
 _CHUNK = 1 << 18
+_PAUSE_S = 0.1
 
 
 class Stream:
@@ -132,19 +135,21 @@ class Channel:
     async def connect(cls, control: Control, endpoint: NodeEndpoint) -> Channel:
         """A connection to the supervisor of a node.
 
+        :raise EndedError: the cluster has ended.
         :raise HostError: it does not answer.
         :raise PvcError: it refuses.
         """
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(_CONNECT_S):
-                reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=control.tls)
+                reader, writer = await _connect(control, endpoint)
                 writer.write(json.dumps({"op": "agent"}).encode() + b"\n")
-                answer = json.loads(await reader.readline())
+                answer = codec.read_json(await reader.readline())
                 raise_refusal(answer, endpoint.node)
         except (OSError, TimeoutError, ssl.SSLError, ValueError, AttributeError) as err:
             if writer is not None:
                 writer.transport.abort()
+            await asyncio.to_thread(control.check_running)
             raise HostError(f"the supervisor on {endpoint.node} does not answer") from err
         channel = cls(endpoint.node, reader, writer)
         keep_alive(writer.get_extra_info("socket"))
@@ -231,3 +236,16 @@ class Channel:
             stream.take(event)
             if isinstance(event, Closed):
                 del self._streams[event.stream]
+
+
+async def _connect(control: Control, endpoint: NodeEndpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """As ``Control.connect``, until the caller's time is over."""
+    while True:
+        try:
+            return await asyncio.open_connection(
+                endpoint.host, endpoint.port, ssl=control.tls, server_hostname=control.door_word
+            )
+        except OSError as err:
+            if not is_turned_away(err):
+                raise
+        await asyncio.sleep(_PAUSE_S)

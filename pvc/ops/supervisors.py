@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The step of supervisors, seen from the launcher: one srun, its input, its events."""
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import IO, Protocol
 from pvc import codec, run
 from pvc.model.cluster import ClusterSpec
 from pvc.model.event import Event
+from pvc.model.words import BYE
 from pvc.ops.loop import Loop
 from pvc.slurm.nodes import expand_nodes
 from pvc.slurm.submit import step_environment, supervisors_argv
 
 LOG = logging.getLogger(__name__)
 _REMEMBERED = 40
-# Before the end of their input it says that this is no accident: see ClusterSpec.ends_job.
-GOODBYE = b"bye\n"
 _LOST_TASK = re.compile(r"^srun: error: (?P<nodes>\S+): tasks? [\d,\[\]-]+: (?P<why>.+)$")
+# Slurm would not start the task, and ends the others for that.
+_REFUSED = re.compile(r"^srun: error: Task launch for StepId=\S+ failed on node (?P<nodes>\S+): (?P<why>.+)$")
 _LOST_NODE = re.compile(r"^srun: error: (?P<why>Node failure) on (?P<nodes>\S+)$")
 
 
@@ -39,7 +41,7 @@ class Watcher(Protocol):
 
 def parse_lost_tasks(line: str) -> list[tuple[str, str]]:
     """Nodes whose task has failed, and how, in a line of srun's: "srun: error: n[2-3]: tasks 1-2: Killed"."""
-    match = _LOST_TASK.match(line) or _LOST_NODE.match(line)
+    match = _LOST_TASK.match(line) or _REFUSED.match(line) or _LOST_NODE.match(line)
     if match is None:
         return []
     try:
@@ -72,6 +74,11 @@ class Supervisors:
         line = codec.dumps(spec).encode() + b"\n"
         for step in self._steps:
             step.send(line)
+
+    def tell(self, word: bytes) -> None:
+        """Give all of them a word of ``model/words.py``."""
+        for step in self._steps:
+            step.tell(word)
 
     @property
     def has_ended(self) -> bool:
@@ -110,27 +117,36 @@ class _Step:
         self._watcher = watcher
         self._log: IO[bytes] = log.open("ab", buffering=0)
         self._messages = messages
-        self._process = run.spawn(
-            argv,
-            env=step_environment(os.environ),
-            stdin=run.PIPE,
-            stdout=run.PIPE,
-            stderr=run.PIPE,
-            new_session=True,
-        )
+        (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+        try:
+            self._process = run.spawn(
+                argv,
+                env=step_environment(os.environ),
+                stdin=run.PIPE,
+                stdout=out_end,
+                stderr=err_end,
+                # It holds the readers of its own output: once there is none it kills the step (26.05), before the
+                # supervisors, who hear of the launcher's end by their input, could give the job back.
+                pass_fds=(out, err),
+                new_session=True,
+            )
+        except BaseException:
+            os.close(out)
+            os.close(err)
+            raise
+        finally:
+            os.close(out_end)
+            os.close(err_end)
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
         self._stdin = self._process.stdin
         self._unsent = memoryview(b"")
         self._open: set[int] = set()
         self._pidfd = os.pidfd_open(self._process.pid)
         loop.add(self._pidfd, self._reap)
-        self._watch(self._process.stdout, self._take_event)
-        self._watch(self._process.stderr, self._take_message)
+        self._watch(out, self._take_event)
+        self._watch(err, self._take_message)
 
-    def _watch(self, stream: IO[bytes], take: Callable[[bytes], None]) -> None:
-        fd = stream.fileno()
+    def _watch(self, fd: int, take: Callable[[bytes], None]) -> None:
         os.set_blocking(fd, False)
         self._open.add(fd)
         self._loop.add(fd, _LineReader(fd, take, self._closed).read)
@@ -165,8 +181,14 @@ class _Step:
         self._loop.remove(self._stdin.fileno())
         with suppress(OSError):
             if goodbye and not self._unsent:
-                os.write(self._stdin.fileno(), GOODBYE)
+                os.write(self._stdin.fileno(), BYE)
         self._stdin.close()
+
+    def tell(self, word: bytes) -> None:
+        """Give the tasks a word, unless they are about to hear more than that."""
+        if not self._stdin.closed and not self._unsent:
+            with suppress(OSError):
+                os.write(self._stdin.fileno(), word)
 
     def send_signal(self, number: signal.Signals | None) -> None:
         """To an srun that still runs."""
@@ -176,6 +198,8 @@ class _Step:
 
     def close(self) -> None:
         """Forget it."""
+        for fd in tuple(self._open):
+            self._closed(fd)
         self._loop.remove(self._pidfd)
         os.close(self._pidfd)
         self._log.close()
@@ -203,6 +227,7 @@ class _Step:
     def _closed(self, fd: int) -> None:
         self._open.discard(fd)
         self._loop.remove(fd)
+        os.close(fd)
 
 
 class _LineReader:

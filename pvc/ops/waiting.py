@@ -1,21 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting for VMs to be ready, in the sense that the caller means."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pvc.errors import GuestError, PvcError, UsageError
+from pvc.errors import EndedError, GuestError, GuestTimeoutError, PvcError, SuspendedError, UsageError
 from pvc.model.vm import ENDED, Phase, VmStatus
 from pvc.ops.control import Control, in_parallel
 from pvc.ops.execute import Command
-from pvc.ops.remote import check_port, run_command
+from pvc.ops.load import parse_cloud_init
+from pvc.ops.remote import check_agent, check_port, check_ssh, run_command
 from pvc.ops.status import has_no_ssh, read_status
+from pvc.ops.statusview import describe_cloud_init
+
+LOG = logging.getLogger(__name__)
 
 _POLL_S = 1.0
-_TRY_S = 20.0
+_TRY_S, _LEAST_TRY_S = 20.0, 5.0
 _AT_ONCE = 16
 # A supervisor may be too busy to answer for a while.
 _PATIENCE_S = 30.0
@@ -53,10 +59,11 @@ class Lack:
 
 @dataclass
 class Watch:
-    """What is known of each VM while somebody waits."""
+    """What is known of each VM while somebody waits; ``try_s``: how long a guest that is asked may take."""
 
     lacks: dict[int, Lack] = field(default_factory=dict)
     silent_since: dict[int, float] = field(default_factory=dict)
+    try_s: float = _TRY_S
 
 
 Progress = Callable[[Mapping[int, Lack]], None]
@@ -93,12 +100,15 @@ def wait_for(
 ) -> None:
     """Until each of these VMs meets all conditions. ``on_progress`` is told what each still lacks, after each look.
 
-    :raise GuestError: one never will, or is not in time; it says what each lacks.
+    :raise GuestError: those that do not never will; it says what each lacks.
+    :raise GuestTimeoutError: one is not in time; ``gathered`` says of each late one what it lacks, by its name.
+    :raise EndedError: the cluster has ended.
     """
     deadline = time.monotonic() + timeout_s
     watch = Watch({rank: Lack("nothing is known of it yet") for rank in ranks})
     while True:
         vms = read_status(control, sorted(watch.lacks), timeout_s=15.0)
+        watch.try_s = min(_TRY_S, max(_LEAST_TRY_S, deadline - time.monotonic()))
         found = in_parallel(lambda vm: (vm.rank, _find_lack(control, vm, conditions, watch)), vms, _AT_ONCE)
         watch.lacks = {rank: lack for rank, lack in found if lack is not None}
         if on_progress is not None:
@@ -107,10 +117,11 @@ def wait_for(
             return
         late = time.monotonic() >= deadline
         if late or all(lack.final for lack in watch.lacks.values()):
-            raise GuestError(
-                _explain(watch.lacks) + (f" (after {timeout_s:g} s)" if late else ""),
-                hint=f"look at one: pvc logs vm{min(watch.lacks)} -n 20",
-            )
+            text, hint = _explain(watch.lacks), f"look at one: pvc logs vm{min(watch.lacks)} -n 20"
+            if not late:
+                raise GuestError(text, hint=hint)
+            gathered = {f"vm{rank}": lack.text for rank, lack in sorted(watch.lacks.items())}
+            raise GuestTimeoutError(f"{text} (after {timeout_s:g} s)", hint=hint, gathered=gathered)
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
 
 
@@ -129,30 +140,45 @@ def _find_lack(control: Control, vm: VmStatus, conditions: Sequence[Condition], 
     if vm.phase in (Phase.WAITING, Phase.NETWORK):
         return Lack(f"is not started yet ({vm.phase.value})")
     for condition in conditions:
-        lack = _check(control, vm, condition)
+        lack = _check(control, vm, condition, watch.try_s)
         if lack is not None:
             return lack
     return None
 
 
-def _check(control: Control, vm: VmStatus, condition: Condition) -> Lack | None:
+def _check(control: Control, vm: VmStatus, condition: Condition, try_s: float) -> Lack | None:
     """What the running VM lacks of a condition."""
     if condition.goal is Goal.SSH:
         if has_no_ssh(vm):
             return Lack("runs, but no port leads to its ssh", final=True)
-        return None if vm.phase is Phase.REACHABLE else Lack(f"has no ssh yet ({vm.detail or vm.phase.value})")
+        if vm.phase is not Phase.REACHABLE:
+            return Lack(f"has no ssh yet ({vm.detail or vm.phase.value})")
+        # That it answered once is what the phase says; a guest may have hung since.
+        return _ask(lambda: check_ssh(control, vm.rank, try_s), "does not answer ssh any more")
     if not vm.agent.connected:
         return Lack(f"has no agent yet{f' ({vm.agent.problem})' if vm.agent.problem else ''}")
+    if vm.agent.problem:
+        return Lack(f"has a silent agent ({vm.agent.problem})")
     if condition.goal is Goal.AGENT:
-        return None
+        return _ask(lambda: check_agent(control, vm.rank, try_s), "has an agent that does not answer")
     try:
         if condition.goal is Goal.PORT:
             check_port(control, vm.rank, int(condition.text))
             return None
         return _check_command(control, vm, condition)
+    except (EndedError, SuspendedError):
+        raise
     except PvcError as err:
         what = f"nothing answers at its port {condition.text}" if condition.goal is Goal.PORT else f"{condition} failed"
         return Lack(f"{what} yet ({err})")
+
+
+def _ask(check: Callable[[], None], what: str) -> Lack | None:
+    try:
+        check()
+    except PvcError as err:
+        return Lack(f"{what} ({err})")
+    return None
 
 
 # `cloud-init status` ends with 0 when it is done or off, 1 after a failure, 2 (23.4 and later) with warnings.
@@ -160,7 +186,7 @@ def _check(control: Control, vm: VmStatus, condition: Condition) -> Lack | None:
 _CLOUD_INIT = (
     "command -v cloud-init >/dev/null || { echo none; exit 3; }; "
     "[ -e /run/cloud-init/result.json ] || ! pgrep -x cloud-init >/dev/null || { echo running; exit; }; "
-    "cloud-init status"
+    "cloud-init status 2>/dev/null | head -n 1; cat /run/cloud-init/status.json 2>/dev/null"
 )
 
 
@@ -169,13 +195,17 @@ def _check_command(control: Control, vm: VmStatus, condition: Condition) -> Lack
     (result,) = run_command(control, (vm.rank,), Command(("sh", "-c", line), stdin=False), _TRY_S)
     if condition.goal is Goal.COMMAND:
         return None if result.code == 0 else Lack(f"{condition} ended with {result.code}")
-    said = result.text.removeprefix("status: ").splitlines()[:1]
-    word = said[0] if said else ""
-    if word in ("done", "disabled"):
-        return None
+    said, _, report = result.text.removeprefix("status: ").partition("\n")
+    word = said.strip()
     if word == "none":
         return Lack("has no cloud-init", final=True)
-    return Lack(f"cloud-init says {word or 'nothing'!r}", final=word == "error")
+    told = describe_cloud_init(parse_cloud_init(report)) if report.strip() else ""
+    if word in ("done", "disabled"):
+        if told:
+            LOG.warning("%s: %s", vm.name, told)
+        return None
+    what = told if word == "error" and told else f"cloud-init says {word or 'nothing'!r}"
+    return Lack(what, final=word == "error")
 
 
 def _explain(lacks: Mapping[int, Lack]) -> str:

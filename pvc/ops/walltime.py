@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Warnings before Slurm ends a job."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pvc.errors import JobError
-from pvc.slurm.job import read_end
+from pvc.slurm.clock import read_left
 
 # The limit of a job can be changed while it runs, so Slurm is asked again now and then, and before each warning.
 _ASK_S = 300.0
@@ -17,7 +18,8 @@ _FRESH_S = 10.0
 class Walltime:
     """``tick`` is to be called often; it calls ``warn(left_s)`` once for each of ``moments`` (seconds before the end).
 
-    A moment that is over when the job begins is left out. Slurm is asked in a thread: it may be slow.
+    A moment that is over when the job begins is left out. Slurm is asked in a thread: it may be slow. What is asked
+    for is the time that is left: the end itself is by the clock of Slurm's controller, and this machine's is another.
     """
 
     def __init__(
@@ -25,7 +27,7 @@ class Walltime:
         job_id: int,
         moments: Sequence[float],
         warn: Callable[[float], None],
-        read: Callable[[int], float | None] = read_end,
+        read: Callable[[int], float | None] = read_left,
     ) -> None:
         self._job_id = job_id
         self._moments = sorted(moments, reverse=True)
@@ -48,12 +50,12 @@ class Walltime:
         if age_s is None or age_s >= _ASK_S or (self._is_due() and age_s >= _FRESH_S):
             self._ask()
         elif self._is_due() and self._end is not None:
-            left_s = self._end - time.time()
+            left_s = self._end - time.monotonic()
             self._moments = [each for each in self._moments if each < left_s]
             self._warn(max(0.0, left_s))
 
     def _is_due(self) -> bool:
-        return self._end is not None and bool(self._moments) and self._end - time.time() <= self._moments[0]
+        return self._end is not None and bool(self._moments) and self._end - time.monotonic() <= self._moments[0]
 
     def _ask(self) -> None:
         self._asking = threading.Thread(target=self._ask_slurm, daemon=True)
@@ -61,7 +63,8 @@ class Walltime:
 
     def _ask_slurm(self) -> None:
         try:
-            self._end = self._read(self._job_id)
+            left_s = self._read(self._job_id)
+            self._end = None if left_s is None else time.monotonic() + left_s
         except JobError:
             return  # the last answer counts, until the next one
         finally:
@@ -71,15 +74,23 @@ class Walltime:
         if self._known or self._end is None:
             return
         self._known = True
-        left_s = self._end - time.time()
+        left_s = self._end - time.monotonic()
         self._moments = [each for each in self._moments if each < left_s]
 
 
 def format_warning(job_id: int, left_s: float) -> str:
     """What is told, in the shell and in the guests."""
+    return f"job {job_id} and its VMs end in {_format_left(left_s)}: its time is over then; save what you need"
+
+
+def format_preemption(job_id: int, left_s: float | None) -> str:
+    """What is told when Slurm wants the job's nodes for another job."""
+    when = "soon" if left_s is None else f"in {_format_left(left_s)}"
+    return f"job {job_id} and its VMs end {when}: Slurm wants its nodes for another job; save what you need"
+
+
+def _format_left(left_s: float) -> str:
     minutes, seconds = divmod(round(left_s), 60)
     if minutes >= 5 or (minutes and not seconds):
-        when = f"{minutes} minute{'s' if minutes != 1 else ''}"
-    else:
-        when = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    return f"job {job_id} and its VMs end in {when}: its time is over then; save what you need"
+        return f"{minutes} minute{'s' if minutes != 1 else ''}"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

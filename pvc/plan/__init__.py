@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pure decisions: facts and configuration in, frozen plans out."""

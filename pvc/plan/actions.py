@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every effect that pvc-node can have on a node, as data: names and values, no handles, no methods.
 
 The order of a plan is the order of creation; undoing goes backwards. Each is recorded in the ledger
@@ -179,8 +180,31 @@ class LoadFlows:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """A VM's tap in a namespace, and the pair of devices from there to a port in the node's own."""
+
+    tap: str
+    end: str
+    port: str
+
+
+@dataclass(frozen=True)
+class AddLeads:
+    """Taps of VMs in a namespace, each beside the end of a pair whose other end is in the node's own.
+
+    Who holds a tap's descriptor may set the device's MAC, and the bridge that it is a port of takes that for one of the
+    node's own: so a tap is no port of the site's. Rules carry frames from the one to the other (plan.bridged).
+    """
+
+    netns: str
+    mtu: int
+    vnet_header: bool
+    leads: tuple[Lead, ...]
+
+
+@dataclass(frozen=True)
 class JoinBridge:
-    """Taps of VMs in the node's own namespace, as ports of a bridge of the site's; ``mtu`` is that bridge's.
+    """Devices in the node's own namespace as ports of a bridge of the site's; ``mtu`` is that bridge's.
 
     ``kind`` and ``datapath`` are those of ``model.host.HostBridge``; ``vlans`` are (number, how).
     """
@@ -285,6 +309,7 @@ Action = (
     | AddGateway
     | AddSwitchPorts
     | LoadFlows
+    | AddLeads
     | JoinBridge
     | BindDevice
     | AddUplink

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Addresses of VMs and gateways: functions of the rank alone, so every node computes all of them."""
 
 from __future__ import annotations

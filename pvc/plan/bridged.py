@@ -1,4 +1,5 @@
-"""Networks of the site's own: taps of VMs as ports of a bridge that a node has."""
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of the site's own: VMs as ports of a bridge that a node has, which may say what is theirs and no more."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from pvc.plan import actions, names
 
 MAX_INDEX = 15
 _JOB_BITS, _INDEX_BITS, _RANK_BITS = 26, 4, 16
+TABLE = "pvc"
+_OF_BRIDGES = "01:80:c2:00:00:00"  # to 0f: spanning tree, pauses, link aggregation, port access (IEEE 802.1Q, 8.6.3)
 _LOCAL = 0x02  # of a MAC's first byte: locally administered (IEEE 802c), and no group
 
 
@@ -43,13 +46,15 @@ class Bridged:
 def plan_bridged(
     job_id: int, attachments: Sequence[Attachment], share: NodeShare, facts: NodeFacts, first_tap: int
 ) -> Bridged:
-    """Taps, and what VMs are told; ``first_tap`` is the index of the first tap.
+    """Taps in the cluster's namespace, their ports, and what VMs are told; ``first_tap`` is the index of the first tap.
 
     :raise ConfigError: a bridge is not there, or is not fit for the network.
     """
     steps: list[actions.Action] = []
     nics: list[tuple[int, Nic]] = []
     taps: list[Tap] = []
+    rules: list[str] = []
+    netns = names.netns(job_id)
     for each in attachments:
         network, ranks = each.network, each.ranks_of(share)
         if not ranks:
@@ -57,14 +62,44 @@ def plan_bridged(
         bridge = _check(network, facts)
         # A Linux bridge takes the smallest MTU of its ports for its own; the site's bridge must keep what it has.
         mtu = bridge.mtu
-        tap_names = tuple(names.port(network.tap_prefix, job_id, number) for number in range(len(ranks)))
+        ports = tuple(names.port(network.tap_prefix, names.job_mark(job_id), at) for at in range(len(ranks)))
+        leads = tuple(
+            actions.Lead(names.site_tap(rank, each.index), names.site_end(rank, each.index), port)
+            for rank, port in zip(ranks, ports, strict=True)
+        )
+        header = bridge.datapath != "netdev"
         vlans = tuple((vlan.vid, vlan.tagging.value) for vlan in network.vlans)
-        steps.append(actions.JoinBridge(network.host_bridge, bridge.kind.value, bridge.datapath, mtu, tap_names, vlans))
-        for rank, name in zip(ranks, tap_names, strict=True):
+        steps.append(actions.AddLeads(netns, mtu, header, leads))
+        steps.append(actions.JoinBridge(network.host_bridge, bridge.kind.value, bridge.datapath, mtu, ports, vlans))
+        for rank, lead in zip(ranks, leads, strict=True):
             mac = vm_mac(job_id, each.index, rank)
+            rules += _carry(lead, mac)
             nics.append((rank, Nic(network.name, mac, network.mtu, None, None, first_tap + len(taps), dhcp=True)))
-            taps.append(Tap(name, None, vnet_header=bridge.datapath != "netdev"))
+            taps.append(Tap(lead.tap, netns, vnet_header=header))
+    if rules:
+        text = "\n".join([f"table netdev {TABLE} {{", *rules, "}", ""])
+        steps.append(actions.LoadRules(netns, (("netdev", TABLE),), text))
     return Bridged(tuple(steps), tuple(nics), tuple(taps))
+
+
+def _carry(lead: actions.Lead, mac: str) -> list[str]:
+    """What a VM sends under its own MAC goes out, but for what bridges say to one another; all that comes goes in.
+
+    A frame under another MAC would have the site's switches send to the VM what is for somebody else.
+    """
+    head = 'type filter hook ingress device "{}" priority 0;'
+    return [
+        f"  chain {lead.tap} {{",
+        f"    {head.format(lead.tap)}",
+        f"    ether saddr != {mac} drop",
+        f"    ether daddr & ff:ff:ff:ff:ff:f0 == {_OF_BRIDGES} drop",
+        f'    fwd to "{lead.end}"',
+        "  }",
+        f"  chain {lead.end} {{",
+        f"    {head.format(lead.end)}",
+        f'    fwd to "{lead.tap}"',
+        "  }",
+    ]
 
 
 def vm_mac(job_id: int, index: int, rank: int) -> str:
@@ -109,6 +144,10 @@ def _check(network: BridgedNetwork, facts: NodeFacts) -> HostBridge:
         raise refuse("host-bridge", f"this node has no bridge {network.host_bridge}, neither Linux' nor Open vSwitch's")
     if network.mtu > bridge.mtu:
         raise refuse("mtu", f"{network.mtu} is more than {network.host_bridge} carries ({bridge.mtu})")
+    if not bridge.steady:
+        text = f"{network.host_bridge} has no MAC of its own on this node and would take the first port's"
+        hint = f"ip link set {network.host_bridge} address $(cat /sys/class/net/{network.host_bridge}/address)"
+        raise refuse("host-bridge", text, f"{hint}, and the same where the bridge is made")
     if network.vlans and bridge.kind is BridgeKind.LINUX and not bridge.filters_vlans:
         hint = f"ip link set {network.host_bridge} type bridge vlan_filtering 1, or an Open vSwitch bridge"
         raise refuse("vlans", f"{network.host_bridge} does not tell VLANs from one another on this node", hint)

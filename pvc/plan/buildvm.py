@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the guest of ``pvc image build`` does: a NoCloud seed whose cloud-config runs a recipe, and says how it went.
 
 The guest speaks over its second serial port, which every Linux on x86 has without a module. Lines that begin with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NoCloud documents of one VM (cloud-init's datasource of that name).
 
 Everything is written as JSON, which is YAML too, so nothing that a user put into a name or a key can
@@ -44,7 +45,7 @@ _MOUNT_FILES = {"9p": "mounts", "virtiofs": "mounts-virtiofs"}
 
 @dataclass(frozen=True)
 class SeedSpec:
-    """What a guest learns at its first boot; ``instance_id`` is new for every new cluster."""
+    """What a guest learns at its first boot; ``instance_id`` is new for each cluster, or its template's."""
 
     instance_id: str
     hostname: str

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What differs between a node and the plan that was carried out on it: a pure comparison."""
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from pvc.model.host import BridgeKind
 from pvc.model.netview import Fault
 from pvc.plan import actions, addresses, members, names
 from pvc.plan.inputs import Inputs
+from pvc.plan.names import UPLINK_GROUP
+from pvc.plan.nftables import UPLINK
 from pvc.plan.openflow import SWITCH
 from pvc.plan.pci import VFIO
 
@@ -19,6 +22,26 @@ _FOR_ALL = "00:00:00:00:00:00"  # of a VXLAN device's FDB: what is for groups, a
 _FLOW = re.compile(r"flow add cookie=[^,]*,table=(\d+),(.*?),actions=")
 _WAY = re.compile(r"metadata=(0x[0-9a-f]+|\d+),.*dl_dst=((?!01:)[0-9a-f:]{17}(?:/[0-9a-f:]{17})?)")
 _AGAIN = "end the cluster and start it again; if that does not help, pvc-node's log on the node says more"
+_MENDED = "pvc-node puts it back within a minute; if it is said again, its log on the node tells what undoes it"
+# What can be made anew under running VMs. A VM's own interface cannot: its other end went with it.
+MENDABLE = (
+    actions.AddUplink,
+    actions.AddPeers,
+    actions.AddPrograms,
+    actions.AddGateway,
+    actions.AddSwitchPorts,
+    actions.JoinBridge,
+    actions.LoadFlows,
+    actions.LoadRules,
+    actions.SetSysctl,
+    actions.ForwardIpv6,
+)
+# A drop of any chain counts, whatever pvc's own accept (nft(8)), so the site's firewall has to let clusters pass.
+WAY_OUT = (
+    f"in its firewall: nft insert rule FAMILY TABLE CHAIN iifgroup {UPLINK_GROUP} accept, the same with oifgroup; "
+    f"or iptables -I FORWARD -m devgroup --src-group {UPLINK_GROUP:#x} -j ACCEPT, the same with --dst-group"
+)
+_FORWARDS6 = "net/ipv6/conf/all/forwarding"
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,15 @@ class Device:
     mtu: int
     master: str | None = None
     vni: int | None = None
+    addresses: frozenset[str] = frozenset()  # with prefix lengths
+
+
+@dataclass(frozen=True)
+class Differing:
+    """A step of the plan whose effect is not there as it should be; no step: what the plan rests on."""
+
+    step: actions.Action | None
+    faults: tuple[Fault, ...]
 
 
 @dataclass(frozen=True)
@@ -54,14 +86,45 @@ class Seen:
 
 def diagnose(inputs: Inputs, steps: Sequence[actions.Action], seen: Seen) -> tuple[Fault, ...]:
     """Everything that is not as planned, in the order of the plan; what hides behind a missing thing is left out."""
-    found: list[Fault] = []
+    return tuple(fault for each in compare(inputs, steps, seen) for fault in each.faults)
+
+
+def compare(inputs: Inputs, steps: Sequence[actions.Action], seen: Seen) -> tuple[Differing, ...]:
+    """The same by step."""
+    found: list[Differing] = []
     for step in steps:
         check = _CHECKS.get(type(step))
-        if check is not None:
-            found += check(inputs, step, seen)
+        faults = tuple(check(inputs, step, seen)) if check is not None else ()
+        if faults:
+            found.append(Differing(step, faults))
         if found and isinstance(step, actions.AddNetns):
             return tuple(found)  # everything else is inside
-    return (*found, *_underlays(inputs, seen))
+    under = tuple(_underlays(inputs, seen))
+    return (*found, Differing(None, under)) if under else tuple(found)
+
+
+def settings_of(step: actions.Action) -> tuple[str, ...]:
+    """The kernel's settings of the node that a step changes."""
+    match step:
+        case actions.SetSysctl():
+            return (step.key,)
+        case actions.ForwardIpv6():
+            return (_FORWARDS6,)
+        case actions.AddUplink():
+            return (_forwards(step),)
+        case actions.AddSwitchTaps() | actions.JoinBridge():
+            return tuple(_silences(name) for name in step.names)
+        case actions.AddGateway():
+            return (_silences(step.port),)
+    return ()
+
+
+def _forwards(step: actions.AddUplink) -> str:
+    return f"net/ipv4/conf/{step.host_device}/forwarding"
+
+
+def _silences(device: str) -> str:
+    return f"net/ipv6/conf/{device}/disable_ipv6"
 
 
 def programmed(step: actions.AddPrograms) -> list[str]:
@@ -136,24 +199,26 @@ def _taps(inputs: Inputs, step: actions.AddTaps, seen: Seen) -> Iterator[Fault]:
 def _switch_taps(_: Inputs, step: actions.AddSwitchTaps, seen: Seen) -> Iterator[Fault]:
     for name in step.names:
         yield from _device(seen, None, name, "a VM's interface", mtu=step.mtu)
+        yield from _differs(_silences(name), "1", seen)
 
 
 def _gateway(inputs: Inputs, step: actions.AddGateway, seen: Seen) -> Iterator[Fault]:
     what = f"the gateway of network {_network(inputs, step.name)}"
     yield from _device(seen, step.netns, step.name, what, mtu=step.mtu)
     yield from _device(seen, None, step.port, what)
+    yield from _differs(_silences(step.port), "1", seen)
 
 
 def _switch_ports(_: Inputs, step: actions.AddSwitchPorts, seen: Seen) -> Iterator[Fault]:
     missing = [name for name in (*(name for name, _ in step.tunnels), *step.ports) if name not in seen.switch_ports]
     if missing:
-        yield Fault(f"the Open vSwitch bridge {step.bridge} has no port {_some(missing)}", "as root: ovs-vsctl show")
+        yield Fault(f"the Open vSwitch bridge {step.bridge} has no port {_some(missing)}", _MENDED)
 
 
 def _flows(inputs: Inputs, step: actions.LoadFlows, seen: Seen) -> Iterator[Fault]:
     wanted = _parse_flows(step.text)
     if not seen.flows:
-        yield Fault(f"the Open vSwitch bridge {step.bridge} has no flows of this job", _AGAIN)
+        yield Fault(f"the Open vSwitch bridge {step.bridge} has no flows of this job", _MENDED)
         return
     there = {(int(found[1], 0), found[2]) for table, match in seen.flows if table == SWITCH and (found := _way(match))}
     for index, membership in enumerate(inputs.memberships()):
@@ -164,11 +229,11 @@ def _flows(inputs: Inputs, step: actions.LoadFlows, seen: Seen) -> Iterator[Faul
         missing = {macs for macs in planned if (vni, macs) not in there}
         if missing:
             vms = _some(_behind(inputs, index, missing))
-            yield Fault(f"no forwarding entry for {vms} on network {network}", _AGAIN)
+            yield Fault(f"no forwarding entry for {vms} on network {network}", _MENDED)
     for table in sorted({table for table, _ in wanted} - {SWITCH}):
         count, found_count = (sum(each[0] == table for each in flows) for flows in (wanted, seen.flows))
         if count != found_count:
-            yield Fault(f"table {table} of bridge {step.bridge} has {found_count} flows instead of {count}", _AGAIN)
+            yield Fault(f"table {table} of bridge {step.bridge} has {found_count} flows instead of {count}", _MENDED)
 
 
 def _way(match: str) -> re.Match[str] | None:
@@ -181,11 +246,18 @@ def _parse_flows(text: str) -> frozenset[tuple[int, str]]:
     return frozenset((int(each[1]), each[2]) for each in found if each is not None)
 
 
+def _leads(_: Inputs, step: actions.AddLeads, seen: Seen) -> Iterator[Fault]:
+    for lead in step.leads:
+        for name in (lead.tap, lead.end):
+            yield from _device(seen, step.netns, name, "a VM's interface on a bridge of the site's")
+
+
 def _joined(_: Inputs, step: actions.JoinBridge, seen: Seen) -> Iterator[Fault]:
     # Open vSwitch's own process is no master of its ports that the kernel knows.
     master = step.bridge if step.kind == BridgeKind.LINUX.value else ""
     for name in step.names:
         yield from _device(seen, None, name, f"a VM's interface on {step.bridge}", master=master)
+        yield from _differs(_silences(name), "1", seen)
 
 
 def _bound(_: Inputs, step: actions.BindDevice, seen: Seen) -> Iterator[Fault]:
@@ -204,25 +276,35 @@ def _peers(inputs: Inputs, step: actions.AddPeers, seen: Seen) -> Iterator[Fault
         nodes = tunnels.get(addresses.label_mac(label), set())
         vms = _vms(peer.ranks)
         if not nodes:
-            yield Fault(f"no forwarding entry for {vms} on network {network}", _AGAIN)
+            yield Fault(f"no forwarding entry for {vms} on network {network}", _MENDED)
         elif nodes != {peer.node}:
             how = f"sent to {', '.join(sorted(nodes))} instead of {peer.node}"
-            yield Fault(f"frames for {vms} on network {network} are {how}", _AGAIN)
+            yield Fault(f"frames for {vms} on network {network} are {how}", _MENDED)
     to_all = tunnels.get(_FOR_ALL, set())
     left_out = [peer.node for peer in step.peers if peer.node not in to_all]
     if left_out:
-        yield Fault(f"no entry that leads multicast and broadcast of network {network} to {_some(left_out)}", _AGAIN)
+        yield Fault(f"no entry that leads multicast and broadcast of network {network} to {_some(left_out)}", _MENDED)
 
 
 def _programs(inputs: Inputs, step: actions.AddPrograms, seen: Seen) -> Iterator[Fault]:
     missing = [name for name in programmed(step) if (step.netns, name) in seen.devices and name not in seen.guarded]
     if missing:
         network = _network(inputs, step.bridge)
-        yield Fault(f"nothing guards or forwards what {_some(missing)} of network {network} brings", _AGAIN)
+        yield Fault(f"nothing guards or forwards what {_some(missing)} of network {network} brings", _MENDED)
 
 
 def _uplink(_: Inputs, step: actions.AddUplink, seen: Seen) -> Iterator[Fault]:
-    yield from _device(seen, None, step.host_device, "the cluster's way out")
+    what = "the cluster's way out"
+    ends = ((None, step.host_device, step.host_address, 0), (step.netns, UPLINK, step.netns_address, 1))
+    for namespace, name, address, six in ends:
+        device = seen.devices.get((namespace, name))
+        if device is None or not device.up:
+            yield Fault(f"{what} ({name}) is {'gone' if device is None else 'down'}", _MENDED)
+            continue
+        wanted = {f"{address}/{step.prefix_length}"} | ({f"{step.addresses6[six]}/126"} if step.addresses6 else set())
+        if missing := wanted - device.addresses:
+            yield Fault(f"{what} ({name}) has no address {', '.join(sorted(missing))}", _MENDED)
+    yield from _differs(_forwards(step), "1", seen)
 
 
 def _rules(_: Inputs, step: actions.LoadRules, seen: Seen) -> Iterator[Fault]:
@@ -230,10 +312,10 @@ def _rules(_: Inputs, step: actions.LoadRules, seen: Seen) -> Iterator[Fault]:
     for (family, table), wanted in count_rules(step.text).items():
         there = seen.rules.get((step.netns, family, table))
         if there is None:
-            yield Fault(f"the nftables table {family} {table}{inside} is gone", _AGAIN)
+            yield Fault(f"the nftables table {family} {table}{inside} is gone", _MENDED)
         elif there != wanted:
             text = f"the nftables table {family} {table}{inside} has {there} rules instead of {wanted}"
-            yield Fault(text, _AGAIN)
+            yield Fault(text, _MENDED)
 
 
 def _dnsmasq(_: Inputs, step: actions.StartDnsmasq, seen: Seen) -> Iterator[Fault]:
@@ -242,9 +324,17 @@ def _dnsmasq(_: Inputs, step: actions.StartDnsmasq, seen: Seen) -> Iterator[Faul
 
 
 def _setting(_: Inputs, step: actions.SetSysctl, seen: Seen) -> Iterator[Fault]:
-    value = seen.settings.get(step.key)
-    if value is not None and value != step.value:
-        yield Fault(f"{step.key} is {value} instead of {step.value}", f"as root: sysctl -w {step.key}={step.value}")
+    yield from _differs(step.key, step.value, seen)
+
+
+def _forward6(_: Inputs, __: actions.ForwardIpv6, seen: Seen) -> Iterator[Fault]:
+    yield from _differs(_FORWARDS6, "1", seen)
+
+
+def _differs(key: str, wanted: str, seen: Seen) -> Iterator[Fault]:
+    value = seen.settings.get(key)
+    if value is not None and value != wanted:
+        yield Fault(f"{key} is {value} instead of {wanted}", _MENDED)
 
 
 def _underlays(inputs: Inputs, seen: Seen) -> Iterator[Fault]:
@@ -308,6 +398,7 @@ _CHECKS: dict[type[Any], Callable[[Inputs, Any, Seen], Iterator[Fault]]] = {
     actions.AddTaps: _taps,
     actions.AddPeers: _peers,
     actions.AddPrograms: _programs,
+    actions.AddLeads: _leads,
     actions.JoinBridge: _joined,
     actions.BindDevice: _bound,
     actions.AddSwitchTaps: _switch_taps,
@@ -318,4 +409,5 @@ _CHECKS: dict[type[Any], Callable[[Inputs, Any, Seen], Iterator[Fault]]] = {
     actions.LoadRules: _rules,
     actions.StartDnsmasq: _dnsmasq,
     actions.SetSysctl: _setting,
+    actions.ForwardIpv6: _forward6,
 }

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copy-on-write overlays: the bytes of an empty qcow2 file on top of a base image.
 
 Writing them takes well under a millisecond; forking qemu-img takes 20. Layout after docs/interop/qcow2.txt of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """dnsmasq(8)'s configuration: leases for this node's VMs, names for all of the cluster's."""
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from pvc.model.network import EthernetNetwork
 from pvc.plan import addresses, members, names
 from pvc.plan.actions import Zone
 
+USER = "nobody"
 # Guests ask when they come up; this is for those that missed the answer.
 _RA_INTERVAL_S, _ROUTER_LIFETIME_S = 60, 1800
 
@@ -28,10 +30,14 @@ class Served:
 def render_config(hosts_path: str, served: Sequence[Served], upstream: Sequence[str]) -> str:
     """dnsmasq.conf. Every lease is fixed and infinite, so no lease file has to survive anything."""
     lines = [
-        "user=nobody",
+        f"user={USER}",
         "no-resolv",
         "no-hosts",
         "no-ping",
+        # Guests ask as often as they like; what is still told of a question is bounded by plan.nftables.
+        "quiet-dhcp",
+        "quiet-dhcp6",
+        "quiet-ra",
         "bind-interfaces",
         "except-interface=lo",
         "leasefile-ro",

@@ -1,27 +1,15 @@
-"""Disks, directories and the CPU of a domain, and what libvirt cannot give it."""
+# SPDX-License-Identifier: Apache-2.0
+"""Disks, directories and the CPU of a domain."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from xml.etree import ElementTree as Xml
 
-from pvc.errors import GuestError
-from pvc.model.vm import EMULATED_CPU, Disk, ExtraDisk, VmTemplate, find_libvirt_problems
-from pvc.plan.qemudrives import CACHE_MODES, LAST_SLOT, VmPaths, count_slots
-from pvc.plan.qemuwords import base_machine
-
-_DISK_SLOT, _SEED_SLOT, _SCSI_SLOT = 3, 4, 6
-
-
-def find_problems(template: VmTemplate) -> list[str]:
-    """What of a template libvirt cannot do, or pvc not through it."""
-    return [
-        text
-        for _, text in find_libvirt_problems(
-            machine_type=template.machine_type,
-            cpu_model=template.cpu_model,
-            custom_args=template.custom_args,
-        )
-    ]
+from pvc.model.hardware import DiskDevice, Hardware
+from pvc.model.vm import Disk, Mount, VmTemplate
+from pvc.plan.hardware import SCSI_SLOT
+from pvc.plan.qemudrives import TABLES, VmPaths, find_kind
 
 
 def at_slot(device: Xml.Element, slot: int) -> None:
@@ -29,17 +17,16 @@ def at_slot(device: Xml.Element, slot: int) -> None:
     Xml.SubElement(device, "address", type="pci", domain="0x0000", bus="0x00", slot=f"{slot:#04x}", function="0x0")
 
 
-def find_cpu(template: VmTemplate, *, kvm: bool, cpus: int) -> Xml.Element:
+def find_cpu(hardware: Hardware) -> Xml.Element:
     """The CPU model with its topology."""
-    model = EMULATED_CPU if template.cpu_model == "auto" and not kvm else template.cpu_model
-    name, *flags = model.split(",")
-    mode = {"auto": "host-passthrough", "host": "host-passthrough", "max": "maximum"}.get(name)
+    name, *flags = hardware.cpu.split(",")
+    mode = {"host": "host-passthrough", "max": "maximum"}.get(name)
     if mode is not None:
         cpu = Xml.Element("cpu", mode=mode, check="none")
     else:
         cpu = Xml.Element("cpu", mode="custom", match="exact", check="none")
         Xml.SubElement(cpu, "model", fallback="forbid").text = name
-    Xml.SubElement(cpu, "topology", sockets="1", dies="1", cores=str(cpus), threads="1")
+    Xml.SubElement(cpu, "topology", sockets="1", dies="1", cores=str(hardware.cpus), threads="1")
     for flag in flags:
         word, _, value = flag.lstrip("+-").partition("=")
         on = value == "on" if value else not flag.startswith("-")
@@ -47,131 +34,79 @@ def find_cpu(template: VmTemplate, *, kvm: bool, cpus: int) -> Xml.Element:
     return cpu
 
 
-def count_iothreads(template: VmTemplate) -> int:
-    """Threads that disks have of their own: the image's disk, the scsi controller, more disks, in this order."""
-    return len(_iothreads(template))
+def drive_threads(hardware: Hardware) -> dict[str, str]:
+    """QEMU's names of the threads of persistent drives, by the drives' names: libvirt knows its own threads only."""
+    found = enumerate(hardware.threads, start=1)
+    return {name: f"iothread{number}" for number, name in found if name.startswith("drive")}
 
 
-def _iothreads(template: VmTemplate) -> dict[str, str]:
-    """The number of each one's thread."""
-    wanted = []
-    if template.disk is not None and template.disk_model in {"virtio", "virtio-blk"} and template.disk_iothread:
-        wanted.append("disk")
-    if _has_scsi(template):
-        wanted.append("scsi")
-    wanted += [f"disk{i}" for i, each in enumerate(template.disks, start=1) if each.iothread and each.bus == "virtio"]
-    wanted += [f"drive{i}" for i, each in enumerate(template.drives, start=1) if each.iothread and each.bus == "virtio"]
-    return {name: str(i) for i, name in enumerate(wanted, start=1)}
-
-
-def drive_threads(template: VmTemplate) -> dict[int, str]:
-    """QEMU's names of the threads of persistent drives, by the drives' numbers: libvirt knows its own threads only."""
-    threads = _iothreads(template)
-    places = {i: threads.get(f"drive{i}") for i in range(1, len(template.drives) + 1)}
-    return {i: f"iothread{number}" for i, number in places.items() if number is not None}
-
-
-def _has_scsi(template: VmTemplate) -> bool:
-    own = template.disk is not None and template.disk_model == "virtio-scsi"
-    return own or "scsi" in [each.bus for each in template.disks] + [each.bus for each in template.drives]
-
-
-def add_disks(devices: Xml.Element, template: VmTemplate, paths: VmPaths) -> None:
-    """All disks and the seed.
-
-    :raise GuestError: a cache mode, a model or a bus is unknown.
-    """
-    threads = _iothreads(template)
-    if _has_scsi(template):
+def add_disks(devices: Xml.Element, hardware: Hardware, template: VmTemplate, paths: VmPaths) -> None:
+    """The image's disk, the seed, and more disks; persistent drives are no elements."""
+    threads = {name: str(number) for number, name in enumerate(hardware.threads, start=1)}
+    if hardware.scsi:
         controller = Xml.SubElement(devices, "controller", type="scsi", index="0", model="virtio-scsi")
-        Xml.SubElement(controller, "driver", iothread=threads["scsi"])
-        at_slot(controller, _SCSI_SLOT)
-    if template.disk is not None and paths.overlay is not None:
-        _add_image(devices, template, template.disk, paths.overlay, threads)
-    if paths.seed is not None:
-        _add_seed(devices, template, paths.seed)
-    last = [each.bus for each in template.disks] + [each.bus for each in template.drives]
-    slot = LAST_SLOT - last.count("virtio") + 1
-    for i, (extra, path) in enumerate(zip(template.disks, paths.disks, strict=True), start=1):
-        _add_extra(devices, template, extra, path, i, slot, threads)
-        slot += extra.bus == "virtio"
+        Xml.SubElement(controller, "driver", iothread=threads["scsi0"])
+        at_slot(controller, SCSI_SLOT)
+    for disk in hardware.disks:
+        kind, number = find_kind(disk)
+        if kind == "seed" and paths.seed is not None:
+            _add_seed(devices, disk, paths.seed)
+        elif kind == "disk":
+            path = paths.overlay if number == 0 else paths.disks[number - 1]
+            base = template.disk if number == 0 else template.disks[number - 1].base
+            assert path is not None
+            _add_disk(devices, disk, path, base, threads.get(disk.name))
 
 
-def _add_image(devices: Xml.Element, template: VmTemplate, image: Disk, overlay: str, threads: dict[str, str]) -> None:
-    words = _driver_words(template.disk_cache, template.disk_discard, template.disk_aio, threads.get("disk"))
-    disk = _add_file(devices, template, overlay, image, words)
-    match template.disk_model:
-        case "virtio" | "virtio-blk":
-            _target(disk, "vda", "virtio")
-            at_slot(disk, _DISK_SLOT)
-        case "virtio-scsi":
-            _target(disk, "sda", "scsi")
-            _unit(disk, bus=0, unit=0)
-        case "ide":
-            _target(disk, "sda" if _has_sata(template) else "hda", "sata" if _has_sata(template) else "ide")
-            _unit(disk, bus=0, unit=0)
-        case other:
-            raise GuestError(f"template {template.name}: disk_model {other!r} is none of ide, virtio, virtio-scsi")
-    Xml.SubElement(disk, "boot", order="1")
-    Xml.SubElement(disk, "alias", name="ua-disk0")
+def _add_disk(devices: Xml.Element, disk: DiskDevice, path: str, base: Disk | None, thread: str | None) -> None:
+    _, number = find_kind(disk)
+    element = _add_file(devices, path, base, _driver_words(disk, thread))
+    # A name of its own; the seed has the second one.
+    letters = _letters(number + 1 if number else 0)
+    if disk.bus == "virtio":
+        _target(element, f"vd{letters}", "virtio")
+        at_slot(element, disk.place)
+    elif disk.bus == "scsi":
+        _target(element, f"sd{letters}", "scsi")
+        _unit(element, bus=0, unit=disk.place)
+    else:
+        _target(element, "sda" if disk.bus == "sata" else "hda", disk.bus)
+        _unit(element, bus=0, unit=0)
+    if number == 0:
+        Xml.SubElement(element, "boot", order="1")
+    if disk.serial:
+        Xml.SubElement(element, "serial").text = disk.serial
+    Xml.SubElement(element, "alias", name=f"ua-{disk.name}")
 
 
-def _add_seed(devices: Xml.Element, template: VmTemplate, path: str) -> None:
-    ide = template.disk_model == "ide"
-    disk = Xml.SubElement(devices, "disk", type="file", device="cdrom" if ide else "disk")
+def _add_seed(devices: Xml.Element, seed: DiskDevice, path: str) -> None:
+    virtio, sata = seed.bus == "virtio", seed.bus == "sata"
+    disk = Xml.SubElement(devices, "disk", type="file", device="disk" if virtio else "cdrom")
     Xml.SubElement(disk, "driver", name="qemu", type="raw")
     Xml.SubElement(disk, "source", file=path)
-    if ide:
-        sata = _has_sata(template)
-        _target(disk, "sdb" if sata else "hdc", "sata" if sata else "ide")
-        _unit(disk, bus=0 if sata else 1, unit=1 if sata else 0)
-    else:
+    if virtio:
         _target(disk, "vdb", "virtio")
-        at_slot(disk, _SEED_SLOT)
-    Xml.SubElement(disk, "readonly")
-    Xml.SubElement(disk, "alias", name="ua-seed0")
-
-
-def _add_extra(
-    devices: Xml.Element,
-    template: VmTemplate,
-    extra: ExtraDisk,
-    path: str,
-    number: int,
-    slot: int,
-    threads: dict[str, str],
-) -> None:
-    name = f"disk{number}"
-    words = _driver_words(extra.cache, extra.discard, extra.aio, threads.get(name))
-    disk = _add_file(devices, template, path, extra.base, words)
-    if extra.bus == "scsi":
-        _target(disk, f"sd{_letters(number + 1)}", "scsi")
-        _unit(disk, bus=0, unit=number)
-    elif extra.bus == "virtio":
-        _target(disk, f"vd{_letters(number + 1)}", "virtio")
-        at_slot(disk, slot)
+        at_slot(disk, seed.place)
     else:
-        raise GuestError(f"template {template.name}: bus {extra.bus!r} is neither virtio nor scsi")
-    Xml.SubElement(disk, "serial").text = name
-    Xml.SubElement(disk, "alias", name=f"ua-{name}")
+        _target(disk, "sdb" if sata else "hdc", seed.bus)
+        _unit(disk, bus=0 if sata else 1, unit=1 if sata else 0)
+    Xml.SubElement(disk, "readonly")
+    Xml.SubElement(disk, "alias", name=f"ua-{seed.name}")
 
 
-def _driver_words(cache: str, discard: bool, aio: str, thread: str | None) -> dict[str, str]:
-    words = {"cache": cache, "discard": "unmap" if discard else "ignore"}
+def _driver_words(disk: DiskDevice, thread: str | None) -> dict[str, str]:
+    words = {"cache": disk.cache, "discard": "unmap" if disk.discard else "ignore"}
     words |= {"error_policy": "stop", "rerror_policy": "report"}
-    if aio != "threads":
-        words["io"] = aio
+    if disk.aio != "threads":
+        words["io"] = disk.aio
     return words | ({"iothread": thread} if thread else {})
 
 
-def _add_file(
-    devices: Xml.Element, template: VmTemplate, path: str, base: Disk | None, words: dict[str, str]
-) -> Xml.Element:
-    if words["cache"] not in CACHE_MODES:
-        known = ", ".join(sorted(CACHE_MODES))
-        raise GuestError(f"template {template.name}: disk_cache {words['cache']!r} is none of {known}")
+def _add_file(devices: Xml.Element, path: str, base: Disk | None, words: dict[str, str]) -> Xml.Element:
     disk = Xml.SubElement(devices, "disk", type="file", device="disk")
-    Xml.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2"} | words)
+    driver = Xml.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2"} | words)
+    tables = Xml.SubElement(driver, "metadata_cache")
+    Xml.SubElement(tables, "max_size", unit="bytes").text = str(TABLES["l2-cache-size"])
     Xml.SubElement(disk, "source", file=path)
     # All that QEMU opens is said, no header's name is followed: an empty element ends the chain.
     below = disk
@@ -183,18 +118,17 @@ def _add_file(
     return disk
 
 
-def add_mounts(devices: Xml.Element, template: VmTemplate) -> None:
+def add_mounts(devices: Xml.Element, hardware: Hardware, mounts: Sequence[Mount]) -> None:
     """Directories of the host over 9p; "squash" is QEMU's security_model=none."""
-    slot = LAST_SLOT - count_slots(template) + 1
-    for i, mount in enumerate(template.mounts):
-        if mount.type == "virtiofs":
+    for share in hardware.shares:
+        if share.type == "virtiofs":
             continue
         directory = Xml.SubElement(devices, "filesystem", type="mount", accessmode="squash", multidevs="remap")
-        Xml.SubElement(directory, "source", dir=mount.source)
-        Xml.SubElement(directory, "target", dir=mount.tag)
-        if mount.read_only:
+        Xml.SubElement(directory, "source", dir=mounts[share.number].source)
+        Xml.SubElement(directory, "target", dir=share.tag)
+        if share.read_only:
             Xml.SubElement(directory, "readonly")
-        at_slot(directory, slot + i)
+        at_slot(directory, share.slot)
 
 
 def _target(disk: Xml.Element, name: str, bus: str) -> None:
@@ -203,10 +137,6 @@ def _target(disk: Xml.Element, name: str, bus: str) -> None:
 
 def _unit(disk: Xml.Element, *, bus: int, unit: int) -> None:
     Xml.SubElement(disk, "address", type="drive", controller="0", bus=str(bus), target="0", unit=str(unit))
-
-
-def _has_sata(template: VmTemplate) -> bool:
-    return "q35" in base_machine(template)
 
 
 def _letters(number: int) -> str:

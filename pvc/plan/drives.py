@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a persistent drive may be used: what file systems' locks are worth, and whether a lease's holder is dead.
 
 Taking a drive that is in use destroys what is on it, so a holder counts as dead only where that is certain. Time

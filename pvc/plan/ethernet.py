@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel data path: bridge, taps, VXLAN end, peers, and the programs that know them."""
 
 from __future__ import annotations

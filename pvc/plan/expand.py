@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """%{vm_rank} and %{job_id}: what a template cannot know before one of its VMs starts."""
 
 from __future__ import annotations

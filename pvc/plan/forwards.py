@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forwarded ports: which ports of the node lead to which ports of its VMs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Handing out a node's own numbers: pure functions of what is taken."""
 
 from __future__ import annotations

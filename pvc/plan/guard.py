@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of an L3 network's groups stays on a node: a table of nftables' bridge family in the cluster's namespace.
 
 Each node answers its own VMs. What a VM may send at all is decided at its tap (bpf/port.c).

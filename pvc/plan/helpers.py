@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes beside QEMU that serve one VM: swtpm for its TPM, a virtiofsd for each of its directories over virtio-fs.
 
 QEMU has a socket's one end, the helper the other or its listener; both are inherited, so nothing stays in the file

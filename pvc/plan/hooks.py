@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a hook learns of its VM: its environment."""
 
 from __future__ import annotations

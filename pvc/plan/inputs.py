@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All that a node's plan follows from, kept so that the plan can be made again: to compare the node with it."""
 
 from __future__ import annotations

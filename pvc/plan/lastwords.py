@@ -1,8 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """The last that a guest said on its console."""
 
 from __future__ import annotations
 
-from pvc.parse import strip_controls
+from pvc.texts import clean_text
 
 _LINE = 160
 _REASONS = ("Kernel panic - not syncing", "BUG: ", "Oops: ")  # of Linux
@@ -15,9 +16,9 @@ def read_last_words(console: bytes, count: int = 5) -> tuple[str, ...]:
     """
     lines: list[str] = []
     for line in console.decode(errors="replace").splitlines():
-        text = strip_controls(line).strip()
+        text = clean_text(line.strip(), _LINE, console=True).strip()
         if text:
-            lines.append(text[:_LINE])
+            lines.append(text)
     last = lines[-count:]
     reason = next((line for line in lines if any(sign in line for sign in _REASONS)), None)
     if reason is not None and reason not in last:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Members of a network as ranges of ranks, and what their addresses follow from.
 
 A cluster has ten thousands of VMs and a node a few: whatever is said of the VMs of other nodes is said of ranges.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nftables rules of a cluster on a node: tables in its namespace, and one or two in the node's (nft(8)).
 
 Inside the namespace is the gateway: what its VMs may reach is decided there, where the bridge that they come from is
@@ -16,17 +17,22 @@ from pvc.plan.names import UPLINK_GROUP
 
 UPLINK = "up0"
 TABLE = "pvc"
+MOST_CONNECTIONS = 65536
 # Servers take a port below 1024 for a sign of trust (exports(5), "secure"); a VM's root is nobody's root.
 _UNPRIVILEGED = "1024-65535"
 _ND = "{ nd-neighbor-solicit, nd-neighbor-advert }"
+# Of a VM: who boots asks some four times. Each further one would be a line of the node's log.
+_ASKING = "update @asking { ether saddr limit rate over 1/second burst 20 packets } drop"
+_MANY_VMS = 4096
 
 
 @dataclass(frozen=True)
 class Gate:
-    """An L3 network at its gateway: the bridge where its VMs come in."""
+    """An L3 network at its gateway: the bridge where its VMs come in, and the gateway's hardware address there."""
 
     bridge: str
     network: EthernetNetwork
+    mac: str
 
 
 @dataclass(frozen=True)
@@ -67,17 +73,25 @@ class Outside:
     vxlan_ports: tuple[int, ...]
     quiet: tuple[str, ...] = ()
     quiet6: bool = False
-    most_connections: int = 65536
+    most_connections: int = MOST_CONNECTIONS
 
 
 def inner_tables(
-    gates: Sequence[Gate], forwards: Sequence[Forward], surroundings: Surroundings, switches: Sequence[str]
+    gates: Sequence[Gate],
+    forwards: Sequence[Forward],
+    surroundings: Surroundings,
+    switches: Sequence[str],
+    most_connections: int = MOST_CONNECTIONS,
 ) -> str:
-    """The gateway's tables inside the cluster's namespace; ``switches`` are the bridges of its L2 networks."""
-    text = _inner_table("ip", gates, _leads(forwards, "ip"), surroundings.of("ip"), switches)
+    """The gateway's tables inside the cluster's namespace; ``switches`` are the bridges of its L2 networks.
+
+    ``most_connections``: a namespace has a connection table of its own, as large as the node's and in its memory.
+    """
+    limit = f'iifname != {{ "lo", "{UPLINK}" }} ct state new ct count over {most_connections} drop'
+    text = _inner_table("ip", gates, _leads(forwards, "ip"), surroundings.of("ip"), switches, limit)
     gates6 = [gate for gate in gates if gate.network.int_network6 is not None]
     if gates6:
-        text += _inner_table("ip6", gates6, _leads(forwards, "ip6"), surroundings.of("ip6"), switches)
+        text += _inner_table("ip6", gates6, _leads(forwards, "ip6"), surroundings.of("ip6"), switches, limit)
     return text
 
 
@@ -132,17 +146,20 @@ def _inner_table(
     forwards: Sequence[tuple[Forward, str]],
     surroundings: Surroundings,
     switches: Sequence[str],
+    limit: str,
 ) -> str:
     lines = [f"table {family} {TABLE} {{"]
+    lines += _limits("asking")
     kind = "ipv4_addr" if family == "ip" else "ipv6_addr"
     if surroundings.own:
         lines += _set("own", kind, surroundings.own, interval=True)
     if surroundings.closed:
         lines += _set("closed", kind, surroundings.closed, interval=True)
-    lines += _chain("input", "type filter hook input priority filter; policy drop;", _inner_input(family, gates))
+    lines += _chain("input", "type filter hook input priority filter; policy drop;", _inner_input(family, gates, limit))
     forward = ["ct state established,related accept"]
     # Bridged frames come by here where br_netfilter is loaded while the cluster runs (host.ethernet.ensure_netns).
     forward += [f'iifname "{name}" oifname "{name}" accept' for name in switches]
+    forward.append(limit)
     for gate in gates:
         forward += _inner_forward(family, gate, surroundings)
     forward += [f'iifname "{UPLINK}" ct status dnat accept']
@@ -167,25 +184,30 @@ def _inner_table(
     return "\n".join([*lines, "}", ""])
 
 
-def _inner_input(family: str, gates: Sequence[Gate]) -> list[str]:
-    rules = ["ct state established,related accept", 'iifname "lo" accept']
+def _inner_input(family: str, gates: Sequence[Gate], limit: str) -> list[str]:
+    names = [gate.bridge for gate in gates]
+    # How a VM gets its address comes first: no other VM's connections take its place.
+    asked = ["udp dport 67"] if family == "ip" else ["udp dport 547", "icmpv6 type nd-router-solicit"]
+    rules = [f'iifname "{name}" {each} {_ASKING}' for name in names for each in asked]
+    rules += [f'iifname "{name}" {each} accept' for name in names for each in asked]
+    rules += ["ct state established,related accept", 'iifname "lo" accept']
     if family == "ip6":
         rules.append(f"icmpv6 type {_ND} accept")
-    for gate in gates:
-        name = gate.bridge
-        if family == "ip":
-            rules.append(f'iifname "{name}" udp dport {{ 53, 67 }} accept')
-            rules.append(f'iifname "{name}" icmp type echo-request accept')
-        else:
-            rules.append(f'iifname "{name}" udp dport {{ 53, 547 }} accept')
-            rules.append(f'iifname "{name}" icmpv6 type {{ echo-request, nd-router-solicit }} accept')
-        rules.append(f'iifname "{name}" tcp dport 53 accept')
+    rules.append(limit)
+    echo = "icmp type echo-request" if family == "ip" else "icmpv6 type echo-request"
+    for name in names:
+        rules += [f'iifname "{name}" {each} accept' for each in ("udp dport 53", echo, "tcp dport 53")]
     return rules
 
 
 def _inner_forward(family: str, gate: Gate, surroundings: Surroundings) -> list[str]:
     name, network = gate.bridge, gate.network
-    rules = [f'iifname "{name}" oifname "{name}" accept']
+    # VMs reach each other without the gateway. By it they would have it ask for neighbours that do not exist, in a
+    # table that all namespaces of the node share (gc_thresh3 of arp(7)).
+    rules = [
+        f'iifname "{name}" oifname "{name}" ether daddr {gate.mac} drop',
+        f'iifname "{name}" oifname "{name}" accept',
+    ]
     opened = _merge((str(each) for each in network.allow_networks), family)
     if opened:
         rules.append(f'iifname "{name}" oifname "{UPLINK}" {family} daddr {{ {", ".join(opened)} }} accept')
@@ -305,6 +327,18 @@ def _chain(name: str, head: str, rules: Sequence[str]) -> list[str]:
 def _set(name: str, kind: str, elements: Sequence[str], *, interval: bool = False) -> list[str]:
     flags = ["    flags interval"] if interval else []
     return [f"  set {name} {{", f"    type {kind}", *flags, f"    elements = {{ {', '.join(elements)} }}", "  }"]
+
+
+def _limits(name: str) -> list[str]:
+    """A set that rules fill with VMs' hardware addresses, for the limits of each."""
+    return [
+        f"  set {name} {{",
+        "    type ether_addr",
+        f"    size {_MANY_VMS}",
+        "    flags dynamic,timeout",
+        "    timeout 1m",
+        "  }",
+    ]
 
 
 def _map(name: str, kind: str, elements: str) -> list[str]:

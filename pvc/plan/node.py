@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """plan_node: everything that one node does for a job, as data."""
 
 from __future__ import annotations
@@ -143,6 +144,8 @@ def plan_node(
             )
         )
     attached = plan_bridged(job.job_id, plan_attachments(request, site), share, facts, len(taps))
+    if attached.actions and not memberships:
+        steps.append(actions.AddNetns(netns))
     steps += attached.actions
     taps += attached.taps
     for rank, nic in attached.nics:

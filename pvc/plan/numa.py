@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which host CPUs the cores of each VM are pinned to: packed by NUMA node and core, never shared."""
 
 from __future__ import annotations

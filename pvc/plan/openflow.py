@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OpenFlow tables of a cluster's networks on a node's shared switch: text for ``ovs-ofctl bundle``, and meters.
 
 Everything is known beforehand, so nothing is learnt and nothing known is flooded:
@@ -31,6 +32,8 @@ _LOCAL_GROUP = 1 << 24  # above all VNIs
 # A message of OpenFlow has at most 64 KiB, and a way to another node takes some 100 bytes of a group: 16 x 500 nodes.
 _PARTS, _PART_NODES = tuple(number << 24 for number in range(2, 18)), 500
 _RS, _RA, _NS, _NA, _REDIRECT = 133, 134, 135, 136, 137
+# Extension headers that Open vSwitch takes for what they carry: mobility, HIP, Shim6, and those for experiments.
+_OPAQUE = (135, 139, 140, 253, 254)
 
 
 @dataclass(frozen=True)
@@ -179,12 +182,22 @@ def _sort_six(segment: Segment, gateway: Port) -> Iterator[Flow]:
     for kind in (_RS, _NS, _NA):
         yield SIX, 110, f"{network},icmp6,icmp_type={kind},ip_frag=yes", ""
     yield SIX, 110, f"{network},icmp6,icmp_type=0,ip_frag=not_later", ""
-    yield SIX, 110, f"{network},ipv6,nw_proto=0", ""
+    for number in (0, *_OPAQUE):
+        yield SIX, 110, f"{network},ipv6,nw_proto={number}", ""
     yield SIX, 100, f"{network},icmp6,icmp_type={_RS}", to_gateway
     yield SIX, 100, f"{network},icmp6,icmp_type={_NS}", f"goto_table:{ANSWER}"
+    for port in segment.ports:
+        # Who asks says its own MAC, or none: what the answer, or the gateway, would believe.
+        asks = f'{network},icmp6,icmp_type={_NS},in_port="{port.name}"'
+        for hardware in (port.mac, "00:00:00:00:00:00"):
+            yield SIX, 102, f"{asks},nd_sll={hardware}", f"goto_table:{ANSWER}"
+        yield SIX, 101, asks, ""
     # A gateway that answers a link-local address asks for its MAC first; all else is answered in the switch.
     told = f"{network},icmp6,icmp_type={_NA},nd_target={_LINK_LOCAL},ipv6_src={_LINK_LOCAL},dl_dst={gateway.mac}"
-    yield SIX, 100, told, to_gateway
+    for port in segment.ports:
+        # With its own MAC, or without any: the gateway believes it.
+        for hardware in (port.mac, "00:00:00:00:00:00"):
+            yield SIX, 100, f'{told},in_port="{port.name}",nd_tll={hardware}', to_gateway
     yield SIX, 99, f"{network},icmp6,icmp_type={_NA}", ""
     yield SIX, 98, f"{network},udp6,ipv6_src={_LINK_LOCAL},tp_src=546,tp_dst=547", to_gateway
     yield SIX, 97, f"{network},ipv6,ipv6_src={_LINK_LOCAL},dl_dst={gateway.mac}", to_gateway

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PCI devices of nodes for VMs: which are usable, who gets which, and what is done with them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which node runs which ranks: a pure function of what Slurm allocated and what was asked for."""
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from pvc.model.request import Request, Size
 
 
 def place(nodes: Sequence[str], cpus: Sequence[int], request: Request, parts: Sequence[int] = ()) -> Placement:
-    """Ranks of each node: one VM a node first, as Slurm gives every node a task, then filled in order.
+    """Ranks of each node: as many VMs as Slurm would give it tasks (SLURM_TASKS_PER_NODE).
 
     ``nodes`` and ``cpus`` are SLURM_NODELIST and SLURM_JOB_CPUS_PER_NODE, expanded, in Slurm's order. A
-    request without ``cpus`` gets the most cores for each VM that still let all of them fit. Of a heterogeneous
+    request without ``cpus`` gets the most cores for each VM that still let all of them fit there. Of a heterogeneous
     job they are those of its components, one after the other, with ``parts`` nodes each: every component runs
     the VMs of one size. VMs of different sizes in an ordinary job fill its nodes by rank.
 
@@ -31,7 +32,7 @@ def place(nodes: Sequence[str], cpus: Sequence[int], request: Request, parts: Se
     begin = first = 0
     for component, (size, length) in enumerate(zip(sizes, parts or (len(nodes),), strict=True)):
         end = begin + length
-        each, counts = _place_size(cpus[begin:end], size)
+        each, counts = _place_size(cpus[begin:end], size, request)
         known.append(Size(size.count, each))
         for node, count in zip(nodes[begin:end], counts, strict=True):
             shares.append(NodeShare(node, first, count, component))
@@ -64,11 +65,16 @@ def _check_nodes(nodes: Sequence[str]) -> None:
         raise UsageError(f"node {double} is in two components of the job: each needs nodes of its own")
 
 
-def _place_size(cpus: Sequence[int], size: Size) -> tuple[int, list[int]]:
+def _place_size(cpus: Sequence[int], size: Size, request: Request) -> tuple[int, list[int]]:
     """(cores of a VM, VMs on each node).
 
     :raise UsageError: they do not fit.
     """
+    deal = _pack if request.pack else _deal
+    if request.whole and size.cpus is None and size.count <= sum(cpus):
+        # Slurm counts tasks of one core each, whatever it gives; VMs have what is there for as many.
+        counts = deal(cpus, size.count)
+        return min(cores // number for cores, number in zip(cpus, counts, strict=True) if number), counts
     each = size.cpus or _most_cpus(cpus, size.count)
     room = [count // each for count in cpus] if each else [0] * len(cpus)
     if sum(room) < size.count:
@@ -77,7 +83,18 @@ def _place_size(cpus: Sequence[int], size: Size) -> tuple[int, list[int]]:
             f"{size.count} VMs of {wanted} do not fit in the allocation of {sum(cpus)} cores on {len(cpus)} nodes",
             hint="allocate a task for each VM: -n VMS -c CORES",
         )
-    return each, _spread(room, size.count)
+    shared = None if request.whole else _share(cpus, size.count, each)
+    return each, shared or deal(room, size.count)
+
+
+def _share(cpus: Sequence[int], count: int, each: int) -> list[int] | None:
+    """What Slurm has counted cores of its nodes for, where it has: it may have given each VM more than was asked for
+    (MaxMemPerCPU of slurm.conf(5), cores with several threads, --threads-per-core). None: the cores do not tell.
+    """
+    share = sum(cpus) // count
+    if share < max(each, 1) or share * count != sum(cpus) or any(cores % share for cores in cpus):
+        return None
+    return [cores // share for cores in cpus]
 
 
 def _fill(nodes: Sequence[str], cpus: Sequence[int], sizes: Sequence[Size]) -> tuple[NodeShare, ...]:
@@ -103,7 +120,23 @@ def _fill(nodes: Sequence[str], cpus: Sequence[int], sizes: Sequence[Size]) -> t
     return tuple(NodeShare(node, first, count) for node, first, count in zip(nodes, firsts, counts, strict=True))
 
 
-def _spread(room: Sequence[int], count: int) -> list[int]:
+def _deal(room: Sequence[int], count: int) -> list[int]:
+    """One to each node that has room, again and again: so Slurm counts tasks, for --distribution=block, too
+    (_task_layout_block in its slurm_step_layout.c).
+    """
+    counts = [0] * len(room)
+    left = count
+    open_nodes = list(range(len(room)))
+    while left:
+        open_nodes = [index for index in open_nodes if counts[index] < room[index]]
+        for index in open_nodes[:left]:
+            counts[index] += 1
+        left -= min(left, len(open_nodes))
+    return counts
+
+
+def _pack(room: Sequence[int], count: int) -> list[int]:
+    """One to each node that has room, and then one node is filled after the other."""
     counts = [0] * len(room)
     left = count
     for index, limit in enumerate(room):

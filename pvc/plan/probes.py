@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Probe frames between the nodes of a cluster: who sends which to whom, and how they look.
 
 They have the local experimental EtherType 1 (IEEE 802, 0x88B5), the address of a VM of the other node or that node's
@@ -31,6 +32,7 @@ class Probe:
     """One network's probes on one node; devices are (namespace, name). ``targets``: node -> a MAC that is behind it.
 
     Frames leave by a device or, with ``switch_port``, as if they had come into the shared switch there.
+    ``by_kernel``: tunnels end in the kernel at the device ``underlay``, past the node's own firewall.
     ``to_vm``: they are heard on their way to this VM, which must run.
     """
 
@@ -40,10 +42,17 @@ class Probe:
     source: str
     targets: dict[str, str]
     sizes: tuple[int, ...]
-    carrier: str
+    udp_port: int
+    underlay: str
     underlay_mtu: int
+    by_kernel: bool = True
     switch_port: str | None = None
     to_vm: str = ""
+
+    @property
+    def carrier(self) -> str:
+        """What the frames travel in, in words."""
+        return f"UDP {self.udp_port}"
 
 
 def plan_probes(inputs: Inputs) -> tuple[Probe, ...]:
@@ -65,13 +74,16 @@ def plan_probes(inputs: Inputs) -> tuple[Probe, ...]:
             source=_source(membership, local[0]),
             targets=targets,
             sizes=(SMALL, addresses.guest_mtu(network)),
-            carrier=f"UDP {network.vxlan_port}",
+            udp_port=network.vxlan_port,
+            underlay=inputs.facts.underlay(network.host_suffix).device,
             underlay_mtu=network.mtu,
         )
         if is_switched(network):
             tap = _tap_of(plan, network.name, local[0])
             port = tap if network.layer is Layer.L2 else None
-            probe = replace(probe, listener=(None, tap), switch_port=port, to_vm=names.vm(local[0]))
+            by_kernel = inputs.facts.ovs_datapath == "system"
+            to_vm = names.vm(local[0])
+            probe = replace(probe, listener=(None, tap), switch_port=port, to_vm=to_vm, by_kernel=by_kernel)
         elif network.layer is Layer.L3:
             # As the programs at the taps send what is for a VM there (bpf/port.c); no VM has the number 0.
             labels = {node: addresses.label_mac(label) for label, node in enumerate(first)}

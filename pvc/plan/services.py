@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a cluster's VMs are served on their own node: gateway, NAT, forwarded ports, names, and what guards them."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pvc.model.cluster import NodeShare, Placement
 from pvc.model.host import Grants, JobFacts, NodeFacts
 from pvc.model.network import EthernetNetwork, Layer, Outbound, Outbound6
-from pvc.plan import actions, addresses, dnsmasq, guard, names, nftables
+from pvc.plan import actions, addresses, dnsmasq, guard, names, nftables, ownports
 from pvc.plan.ethernet import Membership, plan_peers
 from pvc.plan.forwards import Forward
 from pvc.plan.switch import is_switched
@@ -43,6 +44,11 @@ class Setting:
         """Whether any has IPv6."""
         return any(each.network.int_network6 is not None for each in self.layer3)
 
+    @property
+    def most_connections(self) -> int:
+        """What the cluster may have at once."""
+        return max(_FEW_CONNECTIONS, (self.facts.most_connections or _CONNECTIONS) // _CLUSTERS_FILL)
+
     def vni(self, membership: Membership) -> int:
         """The VXLAN identifier that was granted."""
         return self.grants.vnis[membership.network.name]
@@ -63,6 +69,9 @@ def plan_services(setting: Setting) -> list[actions.Action]:
     steps.append(_host_rules(setting))
     if setting.layer3:
         steps += _plan_forwarding(setting)
+        reserved = ownports.plan_reserved(setting.networks, setting.facts.ephemeral, setting.facts.reserved)
+        if reserved is not None and setting.forwards:
+            steps.append(actions.SetSysctl(ownports.SETTING, reserved, setting.job.job_id))
         steps.append(_plan_dnsmasq(setting, netns))
     return steps
 
@@ -84,13 +93,16 @@ def _plan_uplink(setting: Setting, netns: str) -> actions.AddUplink:
 def _inner_rules(setting: Setting) -> str:
     text = ""
     if setting.layer3:
-        gates = [nftables.Gate(names.bridge(each.index), each.network) for each in setting.layer3]
+        gates = [
+            nftables.Gate(names.bridge(each.index), each.network, addresses.gateway_mac(each.network, each.index))
+            for each in setting.layer3
+        ]
         external = {each.ext_network for each in setting.networks if each.layer is Layer.L3}
         facts = setting.facts
         peers = [*facts.peers.values(), *(each for tunnel in facts.tunnels.values() for each in tunnel.peers.values())]
         around = nftables.surroundings(facts.addresses, peers, external)
         switches = [names.bridge(each.index) for each in setting.memberships if each.network.layer is Layer.L2]
-        text = nftables.inner_tables(gates, setting.forwards, around, switches)
+        text = nftables.inner_tables(gates, setting.forwards, around, switches, setting.most_connections)
     tunnels = [
         guard.Tunnel(names.vxlan(each.index), addresses.gateway_mac(each.network, each.index))
         for each in setting.layer3
@@ -125,7 +137,7 @@ def _host_rules(setting: Setting) -> actions.LoadRules:
             vxlan_ports=tuple(sorted({each.vxlan_port for each in setting.networks})),
             quiet=facts.quiet if managed else (),
             quiet6=facts.quiet6 and any(each.int_network6 is not None for each in managed),
-            most_connections=max(_FEW_CONNECTIONS, (facts.most_connections or _CONNECTIONS) // _CLUSTERS_FILL),
+            most_connections=setting.most_connections,
         )
     tables: tuple[tuple[str, str], ...] = (("ip", table), ("ip6", table)) if setting.with6 else (("ip", table),)
     text = nftables.host_tables(table, tunnels, outside)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Open vSwitch data path: devices of the node's own namespace, ports of its shared bridge, flows."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ SYSTEM = "system"
 
 
 def is_switched(network: EthernetNetwork) -> bool:
-    """Whether Open vSwitch carries the network; the kernel is faster (HACKING.md), so it is what ``auto`` means."""
+    """Whether Open vSwitch carries the network; the kernel is faster, as docs/measurements.md shows."""
     return network.data_path is DataPath.OVS
 
 
@@ -109,7 +110,7 @@ def _plan_segment(
     vni, layer3 = grants.vnis[network.name], network.layer is Layer.L3
 
     def name(at: int) -> str:
-        return names.port(network.dev_prefix, job.job_id, number + at)
+        return names.port(network.dev_prefix, grants.mark or names.job_mark(job.job_id), number + at)
 
     ports = tuple(
         openflow.Port(

@@ -1,14 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node asks of Slurm's controller; run by root on compute nodes."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-
-from pvc import run
-from pvc.errors import HostError, JobError
-
-_TIMEOUT_S = 15.0
+from pvc.slurm.ask import ask
 
 
 def read_node_jobs(node: str) -> set[int]:
@@ -18,13 +13,6 @@ def read_node_jobs(node: str) -> set[int]:
 
     :raise JobError: the controller does not answer.
     """
-    try:
-        text = run.run(["squeue", "-h", "-w", node, "-o", "%A %i"], env=_environment(), timeout_s=_TIMEOUT_S)
-    except HostError as err:
-        raise JobError(f"cannot ask Slurm for the jobs of {node}") from err
-    return {int(word) for word in text.replace("+", " ").split() if word.isdigit()}
-
-
-def _environment() -> Mapping[str, str]:
-    slurm_conf = os.environ.get("SLURM_CONF")
-    return {**run.BASE_ENV, **({"SLURM_CONF": slurm_conf} if slurm_conf else {})}
+    argv = ["squeue", "--noheader", "--all", "--local", f"--nodelist={node}", "--format", "%A %i"]
+    text = ask(argv, f"ask Slurm for the jobs of {node}")
+    return {int(word) for word in text.replace("+", " ").split() if word.isdecimal()}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slurm's texts of generic resources: what a node has, and which of it a job was given."""
 
 from __future__ import annotations

@@ -1,6 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slurm's node lists."""
 
 from __future__ import annotations
+
+import re
+
+_ONE_RANGE = re.compile(r"([^\[\]]*)\[([^\[\]]*)\]([^\[\]]*)")
 
 
 def expand_nodes(text: str) -> tuple[str, ...]:
@@ -29,8 +34,11 @@ def _expand_part(part: str) -> tuple[str, ...]:
     # NodeSet costs 50 ms to import, and most lists have no brackets
     from ClusterShell.NodeSet import NodeSet, NodeSetParseError
 
+    match = _ONE_RANGE.fullmatch(part)
+    # A set is sorted: of one range, each piece is a set for itself.
+    pieces = [f"{match[1]}[{piece}]{match[3]}" for piece in match[2].split(",")] if match is not None else [part]
     try:
-        return tuple(NodeSet(part))
+        return tuple(dict.fromkeys(name for piece in pieces for name in NodeSet(piece)))
     except NodeSetParseError as err:
         raise ValueError(f"{part!r} is not a list of nodes: {err}") from err
 

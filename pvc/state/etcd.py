@@ -1,4 +1,5 @@
-"""The store in etcd 3, through etcd-sdk-python (module pyetcd).
+# SPDX-License-Identifier: Apache-2.0
+"""The store in etcd 3, through etcd-sdk-python (module pyetcd). All keys are below the site's prefix.
 
 One connection is kept; a failed call drops it and is tried once more on each server, since tokens
 expire (etcd: --auth-token-ttl) and servers restart. Every call has a time limit.
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 from pvc.errors import StateError
 from pvc.model.site import EtcdSettings
+from pvc.state.etcderrors import explain
 from pvc.state.store import Absent, Check, Delete, DeletePrefix, Put, Result, Write
 
 T = TypeVar("T")
@@ -24,26 +26,28 @@ class EtcdStore:
 
     def __init__(self, settings: EtcdSettings) -> None:
         self._settings = settings
+        self._top = f"/{settings.prefix}/"
         self._client: Any = None
         self._lock = threading.Lock()
 
     def transact(self, checks: Sequence[Check], writes: Sequence[Write], reads: Sequence[str] = ()) -> Result:
         def call(client: Any) -> Result:
             verbs = client.transactions
-            compare = [_compare(verbs, check) for check in checks]
-            then = [_write(verbs, write) for write in writes] + [verbs.get(key) for key in reads]
+            compare = [self._compare(verbs, check) for check in checks]
+            then = [self._write(verbs, write) for write in writes] + [verbs.get(self._top + key) for key in reads]
             done, answers = client.transaction(compare=compare, success=then, failure=[])
             values: dict[str, str] = {}
             for answer in answers[len(writes) :] if done else []:
                 for value, facts in answer:
-                    values[facts.key.decode()] = value.decode()
+                    values[self._name(facts.key)] = value.decode()
             return Result(done, values)
 
         return self._call(call)
 
     def read_prefix(self, prefix: str) -> dict[str, str]:
         def call(client: Any) -> dict[str, str]:
-            return {facts.key.decode(): value.decode() for value, facts in client.get_prefix(prefix)}
+            found = client.get_prefix(self._top + prefix)
+            return {self._name(facts.key): value.decode() for value, facts in found}
 
         return self._call(call)
 
@@ -64,11 +68,11 @@ class EtcdStore:
                     error = err
                     self._drop()
             places = ", ".join(f"{server}:{self._settings.port}" for server in self._settings.servers)
-            reason = type(error).__name__ if error and not str(error) else str(error)
-            raise StateError(
-                f"the state store (etcd at {places}) does not answer: {_first_line(reason)}",
-                hint="ask the administrator to start etcd, then try again",
-            )
+            if isinstance(error, StateError):
+                raise error
+            text, hint = explain(error, self._settings)
+            # gRPC's own words are in the text as far as they say more than it.
+            raise StateError(f"the state store (etcd at {places}) {text}", hint=hint) from None
 
     def _connect(self, server: str) -> Any:
         import pyetcd
@@ -88,35 +92,28 @@ class EtcdStore:
             client.call_credentials = None
         return client
 
+    def _name(self, key: bytes) -> str:
+        return key.decode().removeprefix(self._top)
+
+    def _compare(self, verbs: Any, check: Check) -> Any:
+        if isinstance(check, Absent):
+            return verbs.version(self._top + check.key) == 0
+        # An empty range compares as one key of version 0 (etcd: applyCompares).
+        return verbs.version(self._top + check.prefix, _range_end(self._top + check.prefix)) == 0
+
+    def _write(self, verbs: Any, write: Write) -> Any:
+        match write:
+            case Put(key, value):
+                return verbs.put(self._top + key, value)
+            case Delete(key):
+                return verbs.delete(self._top + key)
+            case DeletePrefix(prefix):
+                return verbs.delete(self._top + prefix, range_end=_range_end(self._top + prefix))
+
     def _drop(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             client.close()
-
-
-def _first_line(text: str) -> str:
-    # grpc puts the whole call into the text; "details" is the sentence meant for people.
-    for line in text.splitlines():
-        if "details = " in line:
-            return line.split("details = ", 1)[1].strip('" ')
-    return text.splitlines()[0] if text else "no reason given"
-
-
-def _compare(verbs: Any, check: Check) -> Any:
-    if isinstance(check, Absent):
-        return verbs.version(check.key) == 0
-    # An empty range compares as one key of version 0 (etcd: applyCompares).
-    return verbs.version(check.prefix, _range_end(check.prefix)) == 0
-
-
-def _write(verbs: Any, write: Write) -> Any:
-    match write:
-        case Put(key, value):
-            return verbs.put(key, value)
-        case Delete(key):
-            return verbs.delete(key)
-        case DeletePrefix(prefix):
-            return verbs.delete(prefix, range_end=_range_end(prefix))
 
 
 def _range_end(prefix: str) -> str:

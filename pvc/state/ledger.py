@@ -1,9 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger: what pvc-node did, or was about to do, for one job on this node.
 
     <state>/jobs/<job>/record.json     owner, boot, refusal, grants
     <state>/jobs/<job>/actions         one action a line, written before the effect
     <state>/jobs/<job>/inputs.json     what the plan follows from, to compare the node with it later
     <state>/jobs/<job>/plan.json       the grant and the taps, once all is applied
+    <state>/jobs/<job>/upkeep.json     what was found undone by others, and put back
 
 The directory is there as long as anything may have to be undone; removing it is the last act of a
 tear-down. It is root's alone.
@@ -12,6 +14,7 @@ tear-down. It is root's alone.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,11 +25,14 @@ from typing import Any, TypeVar
 from pvc.codec import dumps, from_data, loads, to_data
 from pvc.errors import HostError
 from pvc.files import remove_tree, write_atomic
+from pvc.model.netview import Upkeep
 from pvc.model.node import NodeGrant, Tap
 from pvc.plan import actions
 from pvc.plan.inputs import Inputs
 
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+_HINT = "it stays as it is while Slurm has the job; when that has ended, what can be told by its name is removed"
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
@@ -42,6 +48,7 @@ _TYPES: dict[str, Any] = {
         actions.AddGateway,
         actions.AddSwitchPorts,
         actions.LoadFlows,
+        actions.AddLeads,
         actions.JoinBridge,
         actions.BindDevice,
         actions.AddUplink,
@@ -78,6 +85,7 @@ class Record:
     meters: tuple[int, ...] = ()
     refusal: Refusal | None = None
     opened_ns: int = 0
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,13 @@ class Ready:
     grant: NodeGrant
     netns: str
     taps: tuple[Tap, ...]
+
+
+class UnreadableError(HostError):
+    """What a ledger says is not understood: it was written by another version of pvc, or the disk lost some of it.
+
+    Nothing may be concluded from it, and it stays as it is.
+    """
 
 
 class Ledger:
@@ -112,7 +127,10 @@ class Ledger:
         write_atomic(self.path / "record.json", dumps(record), mode=0o600)
 
     def read_record(self) -> Record | None:
-        """The record; None when there is none or a crash left half of one."""
+        """The record; None when there is none.
+
+        :raise UnreadableError: it is not understood.
+        """
         return _load(Record, self.path / "record.json")
 
     def intend(self, steps: Sequence[actions.Action]) -> None:
@@ -124,10 +142,12 @@ class Ledger:
             stream.flush()
             os.fdatasync(stream.fileno())
 
-    def read_actions(self) -> list[actions.Action]:
+    def read_actions(self, *, any_left_out: bool = False) -> list[actions.Action]:
         """Recorded actions in order of creation; a torn last line was never acted upon.
 
-        :raise HostError: the ledger was damaged.
+        ``any_left_out``: those that are not understood are, instead of an error.
+
+        :raise UnreadableError: one is not understood.
         """
         try:
             lines = (self.path / "actions").read_text().split("\n")
@@ -137,8 +157,11 @@ class Ledger:
         for number, line in enumerate(lines[:-1], start=1):
             try:
                 steps.append(_decode(line))
-            except (ValueError, KeyError) as err:
-                raise HostError(f"{self.path}/actions:{number} cannot be read") from err
+            except (ValueError, KeyError, TypeError) as err:
+                text = f"{self.path}/actions:{number} is not understood"
+                if not any_left_out:
+                    raise UnreadableError(text, hint=_HINT) from err
+                LOG.warning("%s: it is left out", text)
         return steps
 
     def keep(self, steps: Sequence[actions.Action]) -> None:
@@ -151,15 +174,41 @@ class Ledger:
 
     def read_inputs(self) -> Inputs | None:
         """What the plan followed from; None when that is not known, as after an update of pvc."""
-        return _load(Inputs, self.path / "inputs.json")
+        try:
+            return _load(Inputs, self.path / "inputs.json")
+        except UnreadableError:
+            return None
 
     def write_ready(self, ready: Ready) -> None:
         """Record that all is applied."""
         write_atomic(self.path / "plan.json", dumps(ready), mode=0o600)
 
     def read_ready(self) -> Ready | None:
-        """What to tell a supervisor; None while the job is not set up."""
+        """What to tell a supervisor; None while the job is not set up.
+
+        :raise UnreadableError: it is not understood.
+        """
         return _load(Ready, self.path / "plan.json")
+
+    def write_upkeep(self, upkeep: Upkeep) -> None:
+        """Record what the last look at the job's networks found."""
+        write_atomic(self.path / "upkeep.json", dumps(upkeep), mode=0o600)
+
+    def read_upkeep(self) -> Upkeep:
+        """The same; nothing found, where that is not known."""
+        try:
+            return _load(Upkeep, self.path / "upkeep.json") or Upkeep()
+        except UnreadableError:
+            return Upkeep()
+
+    def is_settled(self) -> bool:
+        """Whether the set-up has come to an end of which nothing is to be undone now: all is applied, or it is refused
+        and undone.
+        """
+        if (self.path / "plan.json").exists():
+            return True
+        record = self.read_record()
+        return record is not None and record.refusal is not None and not self.read_actions()
 
     def unready(self) -> None:
         """From here on nobody attaches any more."""
@@ -174,7 +223,7 @@ class Ledger:
 def read_jobs(state: Path) -> list[int]:
     """The jobs with a ledger."""
     try:
-        return sorted(int(entry.name) for entry in os.scandir(state / "jobs") if entry.name.isdigit())
+        return sorted(int(entry.name) for entry in os.scandir(state / "jobs") if entry.name.isdecimal())
     except FileNotFoundError:
         return []
 
@@ -208,5 +257,7 @@ def _slim(step: actions.Action) -> actions.Action:
 def _load(kind: type[T], path: Path) -> T | None:
     try:
         return loads(kind, path.read_text())
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
+    except ValueError as err:
+        raise UnreadableError(f"{path} is not understood", hint=_HINT) from err

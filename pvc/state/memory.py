@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A store in this process: for plans made without a cluster, and the reference in the stores' contract tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pvc needs of a state store: small transactions over string keys."""
 
 from __future__ import annotations

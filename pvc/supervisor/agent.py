@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One VM's agent, as pvc-agent(7) describes it: the session, its streams, and whether anybody is there.
 
 Nothing that the guest sends is believed. What is no frame, or breaks the rules, ends the session with a reason and

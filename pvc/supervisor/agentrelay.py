@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A client's connection to the agents of a node's VMs: its frames, with each stream led to the VM that it names.
 
 The protocol is that of pvc-agent(7) without a HELLO; ``vm`` (a rank) in OPEN says whose agent is meant. CREDIT passes
@@ -188,10 +189,14 @@ class Route:
 
     def accept(self, stream: int, words: list[tuple[str, str]]) -> None:
         """The guest has a connection for the client, which listens on this stream."""
+        told = [pair for pair in words if pair[0] != "parent"] + [("parent", str(self.stream))]
+        try:
+            payload = pack_words(told)
+        except ValueError:  # the number that we put in may be longer than the guest's
+            raise ProtocolError("a stream with too many words") from None
         child = self._relay.add(self.agent, stream)
         self._children[stream] = child
-        told = [pair for pair in words if pair[0] != "parent"] + [("parent", str(self.stream))]
-        self._relay.write(Frame(Kind.OPEN, stream, pack_words(told)), child.stream)
+        self._relay.write(Frame(Kind.OPEN, stream, payload), child.stream)
 
     async def ready(self) -> None:
         """Return once more may come for this client."""

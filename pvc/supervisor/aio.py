@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which templates get io_uring on this node."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ from dataclasses import replace
 
 from pvc.host.aio import find_io_uring_obstacle
 from pvc.model.cluster import ClusterSpec
-from pvc.plan.qemudrives import replace_aio, uses_aio
+from pvc.plan.hardware import replace_aio, uses_aio
 
 
 def settle_aio(spec: ClusterSpec) -> tuple[ClusterSpec, str | None]:

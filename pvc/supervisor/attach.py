@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The supervisor's calls to pvc-node: what this node's VMs were given, the descriptors of their taps, and how
 their networks are.
 """
@@ -8,6 +9,7 @@ import asyncio
 import json
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pvc import codec
-from pvc.errors import GuestError, HostError, JobError, PvcError, StateError, UsageError
+from pvc.errors import HostError, rebuild_error
 from pvc.model.node import NodeGrant
 
 SOCKET = Path("/run/pvc/node.sock")
@@ -24,6 +26,7 @@ SOCKET_VARIABLE = "PVC_NODE_SOCKET"
 RETRY_S = 10.0
 ANSWER_S = 30.0
 _PAUSE_S = 0.05
+_TURN_S = 2.0
 _MAX_LINE = 16 << 20
 _MAX_FDS = 253  # SCM_MAX_FD, include/net/scm.h
 _NONSENSE, _ONE_VERSION = "pvc-node's answer is not understood", "do both ends run one version of pvc?"
@@ -96,9 +99,13 @@ async def _connect(path: Path, retry_s: float) -> socket.socket:
     deadline = loop.time() + retry_s
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.setblocking(False)
         try:
-            await loop.sock_connect(connection, os.fspath(path))
+            # In a thread that blocks: the kernel lets waiting callers in by turns where others fill the backlog, and
+            # who does not wait would need luck.
+            left = struct.pack("ll", *divmod(int(1e6 * max(_TURN_S, deadline - loop.time())), 1_000_000))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, left)
+            await asyncio.to_thread(connection.connect, os.fspath(path))
+            connection.setblocking(False)
             return connection
         except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as err:
             connection.close()
@@ -182,10 +189,10 @@ async def _wait_readable(connection: socket.socket) -> None:
 
 def _parse_answer(line: bytes) -> dict[str, Any]:
     try:
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] = codec.read_json(line)
         if answer["ok"]:
             return answer
-        error = _refusal(answer)
+        error = rebuild_error(answer.get("exit_code", HostError.exit_code), str(answer["error"]), answer.get("hint"))
     except (ValueError, KeyError, TypeError) as err:
         raise HostError(_NONSENSE, hint=_ONE_VERSION) from err
     raise error
@@ -196,14 +203,3 @@ def _parse_grant(answer: dict[str, Any]) -> tuple[NodeGrant, int]:
         return codec.from_data(NodeGrant, answer["grant"]), int(answer["fds"])
     except (ValueError, KeyError, TypeError) as err:
         raise HostError(_NONSENSE, hint=_ONE_VERSION) from err
-
-
-def _refusal(answer: dict[str, Any]) -> PvcError:
-    """The error that pvc-node describes, in the class its exit code names."""
-    code = int(answer.get("exit_code", HostError.exit_code))
-    classes: dict[int, type[PvcError]] = {
-        kind.exit_code: kind for kind in (UsageError, JobError, StateError, HostError, GuestError)
-    }
-    error = classes.get(code, PvcError)(str(answer["error"]), hint=answer.get("hint"))
-    error.exit_code = code
-    return error

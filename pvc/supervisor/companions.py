@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs of one run of a VM that serve QEMU over sockets: swtpm, virtiofsd for directories over virtio-fs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One VM's serial console: a single reader of QEMU's end, a bounded log, any number of watchers."""
 
 from __future__ import annotations

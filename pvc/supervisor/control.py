@@ -1,7 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control port: the cluster's owner asks a node's supervisor, over mutual TLS.
 
-Both ends hold the cluster's one self-signed pair; whoever else connects is refused by the handshake. Each
-connection carries one request.
+Both ends hold the cluster's one self-signed pair; whoever else connects is turned away at the door, or at the latest by
+the handshake. Each connection carries one request.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from pvc import codec
+from pvc.channel.doorword import find_door_word
 from pvc.channel.frames import PROTOCOL, ProtocolError
 from pvc.errors import GuestError, PvcError, UsageError
 from pvc.model.cluster import ClusterKeys
@@ -23,6 +27,7 @@ from pvc.model.vm import VmStatus
 from pvc.supervisor import relay
 from pvc.supervisor.agentrelay import Relay
 from pvc.supervisor.console import Console
+from pvc.supervisor.door import Door
 from pvc.supervisor.journal import Journal
 from pvc.supervisor.logs import send_log
 from pvc.supervisor.monitor import dump_memory, find_display, run_command, take_screenshot
@@ -33,7 +38,9 @@ from pvc.supervisor.vm import Vm
 LOG = logging.getLogger(__name__)
 
 MAX_REQUEST = 64 << 10
-MAX_CONNECTIONS = 128
+# Those of callers with the door's word; a handshake takes some 100 KiB.
+MAX_CONNECTIONS, MAX_HANDSHAKES = 128, 32
+HANDSHAKE_S = 5.0
 REQUEST_S = 10.0
 _CHUNK = 1 << 16
 _FOR_NODE = ("op", "nonce", "window_s")
@@ -80,54 +87,74 @@ class Control:
         self._on_stop = on_stop
         self._ask_node = ask_node
         self._journal = journal
-        self._server: asyncio.Server | None = None
+        self._door: Door | None = None
+        self._tls: ssl.SSLContext | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._handshakes = 0
 
     async def start(self, host: str, keys: ClusterKeys) -> int:
         """Listen at ``host`` and return the port.
 
         :raise OSError: the address is not this node's.
         """
-        self._server = await asyncio.start_server(
-            self._serve, host, 0, ssl=server_context(keys), limit=MAX_REQUEST, ssl_handshake_timeout=REQUEST_S
-        )
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        self._tls = server_context(keys)
+        self._door = Door(find_door_word(keys.tls_key), self._admit)
+        return self._door.open(host)
 
     async def close(self) -> None:
         """Listen no more and let go of the connections that are left."""
-        if self._server is not None:
-            self._server.close()
+        if self._door is not None:
+            self._door.close()
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= MAX_CONNECTIONS:
-            writer.transport.abort()
+    def _admit(self, connection: socket.socket) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS or self._handshakes >= MAX_HANDSHAKES:
+            connection.close()
             return
-        task = asyncio.current_task()
-        assert task is not None
+        self._handshakes += 1
+        task = asyncio.ensure_future(self._serve(connection))
         self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        writer: asyncio.StreamWriter | None = None
         try:
+            try:
+                reader, writer = await self._shake_hands(connection)
+            finally:
+                self._handshakes -= 1
             await self._answer(reader, writer)
         except (OSError, EOFError, TimeoutError, ProtocolError) as err:
             LOG.debug("control: a connection ended: %s", err)
         except asyncio.CancelledError:
-            # The supervisor leaves. Not passed on: asyncio's streams would log it as an error.
+            # The supervisor leaves.
             LOG.debug("control: a connection was cut")
         except Exception:  # one request must not end the supervisor of a node's VMs
             LOG.exception("control: a request failed")
         finally:
-            self._connections.discard(task)
-            writer.close()
+            if writer is not None:
+                writer.close()
+            else:
+                connection.close()
+
+    async def _shake_hands(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """:raise OSError: the other end does not hold the cluster's pair."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=MAX_REQUEST, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol, connection, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE_S
+        )
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request = _parse_request(await _read_line(reader))
             match request.get("op"):
                 case "status":
-                    await _send(writer, {"ok": True, "vms": codec.to_data(self._statuses())})
+                    await _send(writer, {"ok": True, "now": time.time(), "vms": codec.to_data(self._statuses())})
                 case "stop":
                     await self._stop(request, writer)
                 case "order":
@@ -158,7 +185,7 @@ class Control:
                     await self._agents(reader, writer)
                 case "ssh":
                     await self._ssh(self._find_vm(request), reader, writer)
-                case "network" | "check" | "probe":
+                case "network" | "check" | "probe" | "upkeep":
                     asked = {key: request[key] for key in _FOR_NODE if key in request}
                     await _send(writer, await self._ask_node(asked))
                 case other:
@@ -255,8 +282,8 @@ async def _send(writer: asyncio.StreamWriter, answer: dict[str, Any], data: byte
 
 def _parse_request(line: bytes) -> dict[str, Any]:
     try:
-        request = json.loads(line)
-    except (ValueError, RecursionError):
+        request = codec.read_json(line)
+    except ValueError:
         raise UsageError("a request is one line of JSON") from None
     if not isinstance(request, dict):
         raise UsageError("a request is a JSON object")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a VM's life needs of whatever runs it: a driver starts a machine, a machine is one QEMU.
 
 The first driver, ``pvc.supervisor.qemu``, starts QEMU itself.
@@ -8,12 +9,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qemu.qmp import EventListener
 from qemu.qmp.message import Message
 
+from pvc.model.hardware import Hardware
+from pvc.plan.hardware import Wanted, plan_hardware
 from pvc.plan.qemudrives import DriveFd, VmPaths
 from pvc.supervisor.share import VmShare
 
@@ -30,6 +33,7 @@ class Launch:
     sees below /dev/virtio-ports by these names, besides its console. ``drives``: persistent drives that are open, in
     the order of the template's. ``tpm`` and ``shares``: sockets that lead to its swtpm and to the virtiofsd of each
     directory over virtio-fs. QEMU also inherits ``inherited``: all these, and descriptors whose locks end with it.
+    ``images``: open files of images, firmware, kernel and initrd by their paths; ``boot`` are the last two alone.
     """
 
     share: VmShare
@@ -40,6 +44,27 @@ class Launch:
     inherited: tuple[int, ...] = ()
     tpm: int | None = None
     shares: tuple[int, ...] = ()
+    images: Mapping[str, int] = field(default_factory=dict)
+    boot: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def hardware(self) -> Hardware:
+        """What the guest has.
+
+        :raise GuestError: the template's machine cannot have it.
+        """
+        share = self.share
+        wanted = Wanted(
+            cpus=share.cpus,
+            memory_mib=share.memory_mib,
+            accel=share.accel,
+            nics=share.grant.nics,
+            devices=share.grant.devices,
+            ports=self.channels,
+            seed=self.paths.seed is not None,
+            firmware=self.paths.firmware,
+        )
+        return plan_hardware(share.name, share.template, wanted)
 
 
 class Machine(Protocol):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A VM's persistent drives, from before QEMU opens them until nothing can write to them any more.
 
 Three things keep a second writer away, each where the others cannot: the lock on the drive's own file, which QEMU

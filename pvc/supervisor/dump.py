@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guest's memory in an open file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What it means that QEMU ended: pure, from the exit status and what QMP said before."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The supervisor's standard output: one event a line, for the launcher."""
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ class Events:
                 exit_code=err.exit_code,
             )
         )
+
+    def told(self) -> None:
+        """A signal has asked for the end."""
+        self._write(Event(EventKind.TOLD, self._node, time.time()))
 
     def ended(self) -> None:
         """Everything is stopped; the last event."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """File systems of a guest that stand still for the moment at which its disk is saved."""
 
 from __future__ import annotations
@@ -7,9 +8,10 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from pvc.channel.frames import Frame, Kind, pack_credit, parse_words, printable
+from pvc.channel.frames import Frame, Kind, pack_credit, parse_words
 from pvc.errors import GuestError
 from pvc.supervisor.agent import Agent
+from pvc.texts import clean_text
 
 LOG = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class Freeze:
         self.done = self._result is None and self._is_frozen()
         if not self.done:
             said = self._said.decode(errors="replace").strip() or (self._result or {}).get("error", "")
-            self.why = printable(said.removeprefix("pvc-agent: ")) or "the guest took too long"
+            self.why = clean_text(said.removeprefix("pvc-agent: ")) or "the guest took too long"
 
     async def end(self) -> None:
         """Let them go on; if they did already, nothing was frozen at the moment that counts."""

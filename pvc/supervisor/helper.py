@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program that one run of a VM needs beside QEMU (a TPM, a file server): up before QEMU, gone after it."""
 
 from __future__ import annotations

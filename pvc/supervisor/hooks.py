@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A template's hooks: programs of the job's owner, run around one VM's life, with a log of their own."""
 
 from __future__ import annotations

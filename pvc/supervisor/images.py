@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of images on this node: used where they are there, made for the next start where they are not.
 
 Nobody waits for a copy. A VM that starts meanwhile reads the repository's file, and what it reads is in the node's page
@@ -17,11 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from pvc.images.cache import NodeCache, Outcome
+from pvc.images.opened import HeldImages
 from pvc.images.scratch import is_sha256
 from pvc.model.node import ImageCache
 from pvc.model.vm import VmTemplate
 from pvc.plan.expand import find_image_files, localize
+from pvc.plan.qemudrives import name_images
 from pvc.supervisor.driver import Driver, Launch, Machine
+from pvc.supervisor.layers import check_files, check_nodes
+from pvc.supervisor.threads import outlast
 
 LOG = logging.getLogger(__name__)
 _NICE = 19
@@ -98,7 +103,7 @@ class LocalImages:
 
 
 class NearDriver:
-    """A driver whose VMs read the copies that are there when they start."""
+    """A driver whose VMs read the copies that are there when they start, from files that are looked at then."""
 
     def __init__(self, driver: Driver, images: LocalImages) -> None:
         self._driver = driver
@@ -110,9 +115,38 @@ class NearDriver:
         return self._driver.uri
 
     async def start(self, launch: Launch) -> Machine:
-        """As the driver does."""
+        """As the driver does.
+
+        :raise GuestError: also: a file of an image is not what it should be.
+        """
         share = replace(launch.share, template=self._images.localize(launch.share.template))
-        return await self._driver.start(replace(launch, share=share))
+        held = HeldImages()
+        try:
+            await outlast(held.fill, share.template, launch.paths.firmware)
+            opened = replace(launch, share=share, images=held.fds, boot=held.boot_fds)
+            machine = await self._driver.start(opened)
+            try:
+                await check_nodes(machine, name_images(held.layer_fds))
+                if share.template.hypervisor == "libvirt":
+                    await check_files(machine, held)
+            except BaseException:
+                await _drop(machine)
+                raise
+        finally:
+            held.release()
+        return machine
+
+
+async def _drop(machine: Machine) -> None:
+    """End it and let go of all that is its, whatever fails on the way."""
+    try:
+        await machine.stop(0)
+    finally:
+        try:
+            await machine.close()
+        finally:
+            for near in (machine.console, *machine.channels.values()):
+                near.close()
 
 
 def _be_nice() -> None:

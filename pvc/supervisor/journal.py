@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a supervisor has to say of its VMs and its node, kept in memory for whoever asks later."""
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pvc.supervisor.console import WATCHER_BYTES, Watcher
+from pvc.texts import clean_text
 
 # Of a node with 64 VMs that is what some sixty of their boots say; a line has 1,000 characters at most.
 _KEPT = 4000
-_LINE = 1000
 _OF_VM = re.compile(r"vm(\d{1,6})\b")
 
 
@@ -48,8 +49,7 @@ class Journal(logging.Handler):
 
     def note(self, rank: int | None, text: str) -> None:
         """Something worth a line; control characters do not get in."""
-        plain = "".join(char if char.isprintable() else " " for char in text)[:_LINE]
-        entry = Entry(time.time(), rank, plain)
+        entry = Entry(time.time(), rank, clean_text(text))
         self._entries.append(entry)
         for watcher, wanted in list(self._watchers.items()):
             if not _concerns(entry, wanted):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run of a VM: QEMU with all that belongs to it, from its start to an explained end."""
 
 from __future__ import annotations

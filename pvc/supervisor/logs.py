@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control port's request ``log``: a VM's console or the supervisor's own journal, and what comes after."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One QEMU process: started as a child that cannot outlive the supervisor, driven over QMP."""
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, QMPClien
 
 from pvc import run
 from pvc.errors import GuestError
+from pvc.plan.qemumemory import ENVIRONMENT
 from pvc.supervisor.driver import COMMAND_S, Tell, event_data
 from pvc.supervisor.stopping import end_machine
 
@@ -50,6 +52,7 @@ class QemuMachine:
         self._stderr: deque[bytes] = deque()
         self._stderr_size = 0
         self._qmp = QMPClient(f"qemu-{process.pid}")
+        self._giving = asyncio.Lock()
         self.events = EventListener()
         self._qmp.register_listener(self.events)
         loop = asyncio.get_running_loop()
@@ -75,7 +78,8 @@ class QemuMachine:
         """
         read_end, write_end = os.pipe()
         try:
-            process = run.spawn([*_GUARD, *argv], stdout=write_end, stderr=write_end, pass_fds=pass_fds)
+            env = {**run.BASE_ENV, **ENVIRONMENT}
+            process = run.spawn([*_GUARD, *argv], env=env, stdout=write_end, stderr=write_end, pass_fds=pass_fds)
         except BaseException:
             os.close(read_end)
             raise
@@ -174,22 +178,23 @@ class QemuMachine:
 
         :raise GuestError: QEMU refused, ended, or did not answer.
         """
-        try:
-            self._qmp.send_fd_scm(fd)
-        except (QMPError, OSError) as err:
-            raise GuestError("QEMU took no descriptor") from err
-        await self.execute("getfd", {"fdname": name})
+        await self._give(fd, "getfd", {"fdname": name})
 
     async def share_file(self, fd: int) -> int:
         """Give QEMU a copy of a descriptor that it may open as /dev/fdset/NUMBER; returns the number.
 
         :raise GuestError: QEMU refused, ended, or did not answer.
         """
-        try:
-            self._qmp.send_fd_scm(fd)
-        except (QMPError, OSError) as err:
-            raise GuestError("QEMU took no descriptor") from err
-        return int((await self.execute("add-fd"))["fdset-id"])
+        return int((await self._give(fd, "add-fd"))["fdset-id"])
+
+    async def _give(self, fd: int, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """Send a descriptor with the command that takes it: of two that came before, QEMU has the last one only."""
+        async with self._giving:
+            try:
+                self._qmp.send_fd_scm(fd)
+            except (QMPError, OSError) as err:
+                raise GuestError("QEMU took no descriptor") from err
+            return await self.execute(command, arguments)
 
     async def find_disk(self, number: int) -> str:
         """The node of a disk in QEMU's block graph."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node's supervisor: attach, listen, start all VMs, serve until it is told to stop."""
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ import logging
 import math
 import os
 import resource
-import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -18,16 +18,18 @@ from typing import Any
 from pvc import codec, files
 from pvc.errors import GuestError, JobError, PvcError, UsageError
 from pvc.host.kvm import AccelFacts, decide_accel
+from pvc.host.secrecy import forbid_dumps
 from pvc.host.topology import read_topology
 from pvc.model.cluster import ClusterSpec, NodeShare
-from pvc.model.vm import Accel, needs_libvirt
+from pvc.model.vm import Accel, has_disks, needs_libvirt
 from pvc.parse import parse_cpus_per_node
 from pvc.plan.numa import Pinning, plan_pinning
-from pvc.plan.qemu import guest_memory_mib
+from pvc.plan.qemumemory import guest_memory_mib
 from pvc.slurm.job import cancel_job, read_kill_wait
 from pvc.supervisor.aio import settle_aio
 from pvc.supervisor.attach import Attached, ask, attach, attach_vm, find_socket
 from pvc.supervisor.control import Control
+from pvc.supervisor.dismissal import Dismissal
 from pvc.supervisor.driver import Driver
 from pvc.supervisor.events import Events
 from pvc.supervisor.images import LocalImages, NearDriver
@@ -92,13 +94,12 @@ class Supervisor:
         self._leave = asyncio.Event()
         self._limit_s = math.inf  # for guests to power down
         self._kill_wait_s = math.inf
-        self._dismissed = False
-        self._abandoned = False
+        self._dismissal: Dismissal | None = None
         self._exits = AsyncExitStack()
 
     async def run(self, stdin_fd: int) -> int:
         """Serve until told to stop; returns the exit code."""
-        self._watch_orders(stdin_fd)
+        self._watch_dismissal(stdin_fd)
         leave = asyncio.create_task(self._leave.wait())
         start = asyncio.create_task(self._start())
         exit_code = 0
@@ -117,7 +118,7 @@ class Supervisor:
                 await asyncio.gather(start, leave, return_exceptions=True)
                 await self._stop_vms(0)
         self._events.ended()
-        if self._abandoned and self._spec.ends_job and self._is_first():
+        if self._dismissal is not None and self._dismissal.abandoned and self._spec.ends_job and self._is_first():
             # Launcher and salloc were killed together: nobody else is left to give the nodes back.
             cancel_job(self._spec.job_id)
         return exit_code
@@ -126,37 +127,13 @@ class Supervisor:
         """One supervisor of the cluster is enough to speak to Slurm."""
         return next(share.node for share in self._spec.placement.shares if share.count) == self._node
 
-    def _watch_orders(self, stdin_fd: int) -> None:
-        loop = asyncio.get_running_loop()
-
-        def on_signal() -> None:
-            self._limit_s = self._kill_wait_s - _QUIT_S
+    def _watch_dismissal(self, stdin_fd: int) -> None:
+        def leave(*, signalled: bool) -> None:
+            if signalled:
+                self._limit_s = self._kill_wait_s - _QUIT_S
             self._leave.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, on_signal)
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
-            # Slurm's --signal without "B:" goes to all steps, and would end this one.
-            loop.add_signal_handler(number, LOG.info, "Slurm sent %s", number.name)
-
-        def on_stdin() -> None:
-            # After the cluster the launcher sends one word before it closes; without it, it was lost.
-            try:
-                word = os.read(stdin_fd, 4096)
-                gone = not word
-                self._dismissed = self._dismissed or bool(word)
-            except BlockingIOError:
-                gone = False
-            except OSError:
-                gone = True
-            if gone:
-                self._abandoned = not self._dismissed
-                loop.remove_reader(stdin_fd)
-                self._leave.set()
-
-        # A regular file cannot be watched, and has no launcher behind it that could go.
-        with suppress(PermissionError):
-            loop.add_reader(stdin_fd, on_stdin)
+        self._dismissal = Dismissal(stdin_fd, self._events.told, leave)
 
     async def _start(self) -> None:
         share = find_node_share(self._spec, self._node)
@@ -250,7 +227,8 @@ class Supervisor:
     def _find_memory_mib(self, rank: int, accel: Accel) -> int:
         """Of the guest."""
         allocated_mib = self._spec.memory_mib[self._spec.placement.find_size(rank)]
-        return guest_memory_mib(allocated_mib, accel, libvirt=needs_libvirt(self._spec.templates))
+        templates = self._spec.templates
+        return guest_memory_mib(allocated_mib, accel, libvirt=needs_libvirt(templates), disks=has_disks(templates))
 
     def _plan_pinning(self, share: NodeShare) -> Pinning:
         try:
@@ -333,6 +311,7 @@ def supervise(stdin_fd: int, stdout_fd: int, environ: Mapping[str, str]) -> int:
 
     :raise UsageError: standard input holds no cluster.
     """
+    forbid_dumps()
     spec = read_spec(stdin_fd)
     _raise_file_limit()
     node = node_name(environ)

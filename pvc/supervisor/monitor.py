@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A VM's own monitor and memory, for the owner of its cluster."""
 
 from __future__ import annotations

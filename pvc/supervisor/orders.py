@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orders to single VMs: one message names all of a node that are meant, its answer says what became of each."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a guest stands still and what it is when it does not: two things, of which its owner sees one.
 
 STOP and RESUME of QMP tell of every pause, whoever asked for it: an order, the monitor, a dump, a full disk.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A VM's files on its node: private directory, overlay, seed."""
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _make_firmware(vm: VmShare) -> Firmware | None:
 def seed_spec(vm: VmShare, spec: ClusterSpec, instance_id: str = "", *, agent: bool = True) -> SeedSpec:
     """What the VM's guest is to learn."""
     return SeedSpec(
-        instance_id=f"{instance_id}-{vm.name}",
+        instance_id=vm.template.instance_id or f"{instance_id}-{vm.name}",
         hostname=vm.name,
         nics=vm.grant.nics,
         authorized_keys=(*spec.authorized_keys, spec.keys.ssh_key_pub.strip()),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waits until a VM's sshd answers: the banner proves network, boot and service at once."""
 
 from __future__ import annotations

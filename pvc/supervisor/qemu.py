@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The driver that starts QEMU itself: channels are inherited socket pairs, taps inherited descriptors."""
 
 from __future__ import annotations
@@ -58,25 +59,24 @@ def _spawn(launch: Launch, *, sandbox: bool) -> QemuMachine:
         qmp, qmp_fd = pair()
         console, console_fd = pair()
         channels = {name: pair() for name in launch.channels}
-        ports = tuple((name, fd) for name, (_, fd) in channels.items())
-        fds = VmFds(qmp_fd, console_fd, launch.taps, ports, launch.drives, launch.tpm, launch.shares)
+        ports = tuple(fd for _, fd in channels.values())
+        hardware = launch.hardware
+        fds = VmFds(qmp_fd, console_fd, launch.taps, ports, launch.drives, launch.tpm, launch.shares, launch.images)
         argv = qemu_argv(
             QemuSpec(
                 name=share.name,
+                hardware=hardware,
                 template=share.template,
-                nics=share.grant.nics,
-                cpus=share.cpus,
-                memory_mib=share.memory_mib,
-                accel=share.accel,
                 paths=launch.paths,
                 fds=fds,
                 sandbox=sandbox,
-                devices=share.grant.devices,
-                tsc_khz=tsc.read_khz() if lacks_clock(share.template, share.accel) else None,
+                display=share.display,
+                tsc_khz=tsc.read_khz() if lacks_clock(hardware) else None,
             )
         )
-        inherited = (qmp_fd, console_fd, *launch.taps, *(fd for _, fd in ports), *launch.inherited)
+        inherited = (qmp_fd, console_fd, *launch.taps, *ports, *launch.inherited)
+        inherited += tuple(launch.images.values())
         near_ends = {name: near for name, (near, _) in channels.items()}
-        machine = QemuMachine.start([*argv, *share.screen_argv()], qmp, console, near_ends, inherited)
+        machine = QemuMachine.start(argv, qmp, console, near_ends, inherited)
         ours.pop_all()
     return machine

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a guest answers, told as its phase."""
 
 from __future__ import annotations

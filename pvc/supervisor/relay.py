@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Carries one connection between the control port and a port of this node that only the job's owner reaches."""
 
 from __future__ import annotations

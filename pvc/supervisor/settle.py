@@ -1,16 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guest without cloud-init is told by its agent who it is: at each of its boots, whenever the agent comes."""
 
 from __future__ import annotations
 
 import logging
 
-from pvc.channel.frames import Frame, Kind, pack_credit, parse_words, printable
+from pvc.channel.frames import Frame, Kind, pack_credit, parse_words
 from pvc.errors import GuestError
 from pvc.model.cluster import ClusterSpec
 from pvc.plan.cloudinit import plan_settle
 from pvc.supervisor.agent import Agent
 from pvc.supervisor.prepare import seed_spec
 from pvc.supervisor.share import VmShare
+from pvc.texts import clean_text
 
 LOG = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class Settler:
             self._told = True
             lines = [line.removeprefix("pvc-agent: ") for line in self._said.decode(errors="replace").splitlines()]
             LOG.warning(
-                "%s: not all of its name, keys, mounts and addresses: %s", self._name, printable("; ".join(lines))
+                "%s: not all of its name, keys, mounts and addresses: %s", self._name, clean_text("; ".join(lines))
             )
 
     def accept(self, stream: int, words: list[tuple[str, str]]) -> None:

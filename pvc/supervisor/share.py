@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one node's supervisor has to do: its VMs, each with all that was decided for it. No effects."""
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from pvc.model.node import NodeGrant, VmGrant
 from pvc.model.vm import Accel, VmTemplate
 from pvc.plan.expand import fill_template
 from pvc.plan.numa import Pinning
-from pvc.plan.screen import plan_screen
 
 SSH_PORT = "22"
 
@@ -45,13 +45,6 @@ class VmShare:
     def display(self) -> str | None:
         """The Unix socket of its screen; None: it has no screen."""
         return None if self.template.remote_display == "none" else os.fspath(self.directory / "display.sock")
-
-    def screen_argv(self) -> list[str]:
-        """QEMU's arguments for its screen.
-
-        :raise GuestError: the template's machine cannot have one.
-        """
-        return plan_screen(self.template, self.display)
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A VM's phase with its detail, and who is told of their changes."""
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls that may take their time (files on a slow file system), beside the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -18,5 +20,10 @@ async def outlast(function: Callable[P, Result], *args: P.args, **kwargs: P.kwar
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.gather(running, return_exceptions=True)
+        # More than once, perhaps: a start that is broken off belongs to a cluster that is stopped.
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({running})
+        if not running.cancelled():
+            running.exception()  # nobody else asks for it
         raise

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The driver that lets libvirt start QEMU: the job owner's own libvirtd, started with the first VM that wants it.
 
 libvirt's calls block, so they run in threads; its events come in a thread, too, and are handed to the loop.
@@ -73,7 +74,7 @@ class VirtDriver:
             names = tuple(f"{share.name}.{i}" for i in range(len(launch.taps)))
             virtd.taps.update(zip(names, launch.taps, strict=True))
             ends.callback(lambda: [virtd.taps.pop(name) for name in names])
-            virtd.files[share.name] = launch.inherited
+            virtd.files[share.name] = (*launch.inherited, *launch.boot.values())
             xml = await self._plan(virtd, launch, names)
             domain = await self._create(connection, xml, virtd.log_of(share.name))
             try:
@@ -94,11 +95,8 @@ class VirtDriver:
         spec = DomainSpec(
             name=share.name,
             uuid=str(uuid.uuid5(uuid.NAMESPACE_URL, f"pvc:{share.node}{share.directory}")),
+            hardware=launch.hardware,
             template=share.template,
-            nics=share.grant.nics,
-            cpus=share.cpus,
-            memory_mib=share.memory_mib,
-            accel=share.accel,
             paths=launch.paths,
             places=DomainPlaces(
                 emulator=virtd.find_emulator(share.template.qemu_bin),
@@ -110,7 +108,6 @@ class VirtDriver:
                 display=share.display,
                 inherited=_number(launch),
             ),
-            devices=share.grant.devices,
         )
         xml = plan_domain(spec)
         if self._hook is not None:
@@ -242,11 +239,12 @@ def _listen_for_events(exits: AsyncExitStack) -> None:
 
 def _number(launch: Launch) -> Inherited:
     """Its descriptors by the numbers that QEMU will have."""
-    numbers = {fd: FIRST + i for i, fd in enumerate(launch.inherited)}
+    numbers = {fd: FIRST + i for i, fd in enumerate((*launch.inherited, *launch.boot.values()))}
     return Inherited(
         drives=tuple(replace(each, fd=numbers[each.fd]) for each in launch.drives),
         tpm=None if launch.tpm is None else numbers[launch.tpm],
         shares=tuple(numbers[fd] for fd in launch.shares),
+        boot={path: numbers[fd] for path, fd in launch.boot.items()},
     )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A libvirt of the job's own: one libvirtd below the supervisor, with all its files in the job's directory.
 
 libvirtd starts QEMU as a daemon, so QEMU's parent becomes the nearest process that adopts orphans: the supervisor. It
@@ -23,10 +24,13 @@ from pvc import files, run
 from pvc.config.share import find_share
 from pvc.errors import GuestError
 from pvc.host.orphans import adopt_orphans, reap_orphans
+from pvc.plan.qemumemory import ENVIRONMENT
+from pvc.supervisor.acceptor import Acceptor
 from pvc.supervisor.helper import GUARD, Helper, running
 
 LOG = logging.getLogger(__name__)
 
+_ENV = ("env", *(f"{name}={value}" for name, value in ENVIRONMENT.items()))
 _READY_S = 60.0
 _HELPER_S = 5.0
 # sockaddr_un(7): 108 bytes with the last one 0. The longest below the directory is QEMU's monitor.
@@ -62,7 +66,7 @@ class Virtd:
         name = Path(qemu_bin).name
         for number in range(1000):
             place = self.directory / "bin" / (f"{name}.{number}" if number else name)
-            if _write_become(place, [*_asking(self.directory), *GUARD, qemu_bin]):
+            if _write_become(place, [*_asking(self.directory), *GUARD, *_ENV, qemu_bin]):
                 return os.fspath(place)
         raise AssertionError("a thousand QEMUs of one name")
 
@@ -190,12 +194,10 @@ def _serve_files(virtd: Virtd, exits: ExitStack) -> None:
     listener.listen(64)
     listener.setblocking(False)
 
-    def on_helper() -> None:
-        connection, _ = listener.accept()
+    def on_helper(connection: socket.socket, _: object) -> None:
         loop.run_in_executor(None, virtd.answer, connection)
 
-    loop.add_reader(listener, on_helper)
-    exits.callback(loop.remove_reader, listener)
+    exits.callback(Acceptor(listener, "libvirt", on_helper).close)
 
 
 async def _wait_ready(daemon: Helper, notice: socket.socket) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What libvirt runs in place of a program: it asks the supervisor for descriptors first.
 
 As the bridge helper (qemu.conf) it is given ``--br=NAME --fd=N`` and has to send a tap through the socket N, as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What QEMU says where libvirt starts it: a log of the domain, in which libvirt writes, too."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One QEMU that libvirt has started: monitor and events go through libvirt, its end is the supervisor's to see."""
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from qemu.qmp import EventListener
 from qemu.qmp.message import Message
 
 from pvc.errors import GuestError
+from pvc.host.secrecy import openable
 from pvc.model.vm import DUMP_FORMATS
 from pvc.supervisor.driver import COMMAND_S, Tell
 from pvc.supervisor.stopping import end_machine
@@ -148,7 +150,13 @@ class VirtMachine:
 
         :raise GuestError: QEMU refused, ended, or could not write.
         """
-        path = f"/proc/{os.getpid()}/fd/{fd}"  # libvirtd opens it: it runs as this process's user
+        # libvirtd opens it: it runs as this user, too
+        with openable(fd) as path:
+            await self._dump(path, form, tell)
+        size = os.fstat(fd).st_size
+        await tell(size, size)
+
+    async def _dump(self, path: str, form: str, tell: Tell) -> None:
         flags = libvirt.VIR_DUMP_MEMORY_ONLY
         writing = asyncio.ensure_future(
             self._call(self._domain.coreDumpWithFormat, path, DUMP_FORMATS.index(form), flags)
@@ -164,8 +172,6 @@ class VirtMachine:
             writing.result()
         except libvirt.libvirtError as err:
             raise GuestError("the guest's memory was not written") from err
-        size = os.fstat(fd).st_size
-        await tell(size, size)
 
     async def share_file(self, fd: int) -> int:
         """Give QEMU a copy of a descriptor that it may open as /dev/fdset/NUMBER; returns the number.

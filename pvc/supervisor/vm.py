@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One VM from its files to its end, as a state machine that tells of every step."""
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Vm:
         self._taps = list(share.taps)
         # Orders come one after the other; the cluster's end waits for none of them.
         self._orders = asyncio.Lock()
+        self.saving = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._settled = asyncio.Event()
         self._ended = asyncio.Event()

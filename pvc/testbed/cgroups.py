@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The nodes' cgroups on the host: make, enter, empty, remove."""
 
 from __future__ import annotations
@@ -136,13 +137,26 @@ def kill_processes(mounts: Iterable[CgroupMount], testbed: str, node: str = "", 
                 state = directory / "freezer.state"
                 if state.exists() and state.read_text().strip() != "THAWED":
                     state.write_text("THAWED")
-    while pids := find_processes(every, testbed, node) - {0, os.getpid()}:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    # All stand still before one is killed: who sees another end would tidy up after it, as no power failure lets them.
+    stopped: set[int] = set()
+    while new := _others(every, testbed, node) - stopped:
+        _signal(new, signal.SIGSTOP)
+        stopped |= new
+    while pids := _others(every, testbed, node):
+        _signal(pids, signal.SIGKILL)
         if time.monotonic() > deadline:
             raise HostError(f"processes {sorted(pids)} of testbed {testbed!r} cannot be killed")
         time.sleep(0.005)
+
+
+def _others(mounts: Iterable[CgroupMount], testbed: str, node: str) -> set[int]:
+    return find_processes(mounts, testbed, node) - {0, os.getpid()}
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def remove_cgroups(mounts: Iterable[CgroupMount], testbed: str, node: str = "", *, timeout_s: float = 10.0) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a command inside a node: its namespaces, its cgroups, one of its users."""
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NoReturn
 from pvc import run
 from pvc.errors import HostError
 from pvc.testbed import cgroups, syscalls
+from pvc.testbed.layout import USERS
 from pvc.testbed.model import NodePlan
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGQUIT)
@@ -49,7 +51,8 @@ def execute(plan: NodePlan, pid: int, argv: Sequence[str], *, user: str, extra_e
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
-        raise HostError(f"node {plan.name} has no user {user!r}", hint="users are student, teacher and root") from None
+        hint = f"users are {', '.join(USERS)} and root"
+        raise HostError(f"node {plan.name} has no user {user!r}", hint=hint) from None
     environment = {
         "PATH": run.PATH,
         "LANG": "C.UTF-8",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turn on etcd's password authentication, so that the nodes' users have no access."""
 
 from __future__ import annotations

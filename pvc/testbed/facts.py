@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the testbed needs to know of the machine, and what the machine lacks."""
 
 from __future__ import annotations

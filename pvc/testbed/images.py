@@ -1,23 +1,27 @@
-"""The image "debian" for a testbed's site repository, built once per machine.
+# SPDX-License-Identifier: Apache-2.0
+"""Images for a testbed's site repository, built on this machine: its nodes have no way to a mirror.
 
-Two caches outside of testbeds: what the builder made, and a repository that has it. A testbed's own
-repository gets hard links: an image's files are never written to again.
+What the builder made is kept outside of testbeds, once per machine, and is used where no mirror answers, too.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from pvc import files
-from pvc.images import build, recipe
-from pvc.images.repository import Repositories
+from pvc.errors import HostError, UsageError
+from pvc.images import build
+from pvc.images.guestbuild import BUILD_KEY, BuildPlace, GuestBuild, build_from
+from pvc.images.guestrecipe import load_guest_recipe
+from pvc.images.recipe import find_recipe, join_recipes, load_lineage
+from pvc.images.repository import FoundImage, Repositories
 from pvc.images.transfer import Incoming
 from pvc.model.site import Repository
+from pvc.model.vm import Accel
 from pvc.testbed.place import Place
 
-IMAGE = "debian"
+DEFAULT = "debian"
 
 
 def find_cache() -> Path:
@@ -26,58 +30,65 @@ def find_cache() -> Path:
     return (Path(home) if home else Path("/var/cache")) / "pvc"
 
 
-def ensure_image(place: Place, tell: build.Step) -> bool:
-    """Give the testbed's repository the image; False when it has it already.
+def find_recipes(names: Sequence[str]) -> tuple[Path, ...]:
+    """The files of recipes, read once: what is wrong with one is told before anything is made.
 
-    :raise HostError: it cannot be built: packages, disk space or the network are missing.
+    :raise UsageError: there is no such recipe.
+    :raise ConfigError: something is wrong with one.
     """
-    target = place.state_dir / "images"
-    cache = find_cache()
-    wanted = recipe.load_recipe(recipe.find_recipe(IMAGE))
-    with build.built(wanted, tell, cache=cache / "images") as made:
+    found = tuple(dict.fromkeys(find_recipe(name) for name in names))
+    for path in found:
+        if load_guest_recipe(path) is None:
+            load_lineage(path)
+    return found
+
+
+def ensure_image(place: Place, path: Path, tell: build.Step) -> tuple[FoundImage, bool]:
+    """Give the testbed's repository the image of a recipe, by the recipe's name; False when it was there already.
+
+    :raise HostError: there is no such testbed; packages, disk space or the network are missing.
+    :raise GuestError: the guest of a recipe that is from another image does not do what that says.
+    """
+    if place.read_record() is None:
+        raise HostError(f"testbed {place.name!r} is not up", hint=f"pvc testbed up --name {place.name}")
+    site = Repositories([Repository("site", os.fspath(place.state_dir / "images"))])
+    recipe = load_guest_recipe(path)
+    if recipe is None:
+        return _ensure_built(site, path, tell)
+    how = BuildPlace(Accel.AUTO, network=True, owner="root", cache=None)
+    image, known = build_from(GuestBuild(recipe, path.stem, None), site, how, tell, _no_progress)
+    return image, not known
+
+
+def _ensure_built(site: Repositories, path: Path, tell: build.Step) -> tuple[FoundImage, bool]:
+    lineage = load_lineage(path)
+    wanted = join_recipes(lineage)
+    with build.built(lineage, tell, cache=find_cache() / "images") as made:
         # The result's directory is named after everything that went into it.
-        stamp = target / f".{made.disk.parent.name}"
-        if stamp.exists():
-            return False
-        ready = cache / "testbed" / made.disk.parent.name
-        with files.locked(cache / ".testbed.lock", timeout_s=600):
-            if not ready.is_dir():
-                _import(made, wanted, ready, tell)
-            _link_tree(ready, target)
-        stamp.touch()
-    return True
+        key = made.disk.parent.name
+        found = _find(site, path.stem)
+        if found is not None and found.image.hints.get(BUILD_KEY) == key:
+            return found, False
+        tell("importing the image")
+        incoming = Incoming(
+            made.disk,
+            path.stem,
+            kernel=made.kernel,
+            initrd=made.initrd,
+            append=made.append,
+            description=wanted.description,
+            owner="root",
+            hints=wanted.hints | {BUILD_KEY: key},
+        )
+        return site.import_file(incoming, _no_progress), True
 
 
-def _import(made: build.BuiltImage, wanted: recipe.Recipe, ready: Path, tell: build.Step) -> None:
-    """Make a repository beside its final name, then name it: half a one is never used."""
-    files.remove_tree(ready.parent)
-    partial = ready.parent / f".{ready.name}"
-    partial.parent.mkdir(parents=True)
-    tell("importing the image")
-    incoming = Incoming(
-        made.disk,
-        IMAGE,
-        kernel=made.kernel,
-        initrd=made.initrd,
-        append=made.append,
-        description=wanted.description,
-        owner="root",
-        hints=wanted.hints,
-    )
-    Repositories([Repository("site", os.fspath(partial))]).import_file(incoming, lambda _what, _done, _all: None)
-    partial.rename(ready)
+def _find(site: Repositories, name: str) -> FoundImage | None:
+    try:
+        return site.locate(name)
+    except UsageError:
+        return None
 
 
-def _link_tree(source: Path, target: Path) -> None:
-    """Hard links where both are on one file system, else copies; what is there already stays."""
-    for base, directories, names in os.walk(source):
-        here = target / Path(base).relative_to(source)
-        for name in directories:
-            (here / name).mkdir(exist_ok=True)
-            shutil.copystat(Path(base) / name, here / name)
-        for name in names:
-            if not (here / name).exists():
-                try:
-                    os.link(Path(base) / name, here / name)
-                except OSError:
-                    shutil.copy2(Path(base) / name, here / name)
+def _no_progress(_what: str, _done: int, _all: int) -> None:
+    """Steps are told, and that is enough."""

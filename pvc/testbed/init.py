@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PID 1 of a node: ``python3 -m pvc.testbed.init PLAN REPORT_FD SWITCH_PID``.
 
 Enters the node's cgroups, makes its namespaces, builds its view of the file system and its link to the
@@ -118,7 +119,7 @@ def _connect(plan: NodePlan, switch: int) -> None:
         own += (
             # The kernel must not answer for the bridge's address, too: it sees what comes to the link as well.
             f"link set {link} addrgenmode none arp off up\n"
-            f"tuntap add dev {bridge} mode tap\nlink set {bridge} mtu {plan.mtu} up\n"
+            f"tuntap add dev {bridge} mode tap user 0\nlink set {bridge} mtu {plan.mtu} up\n"
             f"addr add {plan.tunnel_address}/{plan.prefix_length} dev {bridge}\n"
         )
     run.run(["nsenter", f"--net=/proc/{switch}/ns/net", "ip", "-batch", "-"], stdin=theirs)

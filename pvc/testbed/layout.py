@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From what was asked and what the machine is to everything that ``up`` makes: pure.
 
 The nodes of a testbed hang on one bridge in a network namespace of the testbed's own, so every testbed
@@ -12,6 +13,7 @@ import json
 from pvc.testbed import slurmconf
 from pvc.testbed.model import (
     Bind,
+    Device,
     Directory,
     Farm,
     File,
@@ -36,10 +38,14 @@ TUNNEL_SUFFIX, TUNNEL_BRIDGE, TUNNEL_LINK = "-ovs", "br-phy", "eth1"
 # (50 bytes more) without anybody having to lower an MTU, and a veth pair carries 9000 at no cost.
 MTU = 9000
 # Far above the machine's own users; the kernel counts processes per user id across namespaces.
-USERS = {"student": 30001, "teacher": 30002}
+USERS = {"student": 30001, "teacher": 30002, "mallory": 30003}
 MAX_NODES = 250
 # The nodes' own directory below /run: the host's directories that farms link to, and the users' commands.
 OWN = "/run/pvc-testbed"
+# Where nodes with a root of their own have pvc's checkout, and the environment with its dependencies.
+CHECKOUT = "/opt/pvc"
+ENVIRONMENT = "/opt/pvc-testbed"
+COMMANDS = ("pvc", "pvc-node")
 ETCD_PORT = 2379
 SLURMCTLD_PORT = 6817
 IMAGES = "/var/lib/pvc-images"
@@ -124,7 +130,7 @@ def _directories(names: tuple[str, ...]) -> tuple[StateDir, ...]:
             StateDir(f"{base}/munge", 0o711, "munge"),
             StateDir(f"{base}/openvswitch"),
             StateDir(f"{base}/etcd", 0o700),
-            StateDir(f"{base}/pvc"),
+            StateDir(f"{base}/pvc", 0o700),
             StateDir(f"{base}/var-tmp", 0o1777),
         ]
     return tuple(shared)
@@ -235,10 +241,11 @@ def _view(facts: HostFacts, state_dir: str, name: str) -> View:
         Bind(f"{state_dir}/images", IMAGES),
         Bind(f"{node}/log", "/var/log"),
         Bind(f"{node}/var-tmp", "/var/tmp"),
-        *(Bind(path, path, read_only=True) for reveal in facts.reveals for path in reveal.needed),
+        *_shown(facts),
     ]
     covered = {"/tmp": 0o1777, "/dev/shm": 0o1777, "/home": 0o755, "/root": 0o711}
-    covered |= {reveal.closed: 0o755 for reveal in facts.reveals if reveal.closed not in covered}
+    if facts.root is None:
+        covered |= {reveal.closed: 0o755 for reveal in facts.reveals if reveal.closed not in covered}
     return View(
         tmpfs=(Tmpfs("/run"), *(Tmpfs(target, mode) for target, mode in covered.items())),
         farms=(
@@ -261,7 +268,18 @@ def _view(facts: HostFacts, state_dir: str, name: str) -> View:
             Link("/usr/local/bin/pvc", facts.pvc or f"{OWN}/bin/pvc"),
             Link("/usr/local/bin/pvc-node", facts.pvc_node or f"{OWN}/bin/pvc-node"),
         ),
+        # As udev makes it on usual distributions, whatever it is on this machine: open to all users.
+        devices=(Device(f"{OWN}/tun", "/dev/net/tun", 10, 200, 0o666),),
+        root=facts.root,
     )
+
+
+def _shown(facts: HostFacts) -> tuple[Bind, ...]:
+    """What else of this machine the nodes see: what is covered or closed, or with a root of their own, pvc alone."""
+    if facts.root is not None:
+        own = (Bind(f"{facts.checkout}/bin/{name}", f"{ENVIRONMENT}/bin/{name}", read_only=True) for name in COMMANDS)
+        return (Bind(facts.checkout, CHECKOUT, read_only=True), *own)
+    return tuple(Bind(path, path, read_only=True) for reveal in facts.reveals for path in reveal.needed)
 
 
 def _munged() -> Service:

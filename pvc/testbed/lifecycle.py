@@ -1,22 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bring a testbed up and down, crash and boot its nodes."""
 
 from __future__ import annotations
 
 import logging
 import os
-import pwd
 import secrets
 import select
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvc import codec, files, run
 from pvc.errors import HostError, UsageError
-from pvc.testbed import cgroups, facts, layout, processes, slurmconf
+from pvc.testbed import cgroups, facts, layout, osroot, processes, slurmconf
 from pvc.testbed.model import HostFacts, NodePlan, Record, TestbedPlan, TestbedSpec
 from pvc.testbed.place import Place
 
@@ -73,7 +73,7 @@ def up(place: Place, spec: TestbedSpec, tell: Tell) -> bool:
 
 def describe(spec: TestbedSpec) -> str:
     """The settings of a testbed in words."""
-    words = [f"{spec.nodes} nodes"]
+    words = [f"{spec.nodes} nodes{f' of Debian {spec.os}' if spec.os else ''}"]
     if not spec.plugin:
         words.append("without the SPANK plug-in")
     if not spec.daemon:
@@ -84,12 +84,16 @@ def describe(spec: TestbedSpec) -> str:
 def _make(place: Place, spec: TestbedSpec, tell: Tell) -> None:
     began = time.monotonic()
     host = facts.read_facts()
+    if spec.os:
+        host = _with_root(host, osroot.ensure_root(spec.os, tell))
     if not slurmconf.has_tracking(host.cgroups, host.controllers):
         tell("Slurm cannot use this machine's cgroups: its jobs have no memory limits here")
     plan = layout.plan_testbed(
         spec, host, place.key, os.fspath(place.state_dir), (secrets.token_bytes(64), secrets.token_urlsafe(24))
     )
-    _write(place, plan)
+    _write(place, plan, host)
+    if host.root is not None and host.plugin is not None:
+        osroot.build_plugin(Path(host.root), Path(host.checkout), place.state_dir / "bin" / "pvc.so")
     compiling = _start_compiling(host)
     cgroups.ensure_cgroup(place.mounts, place.key, "switch")
     switch = _start_switch(place, plan)
@@ -103,21 +107,37 @@ def _make(place: Place, spec: TestbedSpec, tell: Tell) -> None:
     files.write_atomic(place.state_dir / "testbed.json", codec.dumps(record))
 
 
-def _write(place: Place, plan: TestbedPlan) -> None:
+def _with_root(host: HostFacts, root: Path) -> HostFacts:
+    """The facts of a machine whose nodes have another release's root."""
+    return replace(
+        host,
+        root=os.fspath(root),
+        python=osroot.PYTHON,
+        pvc=f"{layout.ENVIRONMENT}/bin/pvc",
+        pvc_node=f"{layout.ENVIRONMENT}/bin/pvc-node",
+        plugin=host.plugin and f"{layout.OWN}/bin/pvc.so",
+        passwd=(root / "etc" / "passwd").read_text(),
+        group=(root / "etc" / "group").read_text(),
+    )
+
+
+def _write(place: Place, plan: TestbedPlan, host: HostFacts) -> None:
+    owners = {line.split(":")[0]: int(line.split(":")[2]) for line in layout.passwd(host.passwd).splitlines()}
     place.state_dir.mkdir(mode=0o711, parents=True)
     place.state_dir.chmod(0o711)
     for directory in plan.directories:
         path = place.state_dir / directory.path
         path.mkdir(exist_ok=True)
         path.chmod(directory.mode)
-        _own(path, directory.user)
+        os.chown(path, owners[directory.user], -1)
     for file in plan.files:
         path = place.state_dir / file.path
         path.write_text(file.content)
         path.chmod(file.mode)
-        _own(path, file.user)
+        os.chown(path, owners[file.user], -1)
     database = place.state_dir / "openvswitch.db"
-    run.run(["ovsdb-tool", "create", database, "/usr/share/openvswitch/vswitch.ovsschema"])
+    schema = f"{host.root or ''}/usr/share/openvswitch/vswitch.ovsschema"
+    run.run(["ovsdb-tool", "create", database, schema])
     content = database.read_bytes()
     for node in plan.nodes:
         state = Path(node.state_dir)
@@ -144,19 +164,12 @@ def _start_compiling(host: HostFacts) -> run.Process[bytes]:
     package = os.path.join(host.checkout, "pvc")
     owner = os.stat(package)
     argv = [host.python, "-m", "compileall", "-q", package]
-    if owner.st_uid:
+    if host.root is not None:
+        inside = 'mount --bind "$2" "$1$3" && exec chroot "$1" "$4" -m compileall -q "$3/pvc"'
+        argv = ["unshare", "--mount", "sh", "-c", inside, "sh", host.root, host.checkout, layout.CHECKOUT, host.python]
+    elif owner.st_uid:
         argv = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups", "--", *argv]
     return run.spawn(argv, stdout=run.DEVNULL, stderr=run.DEVNULL)
-
-
-def _own(path: Path, user: str) -> None:
-    if user == "root":
-        return
-    if user in layout.USERS:
-        os.chown(path, layout.USERS[user], layout.USERS[user])
-        return
-    entry = pwd.getpwnam(user)
-    os.chown(path, entry.pw_uid, entry.pw_gid)
 
 
 def _start_switch(place: Place, plan: TestbedPlan) -> int:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a testbed is made of, as frozen data: read facts, planned nodes, remembered processes."""
 
 from __future__ import annotations
@@ -7,7 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TestbedSpec:
-    """What was asked for. ``plugin``: load spank/pvc.so; ``daemon``: keep pvc-node running on the nodes."""
+    """What was asked for.
+
+    ``plugin``: load spank/pvc.so; ``daemon``: keep pvc-node running on the nodes; ``os``: the Debian release whose
+    programs the nodes run, "" for this machine's.
+    """
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
 
@@ -15,6 +20,7 @@ class TestbedSpec:
     nodes: int = 3
     plugin: bool = True
     daemon: bool = True
+    os: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Reveal:
 class HostFacts:
     """What the plan needs to know of the machine; texts are the contents of the host's files.
 
-    ``controllers``: those of the cgroup hierarchies that the nodes can have.
+    ``controllers``: those of the cgroup hierarchies that the nodes can have. ``root``: the directory that is the nodes'
+    root in place of the machine's own; ``plugin``, ``python``, ``passwd`` and ``group`` are then the root's.
     """
 
     checkout: str
@@ -53,6 +60,7 @@ class HostFacts:
     passwd: str
     group: str
     config_files: tuple[tuple[str, str], ...]
+    root: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,14 +111,30 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Device:
+    """A character device of the node's own, in place of the host's node ``target`` if there is one."""
+
+    path: str
+    target: str
+    major: int
+    minor: int
+    mode: int
+
+
+@dataclass(frozen=True)
 class View:
-    """Everything that the node's mount namespace changes, in the order in which it is applied."""
+    """Everything that the node's mount namespace changes, in the order in which it is applied.
+
+    ``root``: a directory that becomes the node's root first; sources of ``binds`` are still this machine's.
+    """
 
     tmpfs: tuple[Tmpfs, ...]
     farms: tuple[Farm, ...]
     binds: tuple[Bind, ...]
     directories: tuple[Directory, ...]
     links: tuple[Link, ...]
+    devices: tuple[Device, ...] = ()
+    root: str | None = None
 
 
 @dataclass(frozen=True)

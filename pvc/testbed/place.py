@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a testbed is: its directory, its cgroups, the processes it remembers, its lock."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes remembered across commands by pid and start time."""
 
 from __future__ import annotations
@@ -5,19 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pvc import codec, files
+from pvc.host.processes import read_start_ticks
 from pvc.testbed.model import Daemon
-
-
-def read_start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when there is none, or only its corpse.
-
-    Field 22 of /proc/PID/stat, counted behind the last ")" since the name may hold anything (proc(5)).
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in {"Z", "X"} else int(fields[19])
 
 
 def write_daemon(path: Path, pid: int) -> None:

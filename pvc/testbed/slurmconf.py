@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The texts of /etc/slurm: pure. Every choice that is not obvious has its reason beside it."""
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU={memory_per_cpu_mib}
-SwitchType=switch/none
 MpiDefault=none
 # A node that was rebooted comes back by itself, whatever the reason for which it was down.
 ReturnToService=2
+# A busy machine is no lost one; but a node that was rebooted is told of the end of a job after twice this time only.
+MessageTimeout=20
 SlurmctldTimeout=30
 SlurmdTimeout=30
 InactiveLimit=0
@@ -48,11 +50,9 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=10000,bf_interval=1,b
 JobRequeue=0
 PrologFlags={prolog_flags}
 PrologEpilogTimeout=60
-UnkillableStepTimeout=30
+# Five times MessageTimeout, as newer releases ask for.
+UnkillableStepTimeout=100
 PlugStackConfig=/etc/slurm/plugstack.conf
-AccountingStorageType=accounting_storage/none
-JobCompType=jobcomp/none
-JobAcctGatherType=jobacct_gather/none
 MailProg=/bin/true
 {nodes}
 PartitionName=debug Nodes={node_names} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
@@ -101,7 +101,7 @@ def cgroup_conf(cgroups: Sequence[CgroupMount], controllers: Sequence[str]) -> s
     unified = tracking and _is_unified(cgroups)
     lines = ["CgroupPlugin=cgroup/v2", "IgnoreSystemd=yes"] if unified else ["CgroupPlugin=cgroup/v1"]
     if not unified:
-        lines += ["CgroupMountpoint=/sys/fs/cgroup", "CgroupAutomount=no"]
+        lines.append("CgroupMountpoint=/sys/fs/cgroup")
     for setting, possible in (
         # The nodes' cores are invented and start from the machine's first CPU on every node: confining jobs
         # to them would crowd all nodes onto that CPU (twice as slow on two).

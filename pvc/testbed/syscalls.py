@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """System calls that Python 3.11 has no name for: namespaces, mounts, the host's name."""
 
 from __future__ import annotations
@@ -50,6 +51,14 @@ def umount(target: str) -> None:
     :raise OSError: as umount2(2) says.
     """
     _check(_LIBC.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)), target)
+
+
+def pivot_root(root: str, old: str) -> None:
+    """Make a mount the root of this namespace; the former root is at ``old``, which is below the new one.
+
+    :raise OSError: as pivot_root(2) says.
+    """
+    _check(_LIBC.pivot_root(os.fsencode(root), os.fsencode(old)), root)
 
 
 def unshare(flags: int) -> None:

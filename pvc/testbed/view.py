@@ -1,7 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """Apply a node's ``View``: what its mount namespace shows instead of the host's files."""
 
 from __future__ import annotations
 
+import codecs
+import importlib
 import os
 import pwd
 import stat
@@ -10,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from pvc.testbed import syscalls
-from pvc.testbed.model import Bind, CgroupMount, Farm, View
+from pvc.testbed.model import Bind, CgroupMount, Device, Farm, View
 
 # Kept as they are when the host's mounts become read-only: devices are written to, proc and sysfs are made anew.
 _API = ("/dev", "/proc", "/sys")
+_OLD_ROOT = "/mnt"
 _KEPT_FLAGS = {
     "nosuid": syscalls.MS_NOSUID,
     "nodev": syscalls.MS_NODEV,
@@ -30,6 +34,8 @@ def apply_view(view: View, cgroups: Iterable[CgroupMount]) -> None:
     syscalls.mount(None, "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
     # Whatever is covered below stays reachable through these descriptors.
     sources = [os.open(bind.source, os.O_PATH | os.O_CLOEXEC) for bind in view.binds]
+    if view.root is not None:
+        _change_root(view.root)
     asides = [os.open(farm.target, os.O_PATH | os.O_CLOEXEC) for farm in view.farms]
     make_host_read_only()
     syscalls.mount("proc", "/proc", "proc")
@@ -44,6 +50,9 @@ def apply_view(view: View, cgroups: Iterable[CgroupMount]) -> None:
         _bind(bind, fd)
     for fd in [*sources, *asides]:
         os.close(fd)
+    if view.root is not None:
+        # Not earlier: what is bound must come from a mount of this namespace.
+        syscalls.umount(_OLD_ROOT)
     for directory in view.directories:
         path = Path(directory.path)
         path.mkdir(exist_ok=True)
@@ -53,6 +62,22 @@ def apply_view(view: View, cgroups: Iterable[CgroupMount]) -> None:
             os.chown(path, entry.pw_uid, entry.pw_gid)
     for link in view.links:
         os.symlink(link.target, link.path)
+    for device in view.devices:
+        _make_device(device)
+
+
+def _change_root(root: str) -> None:
+    """Make a directory this namespace's root. Whoever joins the namespace then has it, which chroot(2) would not do."""
+    # This Python's own files are not in that root, and these are read when they are first used.
+    for name in ("unicode_escape", "idna"):
+        codecs.lookup(name)
+    importlib.import_module("http.client")
+    syscalls.mount(root, root, flags=syscalls.MS_BIND)
+    syscalls.mount("/dev", f"{root}/dev", flags=syscalls.MS_BIND | syscalls.MS_REC)
+    # /proc tells which mounts there are, also while they are changed.
+    syscalls.mount("proc", f"{root}/proc", "proc")
+    syscalls.pivot_root(root, f"{root}{_OLD_ROOT}")
+    os.chdir("/")
 
 
 def make_host_read_only() -> None:
@@ -118,6 +143,17 @@ def _bind(bind: Bind, fd: int) -> None:
     # A bind mount starts with the flags of where it was taken from, and the host is read-only by now.
     flags = syscalls.MS_RDONLY if bind.read_only else 0
     syscalls.mount(None, bind.target, flags=syscalls.MS_REMOUNT | syscalls.MS_BIND | flags)
+
+
+def _make_device(device: Device) -> None:
+    if not os.path.exists(device.target):
+        return
+    try:
+        os.mknod(device.path, stat.S_IFCHR, os.makedev(device.major, device.minor))
+    except PermissionError:  # as in containers: then the node has the host's
+        return
+    os.chmod(device.path, device.mode)
+    syscalls.mount(device.path, device.target, flags=syscalls.MS_BIND)
 
 
 def _set_read_only(target: str) -> None:

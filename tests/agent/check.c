@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The agent's parts that read what others wrote, under the sanitizers: known cases, then noise from a fixed seed. */
 #include "frame.h"
 #include "tree.h"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the measurements of this directory, or one of them: ``python -m tests.bench [NAME [WORD…]]``.
 
 Every module here has ``measure(*words)``, which yields the lines of ``_rows``: one JSON object each, on standard

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that a node of a measurement starts, counted by the kernel: ptrace(2) reports every one of them.
 
     python -m tests.bench._forks ORDER…

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node for measurements: a process that answers orders on standard input, in namespaces that its starter made.
 
     python -m tests.bench._node
@@ -22,6 +23,7 @@ from pvc.host import netlink, tap
 from pvc.model.host import JobFacts
 from pvc.node import setup, teardown
 from pvc.node.context import Context
+from pvc.plan.names import SWITCH
 from pvc.state.ledger import Ledger
 from tests.cover import cover
 from tests.host.site import start_switch
@@ -109,9 +111,12 @@ class Node:
 
         All that is done to a tap is done to that end: its name, its port, its limits and the rules that name it.
         """
+        made = tap.ensure
 
         def ensure(name: str, *, vnet_header: bool = True) -> None:
-            del vnet_header  # what it means for the VM is ``join_endpoint``'s
+            if name == SWITCH:  # no VM's
+                made(name, vnet_header=vnet_header)
+                return
             with netlink.opened(f"make {name}") as links:
                 links.add(name, "veth", peer={"ifname": f"e{name}"})
 

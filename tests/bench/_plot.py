@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Line charts as SVG text: logarithmic across, linear upwards from nought."""
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one form of every line: the same keys for the same things, whatever was measured.
 
 ``wall_s`` is the median of ``runs`` runs, with ``_min`` and ``_max``; so is each further figure of a line, by its own
-name. A key that does not apply is null. ``budget_KEY`` is what the design allows KEY: the most, of a ratio the least.
+name. A key that does not apply is null. ``budget_KEY`` is what the design allows KEY: the most, of
+``ratio_to_plain`` the least.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A file system of its own as the file server, which counts what is read from it; and starts of VMs that read."""
 
 from __future__ import annotations

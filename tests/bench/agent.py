@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the agents cost: a command in one guest, in many at once, and files both ways beside the channel's own limit.
 
 ``fan-out`` is one command in VMs without VMs: the real agents, each a process of this machine (its fork of the command

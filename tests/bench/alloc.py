@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The phases of pvc alloc on a testbed of three nodes, with a guest that boots in seconds.
 
 Times are the nodes' clocks, which are one clock here. As root.

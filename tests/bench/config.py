@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading configuration, without the start of the interpreter."""
 
 from __future__ import annotations

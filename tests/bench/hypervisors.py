@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each driver costs on one node: from a supervisor's start to its running VMs, and the memory beside QEMU.
 
 The drivers take turns. ``supervisor_mb`` and ``libvirtd_mb`` are resident memory, ``private_mb`` is what both together
@@ -20,10 +21,9 @@ from tests.bench._rows import Row, row, spread
 sys.path.insert(0, os.fspath(Path(__file__).parents[1] / "vm"))
 
 from guests import build_guest
-from harness import HYPERVISORS, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec
+from harness import HYPERVISORS, guest_template, make_keys, supervised
 
 from pvc.model.cluster import ClusterKeys
-from pvc.model.node import VmGrant
 from pvc.model.vm import Phase
 
 RUNS = 3
@@ -48,13 +48,9 @@ def measure(*words: str) -> Iterator[Row]:
 def _run(keys: ClusterKeys, hypervisor: str, count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="pvc-") as text:
         path = Path(text)
-        (path / "run").mkdir()
         guest = build_guest()
         templates = [guest_template(guest, name=f"t{i}", hypervisor=hypervisor) for i in range(count)]
-        grants = [VmGrant(i, (), {}) for i in range(count)]
-        node = FakeNode(path / "sock", make_grant(path / "run", grants))
-        cluster = Launched(make_spec(templates, keys, memory_mib=352), path / "sock", home=path)
-        try:
+        with supervised(path, *templates, keys=keys, memory_mib=352) as cluster:
             for rank in range(count):
                 cluster.wait_phase(rank, Phase.BOOTING)
             wall_s = max(event.time for event in cluster.events if event.phase is Phase.BOOTING) - cluster.started
@@ -69,9 +65,6 @@ def _run(keys: ClusterKeys, hypervisor: str, count: int) -> dict[str, float]:
             resident = {"libvirtd_mb": 0.0} | {key: each["Rss"] for key, each in memory.items()}
             private = sum(each["Private_Clean"] + each["Private_Dirty"] for each in memory.values())
             return {"wall_s": wall_s, "again_s": again_s, "private_mb": round(private, 1), **resident}
-        finally:
-            cluster.close()
-            node.close()
 
 
 def _memory(pid: int) -> dict[str, float]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What images cost: bringing them in and looking them through, against cp(1) and sha256sum(1) of the same file
 in turn; an overlay for each VM, against qemu-img(1); how much of a shared base the page cache holds for N readers; what
 500 starts of VMs read from the file server, with and without copies on the node.

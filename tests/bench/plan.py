@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """plan_node for large clusters: one node's share, as every prolog computes it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Set-up and tear-down of one node's share of a cluster: processes started and wall time, on both data paths.
 
 Runs as root in namespaces of its own, with a real etcd, real devices, nftables and dnsmasq. ``--plot FILE`` (or the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long commands take to start: what a user waits before anything happens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TCP throughput and round trips between VMs' interfaces of two nodes, by data path, in one run.
 
 Two nodes with network namespaces of their own and a veth pair of 9000 bytes between them; in each a namespace stands

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What VMs of an L3 network may say, and what an attacker among them might try: frames of vm0, each under a name.
 
 The cluster is that of guard_world.py: vm0 to vm2 are on one node, vm3 to vm5 on another.
@@ -78,6 +79,9 @@ FIRST: Header = (44, b"\0\0\x01\0\0\0\x07")
 LATER: Header = (44, b"\0\0\x09\0\0\0\x07")
 AUTH: Header = (51, b"\x02\0\0\0\0\0\x07\0\0\0\x01\0\0\0\0")
 MOBILITY: Header = (135, b"\0\0\0\0\0\0\0")
+HIP: Header = (139, b"\0\0\0\0\0\0\0")  # RFC 7401
+SHIM6: Header = (140, b"\0\0\0\0\0\0\0")  # RFC 5533
+EXPERIMENT: Header = (253, b"\0\0\0\0\0\0\0")  # RFC 4727: an extension header or a protocol, nobody knows
 
 
 def chained(packet: bytes, *headers: Header) -> bytes:
@@ -116,6 +120,7 @@ def _honest4(to: Vm) -> Named:
         "a first fragment": frames.ipv4(SELF.address, to.address, 17, big[:1480], fragment=MORE),
         "a later fragment": frames.ipv4(SELF.address, to.address, 17, big[1480:], fragment=185),
         "as much as fits": frames.ipv4(SELF.address, to.address, 17, frames.udp(1000, 1000, b"x" * 1472)),
+        "bytes behind the packet": frames.ipv4(SELF.address, to.address, 17, HELLO) + bytes(range(1, 40)),
         "a source port of a server": frames.ipv4(SELF.address, to.address, 17, frames.udp(53, 1068, b"answer")),
         "an address behind it": frames.ipv4(SELF.address, "198.51.100.7", 17, HELLO),
     }.items():
@@ -129,7 +134,7 @@ def _honest6(to: Vm) -> Named:
         "UDP that wants no answer": frames.udp6(SELF.address6, to.address6, 0, 1000, b"hello"),
         "TCP": frames.ipv6(SELF.address6, to.address6, 6, tcp()),
         "ICMP": frames.icmp6(SELF.address6, to.address6, 128, b"\0\1\0\1"),
-        "another protocol": frames.ipv6(SELF.address6, to.address6, 253, b"x" * 20),
+        "another protocol": frames.ipv6(SELF.address6, to.address6, 132, b"x" * 20),
         "no next header": frames.ipv6(SELF.address6, to.address6, 59, b""),
         "destination options": chained(said, DESTINATION),
         "hop-by-hop options": chained(said, HOP),
@@ -137,6 +142,7 @@ def _honest6(to: Vm) -> Named:
         "a later fragment": chained(said, LATER),
         "an atomic fragment": chained(said, ATOMIC),
         "as much as fits": frames.udp6(SELF.address6, to.address6, 1000, 1000, b"x" * 1452),
+        "bytes behind the packet": said + bytes(range(1, 40)),
     }.items():
         yield f"{what} over IPv6", to6(to.mac, packet)
 
@@ -402,6 +408,12 @@ def _lies() -> Iterator[tuple[str, str, bytes]]:
             for claim in (GATEWAY6, ROUTER, THIRD.address6, FAR.address6, NEAR.local, FAR.local):
                 body = b"\x60\0\0\0" + IPv6Address(claim).packed + link_option
                 yield f"a claim of {claim} {where}", target, frames.icmp6(source, target, 136, body)
+            for claim in (SELF.local, SELF.address6):
+                body = b"\x60\0\0\0" + IPv6Address(claim).packed + b"\x02\x01" + frames.mac(NEAR.mac)
+                said = frames.icmp6(source, target, 136, body)
+                yield f"a claim of {claim} for another's MAC {where}", target, said
+            body = bytes(4) + IPv6Address(THIRD.address6).packed + b"\x01\x01" + frames.mac(NEAR.mac)
+            yield f"a look with another's MAC {where}", target, frames.icmp6(source, target, 135, body)
             for ports in ((547, 546), (547, 547), (1547, 546)):
                 said = frames.udp6(source, target, *ports, b"\x07reply")
                 yield f"a DHCPv6 server ({ports[0]} to {ports[1]}) {where}", target, said
@@ -429,6 +441,11 @@ def _discoveries() -> Named:
             "twenty options": (DESTINATION,) * 20,
             "long options": (LONG, LONG, LONG, LONG),
             "an authentication header": (AUTH,),
+            "a mobility header": (MOBILITY,),
+            "an identity": (HIP,),
+            "options and an identity": (DESTINATION, HIP),
+            "a shim": (SHIM6,),
+            "an experiment": (EXPERIMENT,),
         }.items():
             yield f"{what} behind {behind}", to6(hardware[target], chained(packet, *headers))
         for size, there in ((8, "no options"), (12, "half of the options"), (16, "options"), (17, "a byte of it")):
@@ -437,3 +454,11 @@ def _discoveries() -> Named:
             # RFC 7112: what it is comes in the next fragment.
             first = cut(chained(packet, FIRST, DESTINATION), size)
             yield f"{what} behind a first fragment that has {there}", to6(hardware[target], first)[: 54 + size]
+            # Nor does it begin behind the packet, which its receiver cuts off.
+            other = frames.icmp6(SELF.address6, target, 128, bytes(20))
+            harmless = other if packet[6] == 58 else frames.udp6(SELF.address6, target, 1000, 1000, b"hello")
+            padded = first[: 40 + size] + chained(harmless, FIRST, DESTINATION)[40 + size :]
+            yield (
+                f"{what} behind a first fragment that has {there}, and other ones behind it",
+                to6(hardware[target], padded),
+            )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VMs on bridges of the site's, Linux' and Open vSwitch's: run by test_bridged.py like node_world.
 
 python -m tests.host.bridge_world SCENARIO
@@ -16,11 +17,15 @@ from typing import Any
 
 from pvc.host import ethernet
 from pvc.node import netcheck, netview, setup, teardown
+from pvc.plan import actions
 from pvc.state.ledger import Ledger, Ready, Record
-from tests.host.node_world import CONF, STATE, context, job, prepare
-from tests.host.site import start_switch, wait_for
+from tests.host import node_world
+from tests.host.node_world import CONF, STATE, context, job
+from tests.host.site import start_switch
+from tests.waits import wait_until
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
+SITE_MAC = "02:00:5e:00:00:01"
 _SOL_PACKET, _PACKET_AUXDATA = 263, 8
 
 
@@ -52,6 +57,12 @@ def record_of(ledger: Ledger) -> Record:
     record = ledger.read_record()
     assert record is not None
     return record
+
+
+def ports_of(ledger: Ledger) -> list[str]:
+    """Ports that a job's VMs have on the site's bridge, in the node's own namespace."""
+    steps = [step for step in ledger.read_actions() if isinstance(step, actions.JoinBridge)]
+    return [name for step in steps for name in step.names]
 
 
 def devices() -> dict[str, Any]:
@@ -112,7 +123,7 @@ def linux_bridge() -> None:
         os.write(fds[tap], bytes(10) + frame(first.nics[0].mac))
         return hear(outside, first.nics[0].mac) is None
 
-    wait_for(travels)
+    wait_until(travels, bear=(OSError,))
     assert devices()["sitebr"] == 9000
     shares = {share.network: share for share in netview.report(ledger, ready).networks}
     counters = shares["site"].members[0].counters
@@ -120,7 +131,7 @@ def linux_bridge() -> None:
     assert counters.tx_packets >= 1
     assert shares["site"].data_path == "bridge sitebr"
     assert netcheck.check(ledger).faults == ()
-    run("ip", "link", "set", ready.taps[tap].name, "nomaster")
+    run("ip", "link", "set", ports_of(ledger)[0], "nomaster")
     assert any("is no port of sitebr" in fault.text for fault in netcheck.check(ledger).faults)
     for fd in fds:
         os.close(fd)
@@ -130,12 +141,12 @@ def linux_bridge() -> None:
 
 def two_jobs() -> None:
     """Two jobs' VMs on one bridge have devices and addresses of their own; only bridged networks need no store."""
-    run("ip", "link", "add", "sitebr", "type", "bridge")
+    run("ip", "link", "add", "sitebr", "address", SITE_MAC, "type", "bridge")
     run("ip", "link", "set", "sitebr", "up")
     declare()
     before = devices()
     ledgers = [set_up("1;cpus=2;site:6", job_id) for job_id in (12, 13)]
-    taps = [tap.name for ledger in ledgers for tap in ready_of(ledger).taps]
+    taps = [name for ledger in ledgers for name in ports_of(ledger)]
     macs = [vm.nics[0].mac for ledger in ledgers for vm in ready_of(ledger).grant.vms]
     assert len(set(taps)) == len(set(macs)) == 4
     for ledger in ledgers:
@@ -149,10 +160,12 @@ def two_jobs() -> None:
 
 def refusals() -> None:
     """What the node's bridge cannot do is told to the user; the node stays in service, and clean."""
-    run("ip", "link", "add", "plain", "type", "bridge")
+    run("ip", "link", "add", "plain", "address", SITE_MAC, "type", "bridge")
+    run("ip", "link", "add", "bare", "type", "bridge")
     before = devices()
     for settings, part in (
         ({}, "this node has no bridge sitebr"),
+        ({"host-bridge": "bare"}, "bare has no MAC of its own on this node and would take the first port's"),
         ({"host-bridge": "lo"}, "this node has no bridge lo"),
         ({"host-bridge": "plain", "mtu": 9000}, "9000 is more than plain carries (1500)"),
         ({"host-bridge": "plain", "vlans": [{"vid": 5}]}, "plain does not tell VLANs from one another"),
@@ -184,12 +197,12 @@ def open_vswitch() -> None:
         declare(vlans=vlans)
         ledger = set_up("1;cpus=2;site:6")
         ready = ready_of(ledger)
-        mac, name = ready.grant.vms[0].nics[0].mac, ready.taps[0].name
+        mac, name = ready.grant.vms[0].nics[0].mac, ports_of(ledger)[0]
         asked = [run("ovs-vsctl", "get", "Port", name, column).strip() for column in ("vlan_mode", "tag", "trunks")]
         assert " ".join(asked) == columns
         fds = ethernet.open_taps(ready.taps)
         with listen("out1") as outside:
-            wait_for(sent_with(fds[0], outside, mac, tag))
+            wait_until(sent_with(fds[0], outside, mac, tag), bear=(OSError,))
         assert netcheck.check(ledger).faults == ()
         for fd in fds:
             os.close(fd)
@@ -210,13 +223,7 @@ SCENARIOS = (linux_bridge, two_jobs, refusals, open_vswitch)
 
 
 def main() -> None:
-    scenario = next(each for each in SCENARIOS if each.__name__ == sys.argv[1])
-    server = prepare()
-    try:
-        scenario()
-    finally:
-        if server is not None:
-            server.kill()
+    node_world.run(next(each for each in SCENARIOS if each.__name__ == sys.argv[1]))
 
 
 if __name__ == "__main__":

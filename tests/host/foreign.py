@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules that firewalld and docker have on a node (nft(8))."""
 
 FOREIGN = """

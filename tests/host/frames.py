@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames as an attacker writes them, and the few protocols that guests speak to their gateway (RFC numbers beside)."""
 
 from __future__ import annotations
@@ -88,13 +89,22 @@ def _with_sum6(source: str, target: str, header: int, message: bytes, at: int) -
     return message[:at] + struct.pack("!H", _sum(pseudo + padded)) + message[at + 2 :]
 
 
+def discover(hardware: str, identity: bytes) -> bytes:
+    """DHCPDISCOVER (RFC 2131, 4.4.1), to be answered to all."""
+    head = struct.pack("!BBBB", 1, 1, 6, 0) + identity + struct.pack("!HH", 0, 0x8000) + bytes(16)
+    return head + mac(hardware) + bytes(202) + b"\x63\x82\x53\x63" + b"\x35\x01\x01\x37\x06\x01\x03\x06\x1a\x77\x2a\xff"
+
+
+def request(hardware: str, identity: bytes, server: str, wanted: str) -> bytes:
+    """DHCPREQUEST for an address (RFC 2131, 4.3.2)."""
+    asked = b"\x35\x01\x03" + b"\x36\x04" + socket.inet_aton(server) + b"\x32\x04" + socket.inet_aton(wanted)
+    return discover(hardware, identity).partition(b"\x35\x01\x01")[0] + asked + b"\xff"
+
+
 def ask_dhcp(hardware: str) -> dict[int, bytes]:
     """In a guest: the options of an offer (RFC 2131, 2132); key 0 is the address offered. {}: nobody answers."""
     identity = os.urandom(4)
-    head = struct.pack("!BBBB", 1, 1, 6, 0) + identity + struct.pack("!HH", 0, 0x8000) + bytes(16)
-    message = (
-        head + mac(hardware) + bytes(202) + b"\x63\x82\x53\x63" + b"\x35\x01\x01\x37\x06\x01\x03\x06\x1a\x77\x2a\xff"
-    )
+    message = discover(hardware, identity)
     packet = ipv4("0.0.0.0", "255.255.255.255", 17, udp(68, 67, message))
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as link:
         link.bind(("eth0", 0))

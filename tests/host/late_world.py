@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Set-ups that begin late, or while somebody looks for orphans: run by test_node.py like node_world.py."""
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pvc.node.context import read_boot_id
 from pvc.node.reclaim import is_still, reclaim
 from pvc.state.ledger import Ledger, Record
 from tests.host.node_world import DATA_PATH, REQUEST, RUNTIME, STATE, assert_clean, child, context, job, run, snapshot
-from tests.host.site import wait_for
+from tests.waits import wait_until
 
 
 def begun_now() -> None:
@@ -23,7 +24,7 @@ def begun_now() -> None:
         ledger.path.mkdir()
         looking = threading.Thread(target=reclaim, args=(context(), None))
         looking.start()
-        wait_for(_is_somebody_at_the_lock)
+        wait_until(_is_somebody_at_the_lock, bear=(OSError,))
         ledger.open(Record(12, 65534, read_boot_id()))
     looking.join()
     assert ledger.exists()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node of its own for the root side's tests: run by test_node.py inside fresh network and mount namespaces.
 
     python -m tests.host.node_world SCENARIO DATA_PATH
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pvc.errors import HostError
-from pvc.host import dnsmasq, ethernet, ovs
+from pvc.host import dnsmasq, ended, ethernet, netns, ovs
 from pvc.model.host import JobFacts
 from pvc.model.site import EtcdSettings
 from pvc.node import apply, setup, teardown
@@ -32,11 +32,15 @@ from pvc.node.watch import Watch, find_servers
 from pvc.state.etcd import EtcdStore
 from pvc.state.ledger import Ledger
 from tests.cover import cover
-from tests.host.site import make_underlay, start_switch, start_vswitchd, wait_for
+from tests.host.etcdhealth import wait_for_etcd
+from tests.host.site import make_underlay, show_devices, start_switch, start_vswitchd
 from tests.unit.state import contract
+from tests.waits import wait_until
 
 ROOT = Path("/run/world")
 CONF, STATE, RUNTIME, RUNS = ROOT / "conf", ROOT / "state", ROOT / "pvc", ROOT / "runs"
+# Directories that stay.
+EMPTY = {f"{RUNTIME}/vswitchd", f"{STATE}/jobs", f"{RUNTIME}/jobs", f"{RUNTIME}/net", f"{RUNS}/{ended.NAME}"}
 NODES, CPUS = ("n1", "n2", "n3"), (4, 4, 4)
 REQUEST = "1;cpus=2;nat:6"
 DATA_PATH = "PVC_TEST_DATA_PATH"  # of this world and of its processes
@@ -56,6 +60,7 @@ def prepare(number: int = 1) -> subprocess.Popen[bytes] | None:
     """Directories, devices and configuration of node ``number`` in this namespace; the first has an etcd."""
     cover("/run", "/var/tmp")
     CONF.mkdir(parents=True)
+    show_devices(ROOT)
     hosts = "".join(f"10.99.0.{each} n{each}\n10.98.0.{each} n{each}-ovs\n" for each in (1, 2, 3))
     (ROOT / "hosts").write_text("127.0.0.1 localhost\n" + hosts)
     subprocess.run(["mount", "--bind", ROOT / "hosts", "/etc/hosts"], check=True)
@@ -99,7 +104,7 @@ def start_etcd() -> subprocess.Popen[bytes]:
     url = "http://10.99.0.1:2379"
     argv = ["etcd", "--data-dir", str(ROOT / "etcd"), "--listen-client-urls", url, "--advertise-client-urls", url]
     server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: socket.create_connection(("10.99.0.1", 2379), timeout=1).close() is None)
+    wait_for_etcd("10.99.0.1")
     return server
 
 
@@ -110,16 +115,18 @@ def snapshot() -> dict[str, Any]:
         return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
     links = sorted(link["ifname"] for link in json.loads(ask("ip", "-j", "link")))
-    files = sorted(str(path) for place in (STATE, RUNTIME, RUNS, Path("/run/netns")) for path in place.rglob("*"))
+    places = (STATE, RUNTIME, RUNS, netns.DIRECTORY, netns.LINKS)
+    files = sorted(str(path) for place in places for path in place.rglob("*"))
     store = EtcdStore(ETCD)
-    keys = store.read_prefix("/pvc")
+    keys = store.read_prefix("")
     store.close()
     return {
         "links": links,
-        "files": [name for name in files if "/locks" not in name and name not in (f"{STATE}/jobs", f"{RUNTIME}/net")],
+        "files": [name for name in files if "/locks" not in name and name not in EMPTY],
         "nft": ask("nft", "list", "ruleset"),
-        "mounts": sorted(line for line in ask("cat", "/proc/self/mounts").splitlines() if "/run/netns/" in line),
+        "mounts": sorted(line for line in ask("cat", "/proc/self/mounts").splitlines() if "/netns/" in line),
         "forwarding": Path("/proc/sys/net/ipv4/conf/eth0/forwarding").read_text(),
+        "reserved": Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text(),
         "dnsmasq": dnsmasqs(),
         "keys": keys,
         "bridges": ask("ovs-vsctl", "list-br") if data_path() == "ovs" else "",
@@ -129,10 +136,18 @@ def snapshot() -> dict[str, Any]:
 
 def assert_clean(before: dict[str, Any], number: int | None = None) -> None:
     """Nothing is there that was not; the kernel and ovs-vswitchd may still be about what they were told."""
-    deadline = time.monotonic() + 5
-    while (now := snapshot()) != before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert now == before, (number, {part: (before[part], now[part]) for part in now if now[part] != before[part]})
+    assert ended.sweep(RUNS).clean
+    now = before
+
+    def is_clean() -> bool:
+        nonlocal now
+        now = snapshot()
+        return now == before
+
+    def differences() -> tuple[int | None, dict[str, Any]]:
+        return number, {part: (before[part], now[part]) for part in now if now[part] != before[part]}
+
+    wait_until(is_clean, lack=differences)
 
 
 def dnsmasqs() -> list[int]:
@@ -290,7 +305,7 @@ def earlier_boot() -> None:
     ledger = Ledger(STATE, 12)
     text = (ledger.path / "record.json").read_text()
     (ledger.path / "record.json").write_text(text.replace('"boot":"', '"boot":"another-'))
-    assert reclaim(context(), "n1")
+    assert reclaim(context(), "n1").clean
     assert_clean(before)
 
 
@@ -345,7 +360,10 @@ def stores() -> None:
     store = EtcdStore(ETCD)
     contract.check_transactions(store)
     contract.check_nodes_agree(store)
+    contract.check_nodes_that_differ(store)
     contract.check_jobs_never_share_a_vni(store)
+    contract.check_sites_that_share_it(store)
+    contract.check_what_was_forgotten(store)
     store.close()
 
 
@@ -360,14 +378,14 @@ def killed_dnsmasq() -> None:
         pid = dnsmasq.find_process(directory)
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda pid=pid: dnsmasq.find_process(directory) not in (None, pid))  # type: ignore[misc]
+        wait_until(lambda pid=pid: dnsmasq.find_process(directory) not in (None, pid), bear=(OSError,))  # type: ignore[misc]
     # One that ended while nobody watched is found by the next who does.
     setup.set_up(context(), job(13), REQUEST)
     pid = dnsmasq.find_process(RUNTIME / "net" / "13")
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     watch.refresh()
-    wait_for(lambda: dnsmasq.is_running(RUNTIME / "net" / "13"))
+    wait_until(lambda: dnsmasq.is_running(RUNTIME / "net" / "13"), bear=(OSError,))
     teardown.tear_down(context(), 12)
     teardown.tear_down(context(), 13)
     watch.refresh()
@@ -390,15 +408,17 @@ def restarted_switch() -> None:
         process = ovs.find_process()
         assert process is not None
         os.kill(process, signal.SIGKILL)
-        wait_for(lambda: ovs.find_process() is None)
+        wait_until(lambda: ovs.find_process() is None, bear=(OSError,))
         start_vswitchd()
-        wait_for(lambda: dump_flows() == flows)
-        wait_for(lambda: "nx-match" in read_fragments())
-    # One that was replaced while nobody watched is found by the next who does.
+        wait_until(lambda: dump_flows() == flows, bear=(OSError,))
+        wait_until(lambda: "nx-match" in read_fragments(), bear=(OSError,))
+    # Who begins to watch the same process has nothing to say; another one is found by the next who watches.
+    assert [each.pid for each in SwitchWatch(context()).find()] == [ovs.find_process()]
+    (RUNTIME / "vswitchd").write_text("1 1")
     subprocess.run(["ovs-ofctl", "del-flows", "pvc-ovs"], check=True)
     late = Watch(SwitchWatch(context()).find)
     late.start()
-    wait_for(lambda: dump_flows() == flows)
+    wait_until(lambda: dump_flows() == flows, bear=(OSError,))
     for job_id in (12, 13):
         teardown.tear_down(context(), job_id)
     for each in (watch, late):
@@ -412,14 +432,14 @@ def missing_switch() -> None:
     process = ovs.find_process()
     assert process is not None
     os.kill(process, signal.SIGKILL)
-    wait_for(lambda: not ovs.listens(ovs.RUN_DIR / f"ovs-vswitchd.{process}.ctl"))
+    wait_until(lambda: not ovs.listens(ovs.RUN_DIR / f"ovs-vswitchd.{process}.ctl"), bear=(OSError,))
     with pytest.raises(HostError, match="ovs-vswitchd does not answer"):
         setup.set_up(context(), job(), REQUEST)
     start_vswitchd()
     assert_clean(before)
     database = int((ovs.RUN_DIR / "ovsdb-server.pid").read_text())
     os.kill(database, signal.SIGKILL)
-    wait_for(lambda: not ovs.listens(ovs.RUN_DIR / "db.sock"))
+    wait_until(lambda: not ovs.listens(ovs.RUN_DIR / "db.sock"), bear=(OSError,))
     with pytest.raises(HostError, match="ovsdb-server does not answer"):
         setup.set_up(context(), job(), REQUEST)
 
@@ -432,8 +452,7 @@ def read_fragments() -> str:
 
 def dump_flows() -> list[str]:
     argv = ["ovs-ofctl", "-OOpenFlow15", "--names", "--no-stats", "dump-flows", "pvc-ovs"]
-    done = subprocess.run(argv, check=False, capture_output=True, text=True)
-    return sorted(done.stdout.splitlines())
+    return sorted(subprocess.run(argv, check=False, capture_output=True, text=True).stdout.splitlines())
 
 
 DATA_PATHS = ("kernel", "ovs")

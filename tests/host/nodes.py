@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes of a site as processes in namespaces of their own, with real guests' kernels behind real taps.
 
 A world is the site's network: a bridge that the nodes are on, and beyond it an address that stands for everywhere else.
@@ -16,7 +17,6 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,6 +39,7 @@ from pvc.plan.switch import count_meters
 from tests.cover import cover
 from tests.host import node_world, site
 from tests.unit.plan.worlds import request_of
+from tests.waits import PATIENCE_S, wait_until
 
 T = TypeVar("T")
 ROOT = Path("/run/world")
@@ -107,6 +108,10 @@ class Node:
         found: T = value
         return found
 
+    def ask(self, function: Callable[..., T], *arguments: Any, inside: str | None = None) -> T:
+        """The same of a question that must be answered; see ``ask_again``."""
+        return self.call(ask_again, function, *arguments, inside=inside)
+
     def run(self, *argv: str, inside: str | None = None, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """A command there, whatever its exit code."""
         return self.call(_run_any, argv, stdin, inside=inside)
@@ -172,10 +177,17 @@ class World:
         ip(f"addr add {TUNNELS_ROUTER}/24 dev sw1")
         ip("link set sw1 up")
         self.nodes = [Node(number) for number in range(1, count + 1)]
+        wait_until(_all_forward, lack=lambda: run("ip", "-d", "link").stdout)
 
     def close(self) -> None:
         for node in self.nodes:
             node.close()
+
+
+def _all_forward() -> bool:
+    """Whether the bridges take what their ports bring; until the kernel has had time for that, they drop it."""
+    shown = run("ip", "-o", "-d", "link", "show", "type", "bridge_slave").stdout.splitlines()
+    return all("bridge_slave state forwarding" in line and " state UP " in line for line in shown)
 
 
 @dataclass(frozen=True)
@@ -284,7 +296,7 @@ def _open_tap(wanted: Tap) -> int:
         forwards = wanted.netns is None or "bridge_slave state forwarding" in shown
         return forwards and " state UP " in shown and " qdisc noop " not in shown
 
-    netns.run_inside(wanted.netns, lambda: site.wait_for(passes, 30))
+    netns.run_inside(wanted.netns, lambda: wait_until(passes))
     return fd
 
 
@@ -356,8 +368,18 @@ def try_connect(address: str, port: int, source: int = 0) -> str:
             return f"refused: {err.strerror}"
 
 
+def ask_again(ask: Callable[..., T], *arguments: Any) -> T:
+    """What comes back of one of these questions from what must answer: frames are lost where a machine is busy or a
+    link has not found its neighbour yet, and are sent again. Silence is for whoever may not be answered.
+    """
+    for _ in range(40):
+        if (said := ask(*arguments)) and said != "silence":
+            break
+    return said
+
+
 def connect_as(uid: int, address: str, port: int) -> str:
-    """The same as another user."""
+    """The same as ``try_connect`` as another user."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         os.setgid(uid)
@@ -368,47 +390,6 @@ def connect_as(uid: int, address: str, port: int) -> str:
     os.close(writing)
     with os.fdopen(reading) as stream:
         return stream.read()
-
-
-def serve_boot(address: str) -> None:
-    """In a guest: a DHCP and TFTP server with two scripts of iPXE, one of which leads to the other."""
-    files = ROOT / "boot"
-    files.mkdir()
-    (files / "first").write_text(f"#!ipxe\nchain tftp://{address}/second\n")
-    (files / "second").write_text("#!ipxe\npoweroff\n")
-    words = (
-        "--conf-file=/dev/null",
-        "--port=0",
-        "--interface=eth0",
-        "--bind-interfaces",
-        "--leasefile-ro",
-        "--user=root",
-    )
-    lease = ("--dhcp-range=192.168.7.10,192.168.7.10", "--dhcp-boot=first", "--enable-tftp", f"--tftp-root={files}")
-    run("dnsmasq", *words, *lease, f"--log-facility={ROOT}/boot.log", f"--pid-file={ROOT}/boot.pid")
-
-
-def read_boot_log() -> str:
-    """What that server has said."""
-    return (ROOT / "boot.log").read_text()
-
-
-def start_machine(plan: NodePlan, rank: int) -> int:
-    """On a node: QEMU at a VM's tap, with neither disk nor kernel; its process id."""
-    nic = next(each for each in plan.grant.vms if each.rank == rank).nics[0]
-    (fd,) = ethernet.open_taps((plan.taps[nic.tap_index],))
-    try:
-        argv = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-m", "64M", "-netdev", f"tap,id=net0,fd={fd}"]
-        argv += ["-device", f"virtio-net-pci,netdev=net0,mac={nic.mac},bootindex=1"]
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=(fd,)).pid
-    finally:
-        os.close(fd)
-
-
-def end(process: int) -> None:
-    """Kill a process of this one."""
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
 
 
 def serve_tcp(port: int) -> int:
@@ -477,7 +458,7 @@ def swallow_tcp(port: int) -> None:
 
 def pour_tcp(address: str, port: int, size: int) -> int:
     """How much of ``size`` bytes arrived there."""
-    with socket.create_connection((address, port), timeout=20) as client:
+    with socket.create_connection((address, port), timeout=PATIENCE_S) as client:
         block = bytes(1 << 16)
         for _ in range(size >> 16):
             client.sendall(block)
@@ -487,7 +468,6 @@ def pour_tcp(address: str, port: int, size: int) -> int:
 
 def wait_for_router() -> None:
     """In a guest: until the kernel has heard a router advertisement."""
-    deadline = time.monotonic() + 15
-    while "default" not in run("ip", "-6", "route", "show", "default").stdout:
-        assert time.monotonic() < deadline, "no router advertisement came"
-        time.sleep(0.05)
+    wait_until(
+        lambda: "default" in run("ip", "-6", "route", "show", "default").stdout, lack="no router advertisement came"
+    )

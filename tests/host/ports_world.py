@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many ports at once: run by test_node.py like node_world.py."""
 
 from __future__ import annotations

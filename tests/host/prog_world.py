@@ -1,6 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs at ports against a second reading of the rules, frame by frame: run by test_programs.py as root.
 
     python -m tests.host.prog_world SCENARIO
+    python -m tests.host.prog_world fuzz SECONDS
 
 Frames go into a program by BPF_PROG_TEST_RUN (bpf(2)), which says what it decided and what it made of the frame.
 """
@@ -11,6 +13,7 @@ import ctypes
 import ipaddress
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,44 +114,67 @@ def may_arp(target: bytes, body: bytes) -> bool:
 
 
 def may_four(target: bytes, body: bytes) -> bool:
-    if len(body) < 20 or body[0] >> 4 != 4 or body[0] & 15 < 5:
+    if len(body) < 20 or body[0] >> 4 != 4:
         return False
-    if body[9] == 17 and int.from_bytes(body[6:8]) & 0x1FFF == 0:
-        ports = body[(body[0] & 15) * 4 :][:4]
-        if len(ports) < 4 or ports[:2] == b"\0\x43" or ports[2:] == b"\0\x44":
+    head, size = (body[0] & 15) * 4, int.from_bytes(body[2:4])
+    if head < 20 or not head <= size <= len(body):
+        return False
+    fragment, rest = int.from_bytes(body[6:8]), body[head:size]
+    if body[9] == 17 and fragment & 0x1FFF == 0:
+        if not is_datagram(rest, whole=not fragment & 0x2000) or rest[:2] == b"\0\x43" or rest[2:4] == b"\0\x44":
             return False
         if body[12:16] == bytes(4):
-            return ports == b"\0\x44\0\x43" and bool(target[0] & 1 or target == mac(GATEWAY))
+            return rest[:4] == b"\0\x44\0\x43" and bool(target[0] & 1 or target == mac(GATEWAY))
     return body[12:16] == MINE
+
+
+def is_datagram(rest: bytes, *, whole: bool) -> bool:
+    size = int.from_bytes(rest[4:6])
+    return len(rest) >= 8 and size >= 8 and (size <= len(rest) or not whole)
 
 
 def may_six(target: bytes, body: bytes) -> bool:
     del target
-    if len(body) < 40 or body[0] >> 4 != 6:
+    packet = packet_of(body)
+    if packet is None or packet[0] >> 4 != 6:
         return False
-    source, following, rest, whole = body[8:24], body[6], body[40:], True
+    source, following, rest, whole = packet[8:24], packet[6], packet[40:], True
     nobody = source == bytes(16)
     if is_taken(source) or not (nobody or source == MINE6 or is_local(source)):
         return False
     for _ in range(8):
-        if following not in (0, 43, 44, 51, 60, 135):
+        if following not in (0, 43, 44, 51, 60, 135, 139, 140):
             break
-        if len(rest) < 4:
+        size = extension_size(following, rest)
+        if following == 44 and not whole:
             return False
-        if following == 44:
-            if int.from_bytes(rest[2:4]) & 0xFFF8:
-                return not nobody
-            whole, size = False, 8
-        else:
-            size = (rest[1] + 2) * 4 if following == 51 else (rest[1] + 1) * 8
+        if following == 44 and len(rest) >= 8 and int.from_bytes(rest[2:4]) & 0xFFF8:
+            return not nobody
+        if len(rest) < size:
+            return False
+        whole = whole and following != 44
         following, rest = rest[0], rest[size:]
-    else:
+    if following in (0, 43, 44, 51, 60, 135, 139, 140) or following in range(148, 256):
         return False
     if following == 17:
-        return len(rest) >= 4 and rest[:2] != b"\x02\x23" and rest[2:4] != b"\x02\x22" and not nobody
-    if following != 58:
-        return not nobody
-    return bool(rest) and may_tell(rest, whole, nobody)
+        honest = rest[:2] != b"\x02\x23" and rest[2:4] != b"\x02\x22"
+        return is_datagram(rest, whole=whole) and honest and not nobody
+    if following == 58:
+        return len(rest) >= 4 and may_tell(rest, whole, nobody)
+    return not nobody and (following != 6 or len(rest) >= 20)
+
+
+def extension_size(kind: int, rest: bytes) -> int:
+    """How long it says that it is."""
+    if kind == 44 or len(rest) < 2:
+        return 8
+    return (rest[1] + 2) * 4 if kind == 51 else (rest[1] + 1) * 8
+
+
+def packet_of(body: bytes) -> bytes | None:
+    """An IPv6 packet without what lies behind it, if it is there as far as it says."""
+    size = 40 + int.from_bytes(body[4:6])
+    return body[:size] if len(body) >= size else None
 
 
 def may_tell(message: bytes, whole: bool, nobody: bool) -> bool:
@@ -157,12 +183,25 @@ def may_tell(message: bytes, whole: bool, nobody: bool) -> bool:
         return not nobody or kind in (131, 143)
     if kind in (134, 137) or not whole:
         return False
+    head = 8 if kind == 133 else 24
+    if len(message) < head or (kind == 136 and nobody) or not are_own(message[head:]):
+        return False
     if kind == 133 or (kind == 135 and not nobody):
         return True
     target = message[8:24]
-    if len(target) < 16 or (kind == 136 and nobody):
-        return False
     return not is_taken(target) if is_local(target) else target == MINE6
+
+
+def are_own(options: bytes) -> bool:
+    """At most eight, all whole, and the link-layer addresses in them vm6's."""
+    for _ in range(8):
+        if not options:
+            return True
+        size = options[1] * 8 if len(options) > 1 else 0
+        if not 8 <= size <= len(options) or (options[0] in (1, 2) and options[1:size] != b"\1" + mac(OWN)):
+            return False
+        options = options[size:]
+    return not options
 
 
 def is_local(address: bytes) -> bool:
@@ -196,10 +235,11 @@ def is_question(frame: bytes) -> bool:
     if frame[12:14] == b"\x08\x06":
         asked = int.from_bytes(frame[38:42]) - int.from_bytes(MINE) + 6
         return frame[20:22] == b"\0\1" and is_elsewhere(asked)
-    if frame[12:14] != b"\x86\xdd" or len(frame) < 86 or frame[20] != 58 or frame[54] != 135:
+    packet = packet_of(frame[14:])
+    if frame[12:14] != b"\x86\xdd" or packet is None or len(packet) < 72 or packet[6] != 58 or packet[40] != 135:
         return False
     asked = int.from_bytes(frame[62:78]) - int.from_bytes(MINE6) + 6
-    return frame[78:80] == b"\1\1" and is_elsewhere(asked)
+    return packet[64:66] == b"\1\1" and is_elsewhere(asked)
 
 
 def is_elsewhere(rank: int) -> bool:
@@ -231,30 +271,63 @@ def arps(draw: Callable[..., Any]) -> bytes:
     return b"\x08\x06" + b"".join(parts)
 
 
+def near(size: int) -> st.SearchStrategy[int]:
+    """A length that is right, or is not: some bytes off, and none at all."""
+    off = st.integers(-24, 24).map(lambda more: min(max(size + more, 0), 65535))
+    return st.just(size) | st.just(size) | off | st.sampled_from([0, 65535])
+
+
+@st.composite
+def datagrams(draw: Callable[..., Any], ports: tuple[int, ...]) -> bytes:
+    payload = draw(SMALL)
+    return (
+        struct.pack("!HHHH", *(draw(st.sampled_from(ports)) for _ in "ab"), draw(near(8 + len(payload))), 0) + payload
+    )
+
+
 @st.composite
 def fours(draw: Callable[..., Any]) -> bytes:
-    options = draw(st.sampled_from([0, 0, 0, 1, 5]))
+    options = draw(st.sampled_from([0, 0, 0, 1, 5, 10]))
     first = draw(st.sampled_from([0x40, 0x40, 0x40, 0x50])) | (5 + options)
     protocol = draw(st.sampled_from([1, 6, 17, 17, 17]))
-    offset = draw(st.sampled_from([0, 0, 0x2000, 1, 0x2001]))
-    packed = struct.pack("!BBHHHBBH", first, 0, 40, 0, offset, 64, protocol, 0)
-    ports = struct.pack("!HH", draw(st.sampled_from([67, 68, 1000])), draw(st.sampled_from([67, 68, 1000])))
-    parts: list[bytes] = [packed, draw(FOURS), draw(FOURS), bytes(4 * options), ports, draw(SMALL)]
+    offset = draw(st.sampled_from([0, 0, 0x2000, 1, 0x2001, 0x4000]))
+    rest = draw(datagrams((67, 68, 1000)) if protocol == 17 else st.binary(max_size=60))
+    size = draw(near(20 + 4 * options + len(rest)))
+    packed = struct.pack("!BBHHHBBH", first, 0, size, 0, offset, 64, protocol, 0)
+    parts: list[bytes] = [packed, draw(FOURS), draw(FOURS), draw(st.sampled_from([b"\1", b"\x83"])) * 4 * options, rest]
     return b"\x08\0" + b"".join(parts)
+
+
+OPTIONS = st.lists(
+    st.sampled_from([
+        *(b"\1\1" + mac(each) for each in (OWN, OWN, LOCAL)), *(b"\2\1" + mac(each) for each in (OWN, LOCAL)),
+        *(b"\1\2" + mac(OWN) + bytes(8), b"\1\0" + mac(OWN), b"\x0e\1nonce!", b"\x0e\2" + bytes(14), b"\1", b""),
+    ]),
+    max_size=10,
+).map(b"".join) | st.just(b"\1\1" + mac(OWN))  # fmt: skip
+
+
+@st.composite
+def messages(draw: Callable[..., Any]) -> bytes:
+    """Of ICMPv6: echoes, groups (MLD), discovery, and what only a router says."""
+    kind = draw(st.sampled_from([128, 130, 131, 132, 133, 133, 134, 135, 135, 135, 136, 136, 137, 143]))
+    target = b"" if kind == 133 else bytes(8) if kind == 134 else draw(SIXES)
+    return bytes([kind, 0, 0, 0]) + bytes(4) + target + draw(OPTIONS)
+
+
+# Extension headers, those of HIP, Shim6, mobility and experiments (253), too.
+HEADERS = st.lists(st.sampled_from([0, 43, 44, 51, 60, 135, 139, 140, 253]), max_size=9) | st.just([])
 
 
 @st.composite
 def sixes(draw: Callable[..., Any]) -> bytes:
-    upper = draw(st.sampled_from([6, 17, 58, 58, 58, 59]))
-    if upper == 58:
-        kind = draw(st.sampled_from([128, 131, 133, 134, 135, 135, 136, 137, 143]))
-        option = draw(st.sampled_from([b"\1\1", b"\2\1", b"\x0e\1", b""]))
-        payload = bytes([kind, 0, 0, 0]) + bytes(4) + draw(SIXES) + option + (mac(OWN) if option else b"")
-    else:
-        payload = struct.pack("!HH", *draw(st.sampled_from([(547, 1), (546, 547), (1, 546), (1, 1)]))) + draw(SMALL)
-    for header in reversed(draw(st.lists(st.sampled_from([0, 43, 44, 51, 60, 135]), max_size=9))):
+    upper = draw(st.sampled_from([6, 17, 17, 58, 58, 58, 59, 50, 148, 255]))
+    datagram = datagrams((546, 547, 1000))
+    payload = draw({58: messages(), 17: datagram}.get(upper, st.binary(max_size=40)))
+    for header in reversed(draw(HEADERS)):
         if header == 44:
-            payload = bytes([upper, 0]) + draw(st.sampled_from([b"\0\0", b"\0\1", b"\0\x08"])) + bytes(4) + payload
+            place = draw(st.sampled_from([b"\0\0", b"\0\0", b"\0\1", b"\0\x08"]))
+            payload = bytes([upper, 0]) + place + bytes(4) + payload
         elif header == 51:
             payload = bytes([upper, 1]) + bytes(10) + payload
         else:
@@ -262,45 +335,57 @@ def sixes(draw: Callable[..., Any]) -> bytes:
             payload = bytes([upper, more]) + bytes(6 + 8 * more) + payload
         upper = header
     version = draw(st.sampled_from([0x60] * 5 + [0x40]))
-    head = bytes([version, 0, 0, 0]) + len(payload).to_bytes(2) + bytes([upper, 255])
+    head = bytes([version, 0, 0, 0]) + draw(near(len(payload))).to_bytes(2) + bytes([upper, 255])
     parts: list[bytes] = [head, draw(SIXES), draw(SIXES), payload]
     return b"\x86\xdd" + b"".join(parts)
+
+
+TAGS = st.sampled_from([b"\x81\0\0\1", b"\x88\xa8\0\1\x81\0\0\2"])
 
 
 @st.composite
 def frames(draw: Callable[..., Any]) -> bytes:
     source = draw(st.just(mac(OWN)) | st.just(mac(OWN)) | MACS)
-    body = draw(arps() | fours() | sixes() | st.binary(max_size=60).map(lambda tail: b"\x81\0" + tail))
+    body = draw(arps() | fours() | sixes() | sixes())
+    body = draw(TAGS) + body if draw(st.integers(0, 15)) == 15 else body
     frame = bytearray(draw(MACS) + source + body)
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
         frame[draw(st.integers(0, len(frame) - 1))] = draw(st.integers(0, 255))
     if draw(st.sampled_from([False, False, False, True])):
         del frame[draw(st.integers(14, len(frame))) :]
-    # The kernel's test takes no frame without its network header; wire_world.py sends those.
-    frame += bytes(max(0, {b"\x08\0": 34, b"\x86\xdd": 54}.get(bytes(frame[12:14]), 15) - len(frame)))
-    return bytes(frame) + bytes(draw(st.sampled_from([0, 0, 0, 1400, 1500])))
+    return at_least(bytes(frame)) + draw(st.just(b"") | SMALL | st.sampled_from([1400, 1500]).map(bytes))
+
+
+def at_least(frame: bytes) -> bytes:
+    """The kernel's test takes no frame without its network header; wire_world.py sends those."""
+    return frame + bytes(max(0, {b"\x08\0": 34, b"\x86\xdd": 54}.get(frame[12:14], 15) - len(frame)))
+
+
+def compare(run: Runner, frame: bytes) -> int:
+    """What both say of it; what is dropped or passed is left as it was."""
+    verdict, made = run(frame)
+    assert verdict == decide(frame), frame.hex()
+    if verdict == PASS:
+        assert made == frame
+    elif verdict == REDIRECT and is_question(frame):
+        assert made[:6] == mac(OWN)
+        assert made[6:10] == mac(OWN)[:4]
+    elif verdict == REDIRECT and frame[4:6] != b"\0\x08":
+        number = int.from_bytes(frame[4:6])
+        assert made[:6] == mac(addresses.label_mac(0 if number < 7 else 1))
+        assert made[6:] == b"\x02\0" + frame[4:6] + frame[10:]
+    return verdict
 
 
 def decisions() -> None:
-    """The program and the second reading agree on any frame of a VM; what is dropped or passed is left as it was."""
+    """The program and the second reading agree on any frame of a VM."""
     seen: set[int] = set()
     with loaded("from_vm") as run:
 
         @settings(max_examples=3000, deadline=None, database=None)
         @given(frames())
         def check(frame: bytes) -> None:
-            verdict, made = run(frame)
-            assert verdict == decide(frame), frame.hex()
-            seen.add(verdict)
-            if verdict == PASS:
-                assert made == frame
-            elif verdict == REDIRECT and is_question(frame):
-                assert made[:6] == mac(OWN)
-                assert made[6:10] == mac(OWN)[:4]
-            elif verdict == REDIRECT and frame[4:6] != b"\0\x08":
-                number = int.from_bytes(frame[4:6])
-                assert made[:6] == mac(addresses.label_mac(0 if number < 7 else 1))
-                assert made[6:] == b"\x02\0" + frame[4:6] + frame[10:]
+            seen.add(compare(run, frame))
 
         check()
     assert seen == {PASS, DROP, REDIRECT}
@@ -334,7 +419,27 @@ def ways() -> None:
 SCENARIOS = (decisions, ways)
 
 
+def fuzz(seconds: float) -> None:
+    """Frames until the time is over."""
+    ends, done = time.monotonic() + seconds, 0
+    with loaded("from_vm") as run:
+
+        @settings(max_examples=500, deadline=None, database=None)
+        @given(frames())
+        def check(frame: bytes) -> None:
+            nonlocal done
+            done += 1
+            compare(run, frame)
+
+        while ends > time.monotonic():
+            check()
+    print(f"{done} inputs")
+
+
 def main() -> None:
+    if sys.argv[1] == "fuzz":
+        fuzz(float(sys.argv[2]))
+        return
     next(each for each in SCENARIOS if each.__name__ == sys.argv[1])()
 
 

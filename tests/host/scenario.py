@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run one scenario of a module of this package in namespaces of its own."""
 
 from __future__ import annotations
@@ -18,5 +19,5 @@ def run_scenario(module: str, *words: str, **settings: str) -> None:
     """
     argv = [*WRAPPER, sys.executable, "-m", f"tests.host.{module}", *words]
     env = {**os.environ, **settings}
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240, env=env)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900, env=env)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,14 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node of a test's own has besides pvc: a network between nodes, Open vSwitch with a bridge on it."""
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
-import time
-from collections.abc import Callable
+from pathlib import Path
 
-from pvc.host import ovs
+from pvc.host import ovs, tap
+from tests.waits import wait_until
 
 DATABASE, LOG = "/run/ovs.db", "/run/vswitchd.log"
+
+
+def show_devices(directory: Path) -> None:
+    """/dev/net/tun as udev makes it on usual distributions, open to all, and /sys of this network namespace."""
+    own = directory / "tun"
+    os.mknod(own, stat.S_IFCHR, os.makedev(10, 200))
+    own.chmod(0o666)
+    subprocess.run(["mount", "--bind", own, tap.DEVICE], check=True)
+    subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)
 
 
 def make_underlay(device: str) -> None:
@@ -41,16 +53,4 @@ def start_switch(underlay: str, address: str) -> None:
 def start_vswitchd() -> None:
     argv = ["ovs-vswitchd", f"unix:{ovs.RUN_DIR}/db.sock", "--pidfile", "--no-chdir", "--detach", "-vconsole:off"]
     # One that was killed holds its pid file's lock a moment longer.
-    wait_for(lambda: subprocess.run([*argv, f"--log-file={LOG}"], check=False).returncode == 0)
-
-
-def wait_for(check: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if check():
-                return
-        except OSError:
-            pass
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+    wait_until(lambda: subprocess.run([*argv, f"--log-file={LOG}"], check=False).returncode == 0)

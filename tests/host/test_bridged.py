@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VMs on bridges of the site's, on a real kernel; the scenarios are in bridge_world.py."""
 
 from __future__ import annotations

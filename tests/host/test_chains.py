@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that rest on others, with QEMU's own tools and a real file system."""
 
 from __future__ import annotations

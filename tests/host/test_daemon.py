@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc-node's socket and hostile or clumsy callers: a real daemon in namespaces of its own."""
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from pvc.state.ledger import Ledger, Record
 from tests.host.scenario import ROOT, WRAPPER
-from tests.slurm.testbed import wait_until
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.host
 NOBODY = 65534
@@ -30,20 +32,27 @@ def reachable() -> Iterator[Path]:
 
 
 @pytest.fixture
-def daemon(reachable: Path) -> Iterator[Path]:
+def said(reachable: Path) -> Path:
+    """The daemon's log."""
+    return reachable / "log"
+
+
+@pytest.fixture
+def daemon(reachable: Path, said: Path) -> Iterator[Path]:
     """The path of a serving socket that anybody may reach."""
     places = ["--conf-dir", reachable / "conf", "--state-dir", reachable / "state", "--runtime-dir", reachable / "run"]
     serve = [sys.executable, "-m", "pvc.cli.node", *map(str, places), "serve", "--node", "n1"]
-    script = 'mount -t tmpfs tmpfs /run/lock && mkdir -p /run/netns && exec "$@"'
-    process = subprocess.Popen([*WRAPPER, "sh", "-c", script, "sh", *serve], cwd=ROOT, stderr=subprocess.PIPE)
+    script = 'mount -t tmpfs tmpfs /run && mkdir /run/lock && exec "$@"'
+    with said.open("wb") as log:
+        process = subprocess.Popen([*WRAPPER, "sh", "-c", script, "sh", *serve], cwd=ROOT, stderr=log)
     path = reachable / "run" / "node.sock"
     try:
-        wait_until(lambda: path.exists() and answers(path), 20, "no daemon")
+        wait_until(lambda: path.exists() and answers(path), 120, "no daemon")
         yield path
-        assert answers(path)
+        wait_until(lambda: answers(path), 20, "the daemon does not answer any more")
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def answers(path: Path) -> bool:
@@ -82,22 +91,97 @@ link.sendall(b"PVC1 teardown\\nSLURM_JOB_ID=12\\n\\n"); print(link.recv(1000).de
     assert talk(daemon, b"PVC1 teardown\nSLURM_JOB_ID=12\n\n") == b"0 nothing to undo\n"
 
 
-def test_one_user_cannot_keep_the_others_out(daemon: Path) -> None:
+def test_users_do_not_reach_roots_socket(daemon: Path) -> None:
     script = """
 import socket, sys
+try:
+    socket.socket(socket.AF_UNIX).connect(sys.argv[1] + ".root")
+except OSError as err:
+    print(type(err).__name__)
+"""
+    assert as_nobody(daemon, script) == "PermissionError\n"
+    roots = daemon.with_name("node.sock.root")
+    assert talk(roots, b"PVC1 teardown\nSLURM_JOB_ID=12\n\n") == b"0 nothing to undo\n"
+
+
+COME = """
+import os, select, socket, sys
 links = []
-for _ in range(200):
+def come():
     link = socket.socket(socket.AF_UNIX)
     try:
         link.connect(sys.argv[1])
     except OSError:
-        break
+        return False
     links.append(link)
-root = sys.stdin
+    return True
+"""
+
+
+def test_one_user_cannot_keep_the_others_out(daemon: Path) -> None:
+    script = """
+while len(links) < 200 and come():
+    pass
 print(len(links))
 """
-    assert int(as_nobody(daemon, script)) > 8
+    assert int(as_nobody(daemon, COME + script)) > 8
     assert talk(daemon, b"PVC1 teardown\nSLURM_JOB_ID=12\n\n") == b"0 nothing to undo\n"
+
+
+HOLD = f"""{COME}
+for uid in range(200000, 200040):
+    if os.fork() == 0:
+        os.setuid(uid)
+        while len(links) < 8:
+            come()
+        os.write(1, b"x")
+        # Whoever was let in stays in as long as pvc-node allows, and comes again.
+        while os.getppid() != 1:
+            for link in select.select(links, [], [], 0.1)[0]:
+                links.remove(link)
+                link.close()
+                come()
+        os._exit(0)
+sys.stdin.read()
+"""
+
+
+def test_no_number_of_uids_keeps_an_owner_out(daemon: Path, reachable: Path) -> None:
+    """As many uids as /etc/subuid gives a user, all the time; who owns a job here has places of their own."""
+    Ledger(reachable / "state", 77).open(Record(77, NOBODY, "this boot"))
+    argv = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", HOLD, str(daemon)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as crowd:
+        try:
+            assert crowd.stdout is not None
+            assert crowd.stdout.read(40) == b"x" * 40
+            script = """
+import socket, sys
+for _ in range(20):
+    link = socket.socket(socket.AF_UNIX); link.connect(sys.argv[1])
+    link.sendall(b'{"op":"attach","job":77}\\n'); print(link.recv(1000).decode())
+"""
+            said = as_nobody(daemon, script)
+            roots = daemon.with_name("node.sock.root")
+            assert talk(roots, b"PVC1 teardown\nSLURM_JOB_ID=12\n\n") == b"0 nothing to undo\n"
+        finally:
+            crowd.kill()
+    assert said.count("is not set up") == 20
+
+
+def test_no_caller_writes_the_log_at_a_pace_of_its_own(daemon: Path, said: Path) -> None:
+    deep = b"[" * 60000 + b"\n"
+    before = said.stat().st_size
+    for data in (deep, b"\xff\n", b"x" * 70000):
+        for _ in range(200):
+            talk(daemon, data)
+    script = """
+import socket, sys
+for _ in range(3000):
+    link = socket.socket(socket.AF_UNIX); link.connect(sys.argv[1]); keep = [link] + keep[:20] if _ else [link]
+"""
+    as_nobody(daemon, script)
+    assert answers(daemon)
+    assert said.stat().st_size - before < 20_000
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """Persistent drives on file systems of which nobody knows whether their locks reach other nodes: FUSE."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from pvc.host.mounts import find_mount
 from pvc.model.drive import Lease, Mmp, PersistentDrive, Reach
 from pvc.plan.drives import find_reach
 from tests.unit.supervisor.test_drives import hold
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.host
 
@@ -32,11 +33,8 @@ def fuse(tmp_path: Path) -> Iterator[Path]:
     # In the foreground and bound to us: it unmounts when it is ended, and ends when a test is killed.
     argv = ["setpriv", "--pdeathsig", "TERM", "--", "bindfs", "-f", tmp_path / "behind", mount]
     with subprocess.Popen(argv, start_new_session=True) as bindfs:
-        deadline = time.monotonic() + 30
-        while not os.path.ismount(mount):
-            assert bindfs.poll() is None, "bindfs has ended"
-            assert time.monotonic() < deadline, "bindfs has mounted nothing"
-            time.sleep(0.02)
+        wait_until(lambda: os.path.ismount(mount) or bindfs.poll() is not None, lack="bindfs has mounted nothing")
+        assert bindfs.poll() is None, "bindfs has ended"
         yield mount
         bindfs.terminate()
     assert not os.path.ismount(mount)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What only a real disk and a real user show: a full file system, a repository that is not ours."""
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from pathlib import Path
 import pytest
 
 from pvc.errors import HostError
+from pvc.host.qemuimg import EXPORTS
 from pvc.host.reserve import reserve_space
 from pvc.images import transfer
 from pvc.images.cache import NodeCache, Outcome
+from pvc.images.diskfile import export_disk
+from pvc.images.pcocc import read_repository
+from pvc.images.pcoccimport import take_images
 from pvc.images.repository import Repositories
 from pvc.images.transfer import Incoming
 from pvc.model.site import Repository
 from tests.quotas import quota_dir
 from tests.unit.images.disks import import_raw, quiet, raw_disk, repositories
+from tests.unit.images.test_pcocc import Pcocc, qemu
 
 pytestmark = pytest.mark.host
 
@@ -72,6 +78,10 @@ def test_whatever_meets_a_full_disk_leaves_nothing(small_disk: Path, tmp_path: P
     subprocess.run(["qemu-img", "create", "-q", "-f", "vhdx", tmp_path / "vhdx", "8M"], check=True)
     big = other.import_file(Incoming(source, "a"), quiet)
     other.export([big], tmp_path / "archive", quiet)
+    pcocc = Pcocc(tmp_path / "pcocc")
+    qemu("qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, pcocc.path / ".tmp/disk")
+    pcocc.describe("a", 0, [pcocc.put(pcocc.path / ".tmp/disk")])
+    theirs = read_repository(pcocc.path)
     import_raw(where, tmp_path, "small")
     before = everything(small_disk)
     small = where.locate("small")
@@ -81,6 +91,11 @@ def test_whatever_meets_a_full_disk_leaves_nothing(small_disk: Path, tmp_path: P
         "copy": lambda: both.copy(big, "user:a", "me", quiet),
         "archive": lambda: where.import_archive(tmp_path / "archive", None, "me", quiet),
         "export": lambda: other.export([big], small_disk / "file", quiet),
+        "pcocc": lambda: list(take_images(theirs, where.store(), "me", quiet)),
+        **{
+            kind: lambda kind=kind: export_disk(other, big, small_disk / "file", kind, quiet)  # type: ignore[misc]
+            for kind in EXPORTS
+        },
     }
     for name, action in actions.items():
         with pytest.raises(HostError) as caught:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node tells of its networks, on a real kernel; the scenarios are in view_world.py."""
 
 from __future__ import annotations

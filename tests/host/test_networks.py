@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks between nodes on a real kernel, in namespaces of their own; scenarios: net_world.py and wire_world.py."""
 
 from __future__ import annotations

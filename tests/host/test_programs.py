@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs at ports, in namespaces of their own; scenarios: prog_world.py."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The counter of the machine that the tests run on."""
 
 from __future__ import annotations

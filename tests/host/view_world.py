@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node tells of a job's networks, and what it finds broken: run by test_netview.py like node_world.
 
     python -m tests.host.view_world SCENARIO
@@ -15,10 +16,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from pvc import codec
-from pvc.host import dnsmasq, ethernet
+from pvc.host import dnsmasq, ethernet, netns
 from pvc.model.netview import CheckReport, NetworkReport, ProbeReport
 from pvc.node import netcheck, netview, probing, setup
 from pvc.node.context import Context
@@ -29,6 +29,7 @@ from pvc.state.ledger import Ledger, Ready
 from pvc.state.memory import MemoryStore
 from tests.host import node_world, site
 from tests.host.node_world import CONF, REQUEST, ROOT, data_path, job, prepare
+from tests.waits import wait_until
 
 NONCE = "0123456789abcdef"
 WINDOW_S = 1.5
@@ -98,7 +99,8 @@ def other() -> None:
     """The child: n2."""
     print("begin", flush=True)
     sys.stdin.readline()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run/netns"], check=True)
+    for place in (netns.LINKS, netns.DIRECTORY):
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
     for line in ("link set lo up", "link set peer-eth0 name eth0", "link set eth0 mtu 9000 up"):
         run(f"ip {line}")
     run("ip addr add 10.99.0.2/24 dev eth0")
@@ -129,7 +131,8 @@ def run(command: str) -> None:
 
 @contextmanager
 def two_nodes() -> Iterator[tuple[Node, Other]]:
-    Path("/run/netns").mkdir(exist_ok=True)
+    for place in (netns.LINKS, netns.DIRECTORY):
+        place.mkdir(parents=True, exist_ok=True)
     there = Other()
     try:
         yield Node("n1"), there
@@ -149,8 +152,8 @@ def try_paths(here: Node, there: Other) -> dict[str, Finding]:
 
 
 def ip_header(length: int, source: bytes, target: bytes) -> bytes:
-    """An IPv4 header that stands every check: of whose addresses it has, and of its checksum."""
-    parts = [0x4500, length, 0, 0, 0x4011, 0, *struct.unpack(">4H", source + target)]
+    """An IPv4 header that stands every check: of whose addresses it has, and of its checksum; ICMP follows."""
+    parts = [0x4500, length, 0, 0, 0x4001, 0, *struct.unpack(">4H", source + target)]
     total = sum(parts)
     parts[5] = ~(total + (total >> 16)) & 0xFFFF
     return struct.pack(">10H", *parts)
@@ -224,7 +227,7 @@ def broken_nodes() -> None:
         assert all(any(word in text for text in said) for word in words), (command, said)
     dnsmasq.stop(node.context.runtime_dir / "net" / "12")
     assert any("dnsmasq" in text for text in faults(node))
-    run(f"umount /run/netns/{SPACE} && rm /run/netns/{SPACE}")
+    run(f"umount {netns.path_of(SPACE)} && rm {netns.path_of(SPACE)}")
     assert faults(node) == [f"the cluster's network namespace {SPACE} is gone"]
 
 
@@ -277,7 +280,7 @@ def switched_nodes() -> None:
     # Ports of 0 are a header that is cut off.
     frame += (1000).to_bytes(2, "big") * 2
     os.write(node.taps[0], frame.ljust(100, b"\0"))
-    site.wait_for(lambda: _sent(node.report()) == (1, 100))
+    wait_until(lambda: _sent(node.report()) == (1, 100), bear=(OSError,))
     run(f"ovs-ofctl -O OpenFlow15 del-flows pvc-ovs table=4,dl_dst={addresses.vm_mac(network, 0, 3)}")
     assert faults(node) == ["no forwarding entry for vm3 on network nat"]
     port = node.ready().taps[1].name

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What frames of VMs arrive where, on a real kernel: run by test_networks.py inside fresh namespaces.
 
     python -m tests.host.wire_world SCENARIO
@@ -15,9 +16,10 @@ from ipaddress import IPv6Address
 
 from pvc.model.network import Layer
 from pvc.plan import addresses
-from tests.host import frames, nodes, site
+from tests.host import frames, netboot, nodes
 from tests.host.net_world import GATEWAY, GATEWAY6, NET, OVS, TAKEN, cluster_on, read
 from tests.host.nodes import Cluster, Node, World
+from tests.waits import PATIENCE_S, wait_until
 
 OWN, THEIRS = "52:54:00:00:00:01", "52:54:00:00:00:02"
 ROUTER_LOCAL, OWN_LOCAL = addresses.link_local("52:54:00:ff:ff:00"), addresses.link_local(OWN)
@@ -254,7 +256,7 @@ def invented() -> None:
     world.close()
 
 
-def netboot() -> None:
+def booting() -> None:
     """A machine with nothing but its interface's ROM boots over an L2 network, from a VM that is the users' server."""
     world = World(2)
     one, two = world.nodes
@@ -262,11 +264,11 @@ def netboot() -> None:
     with cluster_on(world, Cluster((lan,), 2)) as (plan, theirs):
         server = one.call(nodes.start_guest, plan, 0)
         one.call(nodes.give_address, "192.168.7.1/24", None, inside=server)
-        one.call(nodes.serve_boot, "192.168.7.1", inside=server)
-        machine = two.call(nodes.start_machine, theirs, 1)
+        one.call(netboot.serve_boot, "192.168.7.1", inside=server)
+        machine = two.call(netboot.start_machine, theirs, 1)
         # iPXE loads the first script, and the first one has it load the second.
-        site.wait_for(lambda: "/second to 192.168.7.10" in one.call(nodes.read_boot_log), 180)
-        two.call(nodes.end, machine)
+        wait_until(lambda: "/second to 192.168.7.10" in one.call(netboot.read_boot_log), 180)
+        two.call(netboot.end, machine)
     world.close()
 
 
@@ -343,14 +345,14 @@ def received(fd: int, least: int = 0) -> list[bytes]:
     """
     router = frames.mac("52:54:00:ff:ff:00") + b"\x86\xdd"
     found: list[bytes] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         found += [frame.rstrip(b"\0") for frame in nodes.drain(fd) if frame[6:14] != router]
         if len(found) >= least or time.monotonic() > deadline:
             return found
 
 
-SCENARIOS = (answers, groups, strangers, spoofing, switch, invented, netboot, tunnels, limits)
+SCENARIOS = (answers, groups, strangers, spoofing, switch, invented, booting, tunnels, limits)
 
 
 def main() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The testbed of tests/slurm, for images that take minutes to build: run by hand, see HACKING.md."""
 
 from __future__ import annotations

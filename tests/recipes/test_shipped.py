@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each recipe of pvc's, built, booted as VMs of a user's job, and used for what it is there for."""
 
 from __future__ import annotations

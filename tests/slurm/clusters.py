@@ -1,13 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running clusters for tests: pvc alloc with a script that sleeps."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
+from typing import Any
 
-from tests.slurm.testbed import Testbed, wait_until
+from tests.slurm.testbed import Testbed
+from tests.waits import PATIENCE_S, wait_until
 
 SCRIPT = "#!/bin/sh\ntouch started\nexec sleep 1800\n"
+
+
+def list_clusters(tb: Testbed) -> list[dict[str, Any]]:
+    """What pvc ps tells the student."""
+    found: list[dict[str, Any]] = json.loads(tb.run(["pvc", "ps", "--json"]).out)
+    return found
 
 
 class Cluster:
@@ -35,17 +45,17 @@ class Cluster:
             assert code is None, f"pvc alloc ended with {code}: {self.process.stdout.read()}"
             return self.started.exists()
 
-        wait_until(check, 120, "the script has not started")
+        wait_until(check, 300, "the script has not started")
         rows = self.tb.run(["squeue", "-h", "-u", self.user, "-t", "R", "-o", "%A"], user=self.user).out.split()
         self.job_id = min(map(int, rows))  # the leader of a heterogeneous job
         return self
 
     def wait_reachable(self) -> Cluster:
         """Until every VM answers."""
-        self.tb.run(["pvc", "wait", "--timeout", "120s", "-j", str(self.job_id)], user=self.user, timeout=150)
+        self.tb.run(["pvc", "wait", "--timeout", "300s", "-j", str(self.job_id)], user=self.user, timeout=360)
         return self
 
-    def end(self, timeout: float = 60) -> str:
+    def end(self, timeout: float = PATIENCE_S) -> str:
         """What it printed, once it has ended."""
         out, _ = self.process.communicate(timeout=timeout)
         return str(out)
@@ -56,4 +66,4 @@ class Cluster:
             self.tb.run(["scancel", str(self.job_id)], user=self.user, check=False)
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=PATIENCE_S)

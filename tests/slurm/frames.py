@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ethernet frames as bytes, honest and forged; the guest's ``frames`` (tests/vm/frames.c) sends and counts them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands in a VM by its serial console, for guests that have no ssh server."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from typing import Any
 
 from tests.slurm.testbed import Testbed
+from tests.waits import PATIENCE_S
 
 _COUNTER = itertools.count(1)
 
@@ -36,13 +38,15 @@ class Console:
         """Type a line and wait for nothing."""
         self._process.stdin.write(f"{line}\n".encode())
 
-    def run(self, command: str, timeout: float = 30.0) -> tuple[int, str]:
+    def run(self, command: str, timeout: float = PATIENCE_S) -> tuple[int, str]:
         """(exit code, output) of a shell command in the guest."""
         mark = f"mark{next(_COUNTER)}"
-        # The echo of what is typed must not look like the answer.
-        line = f"{command}; echo {mark[:4]}''{mark[4:]}=$?\n"
+        # The echo of what is typed, once or twice, must neither look like the answer nor be a part of it: what is typed
+        # before the shell reads is shown by the kernel, and by the shell again.
+        word = f"{mark[:4]}''{mark[4:]}"
+        line = f"echo {word}+; {command}; echo {word}=$?\n"
         self._process.stdin.write(line.encode())
-        pattern = re.compile(rb"(.*?)" + mark.encode() + rb"=(\d+)", re.DOTALL)
+        pattern = re.compile(mark.encode() + rb"\+\r?\n(.*?)" + mark.encode() + rb"=(\d+)", re.DOTALL)
         deadline = time.monotonic() + timeout
         while (match := pattern.search(self._data)) is None:
             left = deadline - time.monotonic()

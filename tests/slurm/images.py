@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images for tests on a testbed: a guest of ten megabytes that answers like an ssh server, imported once."""
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def import_agent(testbed: Testbed, scratch: Path) -> str:
     return _import(testbed, scratch, agent_guest(), "agent")
 
 
+def import_bare(testbed: Testbed, scratch: Path) -> str:
+    """An empty disk: its VM has all that others have, and its firmware finds nothing to boot."""
+    return _import_file(testbed, Incoming(_empty_disk(scratch, "bare"), "bare"))
+
+
 def import_debian(testbed: Testbed) -> str:
     """The Debian that pvc itself builds, from its cache."""
     recipe = load_recipe(find_recipe("debian"))
@@ -41,9 +47,14 @@ def import_alpine(testbed: Testbed, scratch: Path) -> str:
 
 
 def _import(testbed: Testbed, scratch: Path, guest: Guest, name: str) -> str:
+    disk = _empty_disk(scratch, name)
+    return _import_file(testbed, Incoming(disk, name, None, guest.kernel, guest.initrd, guest.append))
+
+
+def _empty_disk(scratch: Path, name: str) -> Path:
     disk = scratch / f"{name}.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
-    return _import_file(testbed, Incoming(disk, name, None, guest.kernel, guest.initrd, guest.append))
+    return disk
 
 
 def _import_file(testbed: Testbed, incoming: Incoming) -> str:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clusters to look at from all sides: those of two users on one network, on the same nodes, with the same addresses."""
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pvc.model.network import EthernetNetwork
 from pvc.plan import addresses
 from tests.slurm.clusters import Cluster
 from tests.slurm.guest import Console
-from tests.slurm.testbed import TOP, Testbed, wait_until
+from tests.slurm.testbed import TOP, Testbed
+from tests.waits import PATIENCE_S, wait_until
 
 SITE = load_root_config(TOP / "conf" / "testbed")
 BULK_PIECES = 4  # of 2 MiB
@@ -43,7 +45,7 @@ class Lab:
             self.consoles[key] = Console(self.tb, of.job_id, f"vm{rank}", of.user)
         return self.consoles[key]
 
-    def ask(self, rank: int, command: str, timeout: float = 30.0) -> str:
+    def ask(self, rank: int, command: str, timeout: float = PATIENCE_S) -> str:
         """What a command prints in a VM of student's; it must succeed."""
         code, out = self.vm(rank).run(command, timeout)
         assert code == 0, f"vm{rank}: {command}: {out}"
@@ -97,7 +99,7 @@ class Watch:
             return all(wanted.items() <= found.items() for wanted, found in zip(expected, self._read(), strict=True))
 
         with contextlib.suppress(AssertionError):  # which says less than what was seen
-            wait_until(have_come, 30, "frames are missing")
+            wait_until(have_come, 120, "frames are missing")
         time.sleep(1.0)
         found = self._read()
         for rank, cluster in self.watchers:
@@ -149,7 +151,7 @@ def run_lab(tb: Testbed, template: str, name: str) -> Iterator[Lab]:
 def wait_ready(tb: Testbed, cluster: Cluster, count: int) -> None:
     """Until the VMs have a shell; on an L2 network they have no address at which they could be asked."""
     for vm in (f"vm{rank}" for rank in range(count)):
-        wait_until(lambda vm=vm: "GUEST-READY" in log(tb, cluster, vm), 120, f"{vm} is not ready")
+        wait_until(lambda vm=vm: "GUEST-READY" in log(tb, cluster, vm), 300, f"{vm} is not ready")
 
 
 def is_answered(lab: Lab, rank: int, address: str) -> bool:
@@ -166,7 +168,7 @@ def check_bulk(lab: Lab, source: int, to: int, address: str) -> None:
     """Megabytes over TCP arrive as they were sent."""
     listens = until("grep -q ':2328 0*:0000 0A' /proc/net/tcp /proc/net/tcp6")  # 9000, TCP_LISTEN
     lab.ask(to, f"rm -f /sum; (nc -l -p 9000 | md5sum > /sum) & {listens}")
-    lab.ask(source, "dd if=/dev/urandom of=/piece bs=1M count=2 2>/dev/null", 60)
+    lab.ask(source, "dd if=/dev/urandom of=/piece bs=1M count=2 2>/dev/null", 300)
     pieces = " ".join(["/piece"] * BULK_PIECES)
     lab.ask(source, f"cat {pieces} | nc {address} 9000", 120)
     sent = lab.ask(source, f"cat {pieces} | md5sum")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Print what a node holds as JSON; run by root in the node with the system's own Python."""
 
 import glob
@@ -81,13 +82,20 @@ def cgroups():
     return [path for path in paths if not re.search(r"/slurm(_[^/]*)?(/(system|uid_\d+))?$", f"/{path}")]
 
 
+def device_of(path):
+    try:
+        return os.lstat(path).st_dev
+    except FileNotFoundError:
+        return None  # removed just now
+
+
 def files():
     found = []
     for top in ("/run/pvc", "/var/lib/pvc", "/var/tmp", "/tmp", "/dev/shm", "/run/netns", "/run/lock"):
         device = os.stat(top).st_dev if os.path.exists(top) else None
         for base, directories, names in os.walk(top):
             # What the host shows through (an environment below /tmp) is none of the node's.
-            directories[:] = [each for each in directories if os.lstat(os.path.join(base, each)).st_dev == device]
+            directories[:] = [each for each in directories if device_of(os.path.join(base, each)) == device]
             found += [os.path.join(base, name) for name in [*directories, *names]]
     found += glob.glob("/run/*")
     return found

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A command on a pseudo terminal, typed at as a person would."""
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import struct
 import termios
 import time
 from collections.abc import Sequence
+
+from tests.waits import PATIENCE_S
 
 
 class Terminal:
@@ -28,7 +31,7 @@ class Terminal:
         self.text = ""
         self._seen = 0
 
-    def expect(self, pattern: str, timeout: float = 60.0) -> str:
+    def expect(self, pattern: str, timeout: float = PATIENCE_S) -> str:
         """Read until ``pattern`` is in what came since the last call."""
         deadline = time.monotonic() + timeout
         while (match := re.search(pattern, self.text[self._seen :])) is None:
@@ -41,7 +44,7 @@ class Terminal:
         """Press keys, control characters included."""
         os.write(self._fd, keys.encode())
 
-    def wait(self, timeout: float = 60.0) -> int:
+    def wait(self, timeout: float = PATIENCE_S) -> int:
         """The exit code."""
         deadline = time.monotonic() + timeout
         while self._read(0.2):

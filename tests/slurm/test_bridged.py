@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VMs on a bridge of the site's: addresses, neighbours and the way are the site's."""
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from tests.slurm.guest import Console
 from tests.slurm.labs import wait_ready
 from tests.slurm.testbed import Snapshot, Testbed
 
-NETWORK = "\nsite:\n  type: bridged\n  settings: {host-bridge: sitebr, tap-prefix: st}\n"
+NETWORK = "\nsite:\n  type: bridged\n  settings: {host-bridge: sitebr, tap-prefix: sitetap}\n"
 BRIDGE = (
     "ip link add sitebr type bridge && ip link add site0 type veth peer name site1 && "
     "ip link set site0 master sitebr && ip link set site0 up && ip link set site1 up && ip link set sitebr up && "
@@ -59,6 +60,8 @@ def test_vms_are_neighbours_of_the_site(site: Testbed, small: str) -> None:
             assert code == 0, out
         shown = json.loads(site.run(["pvc", "network", "show", "site", "--json"]).out)
         (live,) = shown["clusters"]
+        # What a prefix of seven letters is short for.
+        assert site.root("ip -o link show master sitebr", "n1").count(": sitp.") == 2
         assert live["data_path"] == "bridge sitebr"
         assert all(each["interface"]["mac"].startswith("02:") for each in live["members"])
         assert all(each["interface"]["counters"]["tx_packets"] for each in live["members"])
@@ -70,7 +73,7 @@ def test_vms_are_neighbours_of_the_site(site: Testbed, small: str) -> None:
 
 
 def test_a_node_without_the_bridge_is_told_and_stays(site: Testbed, small: str) -> None:
-    done = site.run(["pvc", "alloc", "-w", "n2", "--resource-set", "site", small, "true"], check=False, timeout=90)
+    done = site.run(["pvc", "alloc", "-w", "n2", "--resource-set", "site", small, "true"], check=False, timeout=300)
     assert done.code != 0
     assert "site.settings.host-bridge: this node has no bridge sitebr" in done.err
-    assert site.node_states()["n2"] == "idle"
+    site.wait_idle()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Broken paths of a running cluster: made with nft, ip and bridge on the nodes, found by the cluster's owner."""
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ BLOCK = (
 
 
 @pytest.fixture
-def switched(tb: Testbed, small: str, before: dict[str, Snapshot]) -> Iterator[Cluster]:
+def switched(tb: Testbed, bare: str, before: dict[str, Snapshot]) -> Iterator[Cluster]:
     """Two VMs on two nodes, on Open vSwitch."""
-    made = Cluster(tb, f"{small}:2", "-N", "2", "--resource-set", "nat-ovs")
+    made = Cluster(tb, f"{bare}:2", "-N", "2", "--resource-set", "nat-ovs")
     try:
         yield made.wait_running()
     finally:
@@ -30,9 +31,9 @@ def switched(tb: Testbed, small: str, before: dict[str, Snapshot]) -> Iterator[C
 
 
 @pytest.fixture
-def cluster(tb: Testbed, small: str, before: dict[str, Snapshot]) -> Iterator[Cluster]:
+def cluster(tb: Testbed, bare: str, before: dict[str, Snapshot]) -> Iterator[Cluster]:
     """Three VMs on three nodes, which are clean afterwards."""
-    made = Cluster(tb, f"{small}:3", "-N", "3")
+    made = Cluster(tb, f"{bare}:3", "-N", "3")
     try:
         yield made.wait_running()
     finally:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VMs get the PCI devices that Slurm gave to their job: two users' jobs at once on a node with a real gres.conf.
 
 The node's PCI bus is a directory in place of /sys/bus/pci, whose devices are at vfio-pci for good, as sites have them
@@ -18,7 +19,8 @@ from pvc.parse import parse_cpu_list
 from pvc.testbed import lifecycle
 from pvc.testbed.place import find_place
 from tests.slurm.images import import_small
-from tests.slurm.testbed import Testbed, own_name, start_testbed, wait_until
+from tests.slurm.testbed import Testbed, own_name, start_testbed
+from tests.waits import wait_until
 
 # Not in the order of their names: indices follow the lines of gres.conf, through all types.
 GRES_CONF = """\
@@ -103,10 +105,10 @@ def held(tb: Testbed, user: str, *words: str) -> Iterator[int]:
         assert said.strip().isdigit(), said + process.stderr.read()
         if any(word.startswith("--pvc=") for word in words):
             ready = f"test -e /var/lib/pvc/jobs/{int(said)}/plan.json && echo yes"
-            wait_until(lambda: tb.root(ready, "n1", check=False), 60, f"job {said.strip()} is not set up")
+            wait_until(lambda: tb.root(ready, "n1", check=False), 120, f"job {said.strip()} is not set up")
         yield int(said)
     finally:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def given(tb: Testbed, job: int) -> set[int]:
@@ -126,7 +128,7 @@ def owners(tb: Testbed) -> list[str]:
 def wait_owners(tb: Testbed, expected: list[str]) -> None:
     """Until the devices have these owners."""
     with suppress(AssertionError):  # which does not say who has them instead
-        wait_until(lambda: owners(tb) == expected, 60, "other owners")
+        wait_until(lambda: owners(tb) == expected, 120, "other owners")
     assert owners(tb) == expected
 
 
@@ -159,12 +161,12 @@ def test_two_devices_of_one_vm(site: Testbed) -> None:
 
 
 def test_what_nobody_asked_slurm_for_is_refused(site: Testbed) -> None:
-    done = site.run(["pvc", "alloc", "none", "true"], check=False, timeout=120)
+    done = site.run(["pvc", "alloc", "none", "true"], check=False, timeout=300)
     assert done.code == 2
     assert "network gpu: 1 VMs on this node get as many devices each, and Slurm gave the job 0 gpu here" in done.err
     assert "gres: gpu:1 in the template, or --gres=gpu:1, asks for one each" in done.err
     # Of another type: "fast" are h100.
-    done = site.run(["pvc", "alloc", "--gres=gpu:a100:2", "fast:2", "true"], check=False, timeout=120)
+    done = site.run(["pvc", "alloc", "--gres=gpu:a100:2", "fast:2", "true"], check=False, timeout=300)
     assert "Slurm gave the job 0 gpu:h100 here" in done.err
     # A request of a user's own making says nothing of devices: Slurm is not asked, and nothing is given.
     job = "salloc -n1 --gres=gpu:a100:1 --pvc=gpu:1 true"

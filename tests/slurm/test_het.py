@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clusters of VMs of different sizes: a heterogeneous job, or an ordinary one on one node."""
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from tests.slurm.clusters import Cluster
 from tests.slurm.guest import Console
 from tests.slurm.test_drives import ask_witness
 from tests.slurm.test_faults import assert_over, kill, leftovers
-from tests.slurm.testbed import Snapshot, Testbed, wait_until
+from tests.slurm.testbed import Snapshot, Testbed
+from tests.waits import wait_until
 
 TEMPLATES = """
 one: {image: small, resource-set: nat, memory: 160M}
@@ -77,6 +79,9 @@ def test_one_cluster_across_components(tb: Testbed, before: dict[str, Snapshot],
         ("vm2", 2, 256),
     ]
     assert len({row["node"] for row in rows}) == 3
+    assert [row["name"] for row in read_status(tb, "-j", f"{leader}+1")] == ["vm0", "vm1", "vm2"]
+    unknown = tb.run(["pvc", "status", "-j", f"{leader}+7"], check=False)
+    assert (unknown.code, f"Slurm has no job {leader}+7" in unknown.err) == (4, True), unknown.err
     listed = json.loads(tb.run(["pvc", "ps", "--json"]).out)
     assert [(row["job_id"], row["vms"]) for row in listed] == [(int(leader), 3)]
     with Console(tb, int(leader), "vm0") as small, Console(tb, int(component), "vm2") as large:
@@ -109,16 +114,16 @@ def test_nothing_is_left(tb: Testbed, before: dict[str, Snapshot], cluster: Clus
             kill(tb, "login", "pvc launch")
         case _:
             tb.crash("n3")
-    cluster.end(timeout=90)
+    cluster.end(timeout=300)
     if how != "crash":
-        assert_over(tb, before, timeout=60)
+        assert_over(tb, before, timeout=300)
         return
     # A booted node has what every boot makes; what counts is that nothing of the components is there.
     tb.boot("n3")
-    assert_over(tb, {node: snap for node, snap in before.items() if node != "n3"}, timeout=60)
+    assert_over(tb, {node: snap for node, snap in before.items() if node != "n3"}, timeout=300)
     ids = range(cluster.job_id, cluster.job_id + 3)
     with contextlib.suppress(AssertionError):  # which does not say what
-        wait_until(lambda: not any(leftovers(tb, "n3", each) for each in ids), 60, "the crashed node kept something")
+        wait_until(lambda: not any(leftovers(tb, "n3", each) for each in ids), 120, "the crashed node kept something")
     assert [leftovers(tb, "n3", each) for each in ids] == [[], [], []]
 
 
@@ -152,9 +157,24 @@ def test_by_hand(tb: Testbed, before: dict[str, Snapshot]) -> None:
     script = tb.home() / "start.sh"
     script.write_text("#!/bin/sh\npvc start && pvc status --json > hand.json\n")
     script.chmod(0o755)
-    tb.run(["salloc", "--pvc=one,two", "-n1", "-c1", ":", "-n1", "-c3", "./start.sh"], timeout=120)
+    tb.run(["salloc", "--pvc=one,two", "-n1", "-c1", ":", "-n1", "-c3", "./start.sh"], timeout=300)
     rows = json.loads((tb.home() / "hand.json").read_text())["vms"]
     assert [(row["name"], row["cpus"]) for row in rows] == [("vm0", 1), ("vm1", 3)]
+    assert_over(tb, before)
+
+
+def test_a_task_of_an_array(tb: Testbed, before: dict[str, Snapshot]) -> None:
+    """Slurm's own number of it is another one than the number that people have."""
+    script = tb.home() / "task.sh"
+    name = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
+    script.write_text(f'#!/bin/sh\npvc start && pvc status -j {name} --json > "task$SLURM_JOB_ID.json"\n')
+    script.chmod(0o755)
+    tb.run(
+        ["sbatch", "--wait", "--array=3,7%1", "--pvc=one", "-n1", "-c1", "--output=task.out", "task.sh"], timeout=300
+    )
+    found = {path.name: json.loads(path.read_text()) for path in tb.home().glob("task*.json")}
+    assert len(found) == 2, found
+    assert all(name == f"task{each['cluster']['job_id']}.json" for name, each in found.items()), found
     assert_over(tb, before)
 
 
@@ -164,13 +184,13 @@ def test_lease_of_a_component_that_ended_by_itself(tb: Testbed) -> None:
     try:
         # Of a job that is not all running, Slurm cancels no part by itself.
         running = ["squeue", "-h", "-t", "RUNNING", "-o", "%A"]
-        wait_until(lambda: len(tb.run(running).out.split()) == 2, 60, "the job has not started")
+        wait_until(lambda: len(tb.run(running).out.split()) == 2, 120, "the job has not started")
         leader = min(int(number) for number in tb.run(["squeue", "-h", "-o", "%A"]).out.split())
-        wait_until(lambda: ask_witness(tb, leader, "n2") == "alive", 60, "a component that runs is not seen")
+        wait_until(lambda: ask_witness(tb, leader, "n2") == "alive", 120, "a component that runs is not seen")
         tb.run(["scancel", f"{leader}+1"])
-        wait_until(lambda: ask_witness(tb, leader, "n2") == "dead", 60, "a component that ended is not seen")
+        wait_until(lambda: ask_witness(tb, leader, "n2") == "dead", 120, "a component that ended is not seen")
         assert ask_witness(tb, leader, "n1") == "alive"
     finally:
-        job.communicate(timeout=60)  # which does not give back the rest
+        job.communicate(timeout=300)  # which does not give back the rest
     tb.run(["scancel", str(leader)])
-    wait_until(lambda: ask_witness(tb, leader, "n1") == "dead", 60, "a leader that ended is not seen")
+    wait_until(lambda: ask_witness(tb, leader, "n1") == "dead", 120, "a leader that ended is not seen")

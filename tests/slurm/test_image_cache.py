@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of images on a node, from the configuration to QEMU's command line; each user has their own."""
 
 from __future__ import annotations
@@ -7,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.slurm.clusters import Cluster
-from tests.slurm.testbed import Testbed, wait_until
+from tests.slurm.testbed import Testbed
+from tests.waits import wait_until
 
 CACHE = "/var/tmp/pvc-images"
 
@@ -29,11 +31,11 @@ def list_copies(tb: Testbed) -> str:
 
 
 def start(tb: Testbed, small: str, user: str) -> str:
-    """QEMU's command line of a cluster of this user's, once all copies are there."""
+    """The files that QEMU has open of a cluster of this user's, once all copies are there."""
     cluster = Cluster(tb, small, "-w", "n1", user=user).wait_running()
     try:
-        wait_until(lambda: list_copies(tb).count(f"{user} 400 ") >= 3, 60, "no copies were made")
-        return tb.root("cat /proc/$(pgrep -f '^qemu-system' | head -1)/cmdline | tr '\\0' ' '", "n1")
+        wait_until(lambda: list_copies(tb).count(f"{user} 400 ") >= 3, 120, "no copies were made")
+        return tb.root("find /proc/$(pgrep -f '^qemu-system' | head -1)/fd -printf '%l\\n'", "n1")
     finally:
         cluster.close()
         tb.wait_no_jobs()
@@ -42,7 +44,7 @@ def start(tb: Testbed, small: str, user: str) -> str:
 def test_the_second_start_of_each_user_reads_the_copy(cached: Testbed, small: str) -> None:
     start(cached, small, "student")
     lines = list_copies(cached).splitlines()
-    assert lines[0] == "root 755 "
+    assert lines[0] == "root 711 "
     assert "student 700 30001" in lines
     assert len([line for line in lines if line.startswith("student 400 30001/")]) == 3  # disk, kernel, initrd
     again = start(cached, small, "student")

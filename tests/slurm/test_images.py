@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that nobody here made, the way a user meets them: pvc image import, pvc alloc, and what status says."""
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import pytest
 
 from tests.guests import GuestFiles, alpine_image, foreign_debian
 from tests.slurm.clusters import Cluster
-from tests.slurm.testbed import Snapshot, Testbed, wait_until
+from tests.slurm.testbed import Snapshot, Testbed
+from tests.waits import wait_until
 
 # An emulated distribution on a busy machine; how soon it answers is for the benchmarks.
 BOOT_S = 600.0
@@ -52,7 +54,7 @@ def test_alpine_runs_has_a_console_and_no_ssh(tb: Testbed, before: dict[str, Sna
         assert vm["reachable"] is None
         waited = tb.run(["pvc", "wait", "--timeout", "1s", "-j", str(cluster.job_id)], check=False)
         assert waited.code == 7
-        assert "vm0 does not answer" in waited.err
+        assert "vm0: has no ssh yet (runs, no ssh answer yet)" in waited.err
     finally:
         cluster.close()
     tb.wait_no_jobs()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VMs through libvirt as real jobs: it stays within the job, answers its owner alone, and leaves nothing."""
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.slurm.clusters import Cluster
-from tests.slurm.testbed import Snapshot, Testbed, find_pids, wait_until
+from tests.slurm.testbed import Snapshot, Testbed, find_pids
+from tests.waits import wait_until
 
 
 @pytest.fixture
@@ -64,9 +66,9 @@ def test_a_job_and_its_libvirt(tb: Testbed, before: dict[str, Snapshot], cluster
     virsh = ["virsh", "-q", "-c", uri]
     assert tb.run([*virsh, "list", "--name"], node="n1").out.split() == ["vm0"]
     tb.run([*virsh, "suspend", "vm0"], node="n1")
-    wait_until(lambda: statuses(cluster)[0]["phase"] == "paused", 60, "a pause by virsh was not seen")
+    wait_until(lambda: statuses(cluster)[0]["phase"] == "paused", 120, "a pause by virsh was not seen")
     tb.run([*virsh, "resume", "vm0"], node="n1")
-    wait_until(lambda: statuses(cluster)[0]["phase"] == "reachable", 60, "a resume by virsh was not seen")
+    wait_until(lambda: statuses(cluster)[0]["phase"] == "reachable", 120, "a resume by virsh was not seen")
     assert "Permission denied" in tb.run([*virsh, "list"], user="teacher", node="n1", check=False).err
     assert "vm0" in tb.run(["pvc", "monitor", "-j", str(cluster.job_id), "vm0", "info", "name"]).out
 
@@ -79,7 +81,7 @@ def test_kill_9_of_the_supervisor(tb: Testbed, before: dict[str, Snapshot], clus
     """Libvirt's QEMU ends with its supervisor, as any other; the other node's VM goes on."""
     (victim,) = find_pids(tb, "n1", "pvc supervise")
     tb.root(["kill", f"-{signal.SIGKILL}", str(victim)], "n1")
-    wait_until(lambda: not find_pids(tb, "n1", "qemu-system|libvirtd"), 60, "they outlived their supervisor")
+    wait_until(lambda: not find_pids(tb, "n1", "qemu-system|libvirtd"), 120, "they outlived their supervisor")
     assert find_pids(tb, "n2", "qemu-system")
     tb.run(["pvc", "stop", "-j", str(cluster.job_id)], check=False)
     cluster.end()

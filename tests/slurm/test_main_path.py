@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The main job, end to end, in each way to ask for it; and the commands for a running cluster."""
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 
 from tests.slurm.terminal import Terminal
-from tests.slurm.testbed import Snapshot, Testbed, wait_until
+from tests.slurm.testbed import Snapshot, Testbed
+from tests.waits import wait_until
 
-LONG = 300.0
+LONG = 600.0
 
 
 def write_script(tb: Testbed, text: str, name: str = "script.sh") -> Path:
@@ -53,7 +55,7 @@ def test_alloc_runs_a_script_beside_the_vms(tb: Testbed, small: str, before: dic
 
 
 def test_batch_is_the_same_in_one_word(tb: Testbed, small: str, before: dict[str, Snapshot]) -> None:
-    write_script(tb, 'echo "on $(hostname) <$1>"; pvc wait --timeout 200s && pvc status; exit 9')
+    write_script(tb, 'echo "on $(hostname) <$1>"; pvc wait --timeout 300s && pvc status; exit 9')
     options = ["--wait", "-N2", "-o", "out.txt", "-J", "mine"]
     done = tb.run(["pvc", "batch", *options, "-E", "./script.sh", f"{small}:2", "it's"], check=False, timeout=LONG)
     out = (tb.home() / "out.txt").read_text()
@@ -101,11 +103,13 @@ def test_a_shell_with_a_prompt(tb: Testbed, small: str, before: dict[str, Snapsh
     terminal.expect(r"\(pvc/\d+\) ")
     terminal.type("pvc ps\n")
     terminal.expect(f"running +1 .*{small}")
-    # A shell that handles Ctrl-C forgets what is typed meanwhile.
     terminal.expect(r"\(pvc/\d+\) ")
     terminal.type("\x03")
-    # It reads again once it asks for bracketed paste; what it interrupted may be the prompt.
+    # readline (8.2) asks for bracketed paste when it has handled Ctrl-C. If that came just before it waited for a key,
+    # it waits for one still, and bash forgets that key with the line: it asks again after it.
     terminal.expect(r"\x1b\[\?2004h")
+    terminal.type("\r")
+    terminal.expect(r"\x1b\[\?2004h\(pvc/\d+\) ")
     terminal.type("echo at $SLURM_JOB_ID; exit 6\n")
     terminal.expect(r"at \d+\r")
     assert terminal.wait() == 6
@@ -122,9 +126,9 @@ def test_ctrl_c_skips_the_waiting(tb: Testbed, small: str) -> None:
 
 
 def test_ctrl_c_ends_a_script(tb: Testbed, small: str, before: dict[str, Snapshot]) -> None:
-    write_script(tb, "echo read''y; sleep 100")
+    write_script(tb, "echo beg''un; sleep 100")
     terminal = Terminal(tb.argv(["pvc", "alloc", "-E", "./script.sh", small]))
-    terminal.expect("ready")
+    terminal.expect("begun")
     terminal.type("\x03")
     assert terminal.wait() == 130
     assert_nothing_left(tb, before)
@@ -147,7 +151,7 @@ class Running:
         (tb.home() / "id").unlink(missing_ok=True)
         write_script(tb, "echo $SLURM_JOB_ID > id.new; mv id.new id; while [ ! -e go ]; do sleep 0.1; done; exit 3")
         self.process: Any = tb.start(["pvc", "alloc", "-N2", "-Q", "-E", "./script.sh", f"{small}:3"])
-        wait_until((tb.home() / "id").exists, 60, "the script has not started")
+        wait_until((tb.home() / "id").exists, 120, "the script has not started")
         self.job_id = (tb.home() / "id").read_text().strip()
 
     def pvc(self, *words: str, stdin: str = "", timeout: float = LONG, code: int = 0) -> str:
@@ -157,7 +161,7 @@ class Running:
 
     def end(self) -> int:
         (self.tb.home() / "go").touch()
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=300)
         code: int = self.process.returncode
         return code
 
@@ -171,7 +175,7 @@ def running(tb: Testbed, small: str) -> Iterator[Running]:
 
 
 def test_commands_for_a_running_cluster(running: Running) -> None:
-    running.pvc("wait", "--timeout", "200s")
+    running.pvc("wait", "--timeout", "300s")
     rows = running.pvc("status", "vm[0-1]").splitlines()
     assert rows[0].split()[:3] == ["VM", "NODE", "PHASE"]
     assert [row.split()[:3] for row in rows[1:]] == [["vm0", "n1", "reachable"], ["vm1", "n1", "reachable"]]
@@ -188,7 +192,7 @@ def test_commands_for_a_running_cluster(running: Running) -> None:
 
 
 def test_consoles_for_several_and_vms_that_reach_each_other(running: Running) -> None:
-    running.pvc("wait", "--timeout", "200s")
+    running.pvc("wait", "--timeout", "300s")
     terminal, watcher = (Terminal(running.tb.argv(["pvc", "console", "vm0"])) for _ in range(2))
     watcher.expect("GUEST-READY")
     terminal.expect("leaves it")
@@ -200,18 +204,18 @@ def test_consoles_for_several_and_vms_that_reach_each_other(running: Running) ->
     watcher.type("\x1d")
     assert watcher.wait() == 0
     terminal.type("ping -c 3 10.200.0.3\n")
-    terminal.expect(r"[1-3] packets received", 30)
+    terminal.expect(r"[1-3] packets received", 300)
     terminal.type("\x1d")
     terminal.expect("left the console")
     assert terminal.wait() == 0
 
 
 def test_waiting_for_what_never_answers(running: Running) -> None:
-    running.pvc("wait", "vm2", "--timeout", "200s")
+    running.pvc("wait", "vm2", "--timeout", "300s")
     supervisor = running.tb.root("pgrep -f 'pvc supervise' | head -1", "n2").strip()
     running.tb.root(["kill", "-9", supervisor], "n2")
-    wait_until(lambda: "failed" in running.pvc("status", "vm2"), 60, "nobody noticed")
-    assert "vm2 has failed" in running.pvc("wait", "--timeout", "5s", code=7)
+    wait_until(lambda: "failed" in running.pvc("status", "vm2"), 120, "nobody noticed")
+    assert "vm2: is out of reach" in running.pvc("wait", "--timeout", "5s", code=7)
     assert "vm2: has failed" in running.pvc("ssh", "vm2", code=7)
     # The rest goes on, and so does the script
     assert "reachable" in running.pvc("status", "vm0") or "booting" in running.pvc("status", "vm0")
@@ -220,7 +224,7 @@ def test_waiting_for_what_never_answers(running: Running) -> None:
 
 def test_stop_ends_the_job(running: Running) -> None:
     running.pvc("stop", "-j", running.job_id, "--grace", "0s")
-    out, err = running.process.communicate(timeout=30)
+    out, err = running.process.communicate(timeout=300)
     assert running.process.returncode == 143, out + err
     assert "the cluster was stopped" in err
     running.tb.wait_no_jobs()
@@ -240,7 +244,7 @@ def test_several_clusters_need_a_choice(running: Running, small: str) -> None:
 
 def test_doctor_finds_nothing_missing(tb: Testbed, small: str) -> None:
     del small  # imported: there is an image
-    done = tb.run(["pvc", "doctor", "--nodes", "n[1-3]"], check=False, timeout=LONG)
+    done = tb.run(["pvc", "doctor", "--nodelist", "n[1-3]"], check=False, timeout=LONG)
     assert done.code == 0, done.out
     assert not re.search(r"^fail", done.out, re.MULTILINE)
     assert len(re.findall(r"^ok +n\d pvc-node", done.out, re.MULTILINE)) == 3

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IPv6 from a VM's side, on each data path: other nodes' VMs, names, and the world behind NAT66."""
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import pytest
 from pvc.plan import addresses
 from tests.slurm.clusters import Cluster
 from tests.slurm.labs import Lab, wait_ready
-from tests.slurm.testbed import Testbed, wait_until
+from tests.slurm.testbed import Testbed
+from tests.waits import wait_until
 
 # The nodes' own network, which VMs must not reach, and one behind it, which they may.
 NODES = {"login": "fd00:63::1", "n1": "fd00:63::11", "n2": "fd00:63::12"}
@@ -59,7 +61,7 @@ def underlay(testbed: Testbed) -> Iterator[Testbed]:
         testbed.root(["kill", pid], "login")
     finally:
         listener.kill()
-        listener.communicate(timeout=30)
+        listener.communicate(timeout=300)
         testbed.root(f"ip -6 addr del {OUTSIDE}/128 dev lo", "login")
         for node, address in NODES.items():
             testbed.root(f"ip -6 addr del {address}/64 dev eth0", node)
@@ -79,7 +81,7 @@ def lab(request: pytest.FixtureRequest, underlay: Testbed, small: str) -> Iterat
             made.ask(rank, f"ip -6 addr add {made.address6(rank)}/64 dev eth0")
         for rank in range(2):
             # Nobody answers for an address that is still looked for (RFC 4862).
-            wait_until(lambda rank=rank: "tentative" not in addresses_of(made, rank), 30, "the address is not its own")
+            wait_until(lambda rank=rank: "tentative" not in addresses_of(made, rank), 120, "the address is not its own")
         yield made
         made.close()
     finally:
@@ -121,10 +123,10 @@ def check_names(lab: Lab6) -> None:
 def check_outside(lab: Lab6) -> None:
     """By NAT66 of each VM's own node; what the node is next to stays closed, as it does for IPv4."""
     for rank, node in ((0, "n1"), (1, "n2")):
-        said = lab.ask(rank, f"nc -w 10 {OUTSIDE} {PORT} </dev/null", 30)
+        said = lab.ask(rank, f"nc -w 10 {OUTSIDE} {PORT} </dev/null", 300)
         assert f"from {NODES[node]} " in said
         for closed in NODES.values():
-            code, said = lab.vm(rank).run(f"nc -w 2 {closed} {PORT} </dev/null", 30)
+            code, said = lab.vm(rank).run(f"nc -w 2 {closed} {PORT} </dev/null", 300)
             assert code != 0, (node, closed, said)
             assert "from " not in said
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an empty switch promises, on each data path."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.slurm import frames
-from tests.slurm.labs import Lab, check_bulk, run_lab
+from tests.slurm.labs import Lab, check_bulk, run_lab, until
 from tests.slurm.testbed import Testbed
 
 RESOURCE_SETS = ("lan", "lan-ovs")
@@ -40,7 +41,7 @@ def test_a_dhcp_server_of_the_users_own(l2: Lab) -> None:
     config = "start 192.168.7.10\nend 192.168.7.20\ninterface eth0\noption subnet 255.255.255.0\nlease_file /leases\n"
     lines = config.replace("\n", "\\n")
     l2.ask(0, f"ip addr add 192.168.7.1/24 dev eth0; touch /leases; mkdir -p /var/run; printf '{lines}' > /server")
-    l2.ask(0, "(udhcpd -f -I 192.168.7.1 /server >/dev/null 2>&1 &) ; sleep 0.5")
+    l2.ask(0, f"(udhcpd -f -I 192.168.7.1 /server >/dev/null 2>&1 &) ; {until('grep -q :0043 /proc/net/udp')}")  # 67
     found = {}
     for rank in (1, 2, 3):
         l2.ask(rank, "udhcpc -n -q -t 10 -T 1 -i eth0 -s /dhcp >/dev/null 2>&1")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks whose numbers run out at run time, and ports that are their owner's alone."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import yaml
 
 from tests.slurm.clusters import Cluster
 from tests.slurm.testbed import Snapshot, Testbed
+from tests.waits import wait_until
 
 BOOT_S = 600.0
 HOST_PORT = 59000
@@ -60,11 +62,12 @@ def test_numbers_that_have_run_out(site: Testbed, small: str, before: dict[str, 
         first.wait_running()
         for name, text in SAID.items():
             argv = ["pvc", "alloc", *options, name, small, "echo", "STARTED"]
-            done = site.run(argv, user="teacher", check=False, timeout=120)
+            done = site.run(argv, user="teacher", check=False, timeout=300)
             assert (done.code != 0, "STARTED" in done.out) == (True, False), (name, done)
             assert text in done.err
             assert "hint:" in done.err
-            assert site.run(["squeue", "-h", "-u", "teacher"], user="teacher").out == ""
+            queued = ["squeue", "-h", "-u", "teacher"]
+            wait_until(lambda q=queued: not site.run(q, user="teacher").out, 120, "the job is still there")
             assert site.node_states()["n1"] not in ("drained", "draining", "down"), name
         assert site.run(["pvc", "status", "-j", str(first.job_id)]).code == 0
     finally:
@@ -72,7 +75,7 @@ def test_numbers_that_have_run_out(site: Testbed, small: str, before: dict[str, 
     site.wait_no_jobs()
     for name in SAID:
         argv = ["pvc", "alloc", *options, name, small, "echo", "STARTED"]
-        assert "STARTED" in site.run(argv, user="teacher", timeout=120).out
+        assert "STARTED" in site.run(argv, user="teacher", timeout=300).out
     site.wait_no_jobs()
     site.assert_clean(before)
 
@@ -104,4 +107,4 @@ def test_a_port_that_is_its_owners(site: Testbed, debian: str, before: dict[str,
 def banner(tb: Testbed, user: str, node: str) -> str:
     """How whoever listens on the port of n1 introduces itself to a user of a node."""
     script = f"exec 3<>/dev/tcp/n1/{HOST_PORT} && head -c 8 <&3"
-    return tb.run(["timeout", "15", "bash", "-c", script], user=user, node=node, check=False, timeout=60).out
+    return tb.run(["timeout", "15", "bash", "-c", script], user=user, node=node, check=False, timeout=300).out

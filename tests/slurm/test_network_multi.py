@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VMs on one to three networks in one cluster, on each data path."""
 
 from __future__ import annotations

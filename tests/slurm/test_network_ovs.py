@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster on Open vSwitch: what VMs of two nodes see of each other, and a switch that is killed meanwhile."""
 
 from __future__ import annotations
@@ -6,7 +7,8 @@ import pytest
 
 from tests.slurm.clusters import Cluster
 from tests.slurm.guest import Console
-from tests.slurm.testbed import Snapshot, Testbed, wait_until
+from tests.slurm.testbed import Snapshot, Testbed
+from tests.waits import wait_until
 
 _FLOWS = "ovs-ofctl -OOpenFlow15 --no-stats dump-flows pvc-ovs | sort"
 
@@ -41,4 +43,4 @@ def check_a_killed_switch(tb: Testbed, cluster: Cluster) -> None:
     flows = tb.root(_FLOWS, node)
     assert f"cookie={cluster.job_id:#x}" in flows
     tb.root("kill -9 $(cat /run/openvswitch/ovs-vswitchd.pid)", node)
-    wait_until(lambda: tb.root(_FLOWS, node, check=False) == flows, 60, "the flows have not come back")
+    wait_until(lambda: tb.root(_FLOWS, node, check=False) == flows, 120, "the flows have not come back")

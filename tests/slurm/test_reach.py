@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The daily commands for a running cluster; others than its owner are refused at each of the ways in."""
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import pytest
 
 from pvc.ops.jobdir import JobDir
 from pvc.ops.keys import KeyMaker
+from tests.attacks.victim import attacking
 from tests.slurm.clusters import Cluster
 from tests.slurm.images import import_agent
 from tests.slurm.terminal import Terminal
-from tests.slurm.testbed import TOP, Done, Testbed, find_pids, wait_until
+from tests.slurm.testbed import Done, Testbed, find_pids
+from tests.waits import wait_until
 
-LONG = 300.0
-HOME_OF_PYTHON = TOP / ".venv" / "bin" / "python"
+LONG = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def cluster(testbed: Testbed, image: str) -> Iterator[Cluster]:
     made = Cluster(testbed, f"{image}:2", "-c", "1", "-N", "2")
     try:
         made.wait_running()
-        pvc(made, "wait", "--for", "agent", "--for", "ssh", "--timeout", "200s")
+        pvc(made, "wait", "--for", "agent", "--for", "ssh", "--timeout", "300s")
         yield made
     finally:
         made.close()
@@ -97,7 +99,7 @@ def test_logs_that_are_followed_end_with_the_vm(cluster: Cluster) -> None:
     following = cluster.tb.start(["pvc", "logs", "-j", str(cluster.job_id), "vm1", "--follow"])
     assert any("GUEST-READY" in line for line in iter(following.stdout.readline, ""))
     pvc(cluster, "stop", "vm1", "--grace", "0s")
-    _, err = following.communicate(timeout=60)
+    _, err = following.communicate(timeout=300)
     assert following.returncode == 0, err
     # What a VM said before it ended is still there
     assert "GUEST-READY" in pvc(cluster, "logs", "vm1").out
@@ -105,17 +107,59 @@ def test_logs_that_are_followed_end_with_the_vm(cluster: Cluster) -> None:
     assert re.search(r"^vm1 +n2 +stopped", status, re.MULTILINE)
     assert "vm1: is stopped" in pvc(cluster, "wait", "--for", "agent", "--timeout", "60s", code=7).err
     pvc(cluster, "start", "vm1")
-    pvc(cluster, "wait", "--for", "agent", "--timeout", "200s")
+    pvc(cluster, "wait", "--for", "agent", "--timeout", "300s")
 
 
 def test_waiting_for_what_was_asked(cluster: Cluster) -> None:
-    pvc(cluster, "wait", "--for", "port:22", "--for", "cmd:test -x /bin/busybox", "--timeout", "200s")
+    pvc(cluster, "wait", "--for", "port:22", "--for", "cmd:test -x /bin/busybox", "--timeout", "300s")
     late = pvc(cluster, "wait", "vm0", "--for", "port:81", "--timeout", "1s", code=7).err
     assert "vm0: nothing answers at its port 81 yet" in late
     assert "pvc logs vm0" in late
     assert "cmd:false ended with 1" in pvc(cluster, "wait", "vm1", "--for", "cmd:false", "--timeout", "1s", code=7).err
     assert "has no cloud-init" in pvc(cluster, "wait", "vm0", "--for", "cloud-init", code=7).err
     assert "nothing to wait for" in pvc(cluster, "wait", "--for", "tea", code=2).err
+
+
+def test_what_cloud_init_says_of_itself(cluster: Cluster) -> None:
+    """The small guest has none: what one would write, and a program that says the same."""
+    says = "printf '#!/bin/sh\\necho status: %s\\n' {} > /bin/cloud-init; chmod +x /bin/cloud-init"
+    writes = "mkdir -p /run/cloud-init; cat > /run/cloud-init/status.json"
+    failed = {"errors": ["no such package"], "finished": 1.5, "recoverable_errors": {}}
+    warned = {"errors": [], "finished": 1.5, "recoverable_errors": {"WARNING": ["what is that?"]}}
+
+    def set_report(word: str, last: dict[str, object]) -> None:
+        report = json.dumps({"v1": {"modules-final": last, "stage": None}}, indent=1)
+        pvc(cluster, "exec", "-w", "vm0", "--", "sh", "-c", f"{says.format(word)}; {writes}", stdin=report)
+
+    try:
+        set_report("error", failed)
+        vm0, vm1 = json.loads(pvc(cluster, "status", "--json").out)["vms"]
+        assert vm0["cloud_init"] == {"finished": True, "errors": ["no such package"], "warnings": []}
+        assert vm1["cloud_init"] is None
+        assert "! vm0: cloud-init failed: no such package; pvc exec vm0" in pvc(cluster, "status").out
+        wrong = pvc(cluster, "wait", "vm0", "--for", "cloud-init", code=7).err
+        assert "vm0: cloud-init failed: no such package" in wrong
+        set_report("done", warned)
+        assert "vm0: cloud-init warns: what is that?" in pvc(cluster, "wait", "vm0", "--for", "cloud-init").err
+        assert "! vm0: cloud-init warns: what is that?" in pvc(cluster, "status").out
+    finally:
+        in_guest(cluster, "rm -rf /bin/cloud-init /run/cloud-init")
+
+
+def test_a_guest_that_hangs_is_noticed(cluster: Cluster) -> None:
+    """It was reachable, and its agent there: both are asked anew, and status says so."""
+    stop = "for name in nc pvc-agent; do kill -{} $(pidof $name); done"
+    line = f"(sleep 1; {stop.format('STOP')}; sleep 40; {stop.format('CONT')}) > /dev/null 2>&1 &"
+    pvc(cluster, "exec", "-w", "vm1", "--detach", "--", "sh", "-c", line)
+
+    def says_so() -> bool:
+        return "! vm1: its agent is silent: the guest does not answer" in pvc(cluster, "status").out
+
+    wait_until(says_so, 120, "nothing is said of the agent")
+    assert "vm1: has a silent agent" in pvc(cluster, "wait", "--for", "agent", "--timeout", "1s", code=7).err
+    assert "vm1: does not answer ssh any more" in pvc(cluster, "wait", "--timeout", "1s", code=7).err
+    pvc(cluster, "wait", "--for", "agent", "--for", "ssh", "--timeout", "300s")
+    assert "vm1: its agent" not in pvc(cluster, "status").out
 
 
 def test_status_tells_how_busy_guests_are(cluster: Cluster) -> None:
@@ -127,7 +171,7 @@ def test_status_tells_how_busy_guests_are(cluster: Cluster) -> None:
         return loads[0] is not None
 
     try:
-        wait_until(ask, 60, "no load of vm0")
+        wait_until(ask, 120, "no load of vm0")
     finally:
         pvc(cluster, "resume", "vm1")
     busy, paused = loads
@@ -161,7 +205,7 @@ def test_forwards_for_their_owner_alone(cluster: Cluster) -> None:
     first, second, beyond = (int(port) for port in re.findall(r"127\.0\.0\.1:(\d+) -> vm\d:[\d.:]*22$", ready, re.M))
     # The guest's server takes one connection at a time, and rests between them
     for port in (first, second, beyond):
-        wait_until(partial(read_banner, cluster, port), 60, "no banner")
+        wait_until(partial(read_banner, cluster, port), 120, "no banner")
     assert read_banner(cluster, first, user="teacher") == ""
     log = shell(cluster, f"cat ~/.pvc/jobs/{cluster.job_id}/forward.log").out
     assert re.search(r"refused a connection of uid \d+", log)
@@ -175,6 +219,49 @@ def test_forwards_for_their_owner_alone(cluster: Cluster) -> None:
     wait_until(lambda: read_banner(cluster, second) == "SSH-2.0-busybox", 200, "no banner after the reset")
     pvc(cluster, "forward", "--stop", "vm0")
     assert "nothing is forwarded" in pvc(cluster, "forward", "--list").err
+
+
+# Connections of another user's, as many as it can have, made again whenever they are closed.
+CROWD = """
+import resource, select, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+links, poll, made = {}, select.poll(), 0
+def come():
+    link = socket.socket()
+    link.setblocking(False)
+    link.connect_ex(("127.0.0.1", int(sys.argv[1])))
+    links[link.fileno()] = link
+    poll.register(link, select.POLLIN | select.POLLRDHUP)
+for _ in range(500):
+    come()
+print("there", flush=True)
+poll.register(0, select.POLLIN)
+while True:
+    for number, _ in poll.poll():
+        if number == 0:
+            print(made)
+            sys.exit()
+        poll.unregister(number)
+        links.pop(number).close()
+        made += 1
+        come()
+"""
+
+
+def test_a_crowd_at_a_forwarded_port(cluster: Cluster) -> None:
+    """Another user's connections are closed as they come, and keep neither the owner out nor fill the owner's log."""
+    ready = pvc(cluster, "forward", "--background", "0:vm0:22").out
+    (port,) = (int(number) for number in re.findall(r"127\.0\.0\.1:(\d+) -> vm0:22$", ready, re.M))
+    wait_until(partial(read_banner, cluster, port), 120, "no banner")
+    with attacking(cluster.tb, CROWD, str(port), node="login", user="teacher") as crowd:
+        for _ in range(3):
+            wait_until(partial(read_banner, cluster, port), 120, "no banner beside a crowd")
+        made = crowd.communicate("x\n", timeout=60)[0]
+    assert int(made) > 500
+    log = shell(cluster, f"cat ~/.pvc/jobs/{cluster.job_id}/forward.log").out
+    assert re.search(r"refused a connection of uid \d+", log)
+    assert len(log) < 5000
+    pvc(cluster, "forward", "--stop", "vm0")
 
 
 # busybox has no server of datagrams
@@ -199,7 +286,7 @@ int main(void)
 
 
 def test_forwards_of_datagrams_and_back(cluster: Cluster) -> None:
-    pvc(cluster, "wait", "--for", "agent", "--timeout", "200s")
+    pvc(cluster, "wait", "--for", "agent", "--timeout", "300s")
     subprocess.run(
         ["gcc", "-static", "-Os", "-s", "-x", "c", "-o", cluster.tb.home() / "mirror", "-"], input=MIRROR, check=True
     )
@@ -220,7 +307,7 @@ with socket.socket(type=socket.SOCK_DGRAM) as peer:
     server.settimeout(120)
     print(server.accept()[0].recv(100).decode())
 """
-    serving = cluster.tb.start([str(HOME_OF_PYTHON), "-c", script])
+    serving = cluster.tb.start([cluster.tb.python, "-c", script])
     assert serving.stdout.readline() == "over and back\n"
     here = serving.stdout.readline().strip()
     back = pvc(cluster, "forward", "--background", "--reverse", f"{here}:vm0:0").out
@@ -272,13 +359,13 @@ def test_another_user_is_refused_everywhere(cluster: Cluster, tmp_path: Path) ->
 
 def test_a_network_that_drops_all_without_a_word(cluster: Cluster) -> None:
     """As of a laptop whose lid was closed: both ends notice, nothing is left in the guest, and forwards come back."""
-    pvc(cluster, "wait", "--for", "agent", "--timeout", "200s")
+    pvc(cluster, "wait", "--for", "agent", "--timeout", "300s")
     tb, job = cluster.tb, ["-j", str(cluster.job_id)]
     record = json.loads((tb.home() / f".pvc/jobs/{cluster.job_id}/cluster.json").read_text())
     port = next(each["port"] for each in record["endpoints"] if each["node"] == "n2")
     forward = tb.start(["pvc", "forward", *job, "0:vm1:22"])
     here = int(re.findall(r":(\d+) ->", forward.stdout.readline())[0])
-    wait_until(partial(read_banner, cluster, here), 60, "no banner")
+    wait_until(partial(read_banner, cluster, here), 120, "no banner")
     # One that is silent, one that hears much, one that says much
     lines = ["echo here; exec sleep 1234", "echo here; exec yes", "echo here; exec cat >/dev/null"]
     commands = [
@@ -305,12 +392,12 @@ def test_a_network_that_drops_all_without_a_word(cluster: Cluster) -> None:
     wait_until(lambda: read_banner(cluster, here) == "SSH-2.0-busybox", 120, "the forward has not come back")
     assert forward.poll() is None
     forward.terminate()
-    forward.communicate(timeout=60)
+    forward.communicate(timeout=300)
 
 
 def test_a_supervisor_that_is_killed(cluster: Cluster) -> None:
     """The last one. Who used its VM is told, and nothing waits for what never comes."""
-    pvc(cluster, "wait", "--for", "agent", "--timeout", "200s")
+    pvc(cluster, "wait", "--for", "agent", "--timeout", "300s")
     job = ["-j", str(cluster.job_id)]
     forward = cluster.tb.start(["pvc", "forward", *job, "0:vm1:22"])
     assert "-> vm1:22" in forward.stdout.readline()

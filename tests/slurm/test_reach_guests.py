@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The daily commands for guests as people have them: a Debian with cloud-init and sshd, and an Alpine with neither.
 
 Both are in one job, on a network that nobody outside reaches: all of it goes over the agents.
@@ -14,7 +15,8 @@ import pytest
 
 from tests.slurm.clusters import Cluster
 from tests.slurm.images import import_alpine
-from tests.slurm.testbed import Done, Testbed, wait_until
+from tests.slurm.testbed import Done, Testbed
+from tests.waits import wait_until
 
 # Emulated distributions on a busy machine; how soon they answer is for the benchmarks.
 BOOT_S = 600
@@ -163,7 +165,7 @@ def test_a_forward_to_alpine(cluster: Cluster) -> None:
     heard: list[str] = []
 
     def ask() -> bool:
-        heard[:] = cluster.tb.run(["bash", "-c", line], check=False, timeout=90).out.splitlines()
+        heard[:] = cluster.tb.run(["bash", "-c", line], check=False, timeout=300).out.splitlines()
         return bool(heard)
 
     wait_until(ask, 120, "nothing from the guest")

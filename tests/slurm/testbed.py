@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A testbed for tests: run commands in its nodes, cut their power, and compare nodes before and after."""
 
 from __future__ import annotations
@@ -7,18 +8,22 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pvc.testbed import lifecycle, processes
+from pvc.host.processes import read_start_ticks
+from pvc.testbed import lifecycle, osroot
 from pvc.testbed.model import TestbedSpec
 from pvc.testbed.place import find_names, find_place
+from tests.slurm.door import Door
+from tests.waits import PATIENCE_S, wait_until
 
 TOP = Path(__file__).resolve().parents[2]
 _PREFIX = "pytest-"
+# The Debian release of the nodes of all testbeds of these tests; nothing: this machine's programs.
+OS = os.environ.get("PVC_TESTBED_OS", "")
 PVC = (sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TOP)!r}); from pvc.cli.main import main; main()")
 
 
@@ -50,9 +55,24 @@ class Testbed:
 
     __test__ = False
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, by_command: bool = False) -> None:
+        """``by_command``: what ``run`` does is done by ``pvc testbed exec``, for tests of that."""
         self.name = name
         self.place = find_place(name)
+        self._by_command = by_command
+        self._door: Door | None = None
+
+    @property
+    def python(self) -> str:
+        """The interpreter that has pvc, as users of the nodes find it."""
+        record = self.place.read_record()
+        assert record is not None
+        return osroot.PYTHON if record.spec.os else str(TOP / ".venv" / "bin" / "python")
+
+    def slurm(self) -> tuple[int, int]:
+        """The release of Slurm: (22, 5)."""
+        year, month = self.run(["sinfo", "--version"]).out.split()[-1].split(".")[:2]
+        return int(year), int(month)
 
     def argv(self, argv: Sequence[str], *, node: str = "login", user: str = "student") -> list[str]:
         """The host's command that runs ``argv`` in a node."""
@@ -75,7 +95,7 @@ class Testbed:
         node: str = "login",
         user: str = "student",
         check: bool = True,
-        timeout: float = 60.0,
+        timeout: float = PATIENCE_S,
         stdin: str = "",
         env: Mapping[str, str] | None = None,
     ) -> Done:
@@ -83,14 +103,22 @@ class Testbed:
         words = ["sh", "-c", argv] if isinstance(argv, str) else list(argv)
         if env:
             words = ["env", *(f"{key}={value}" for key, value in env.items()), *words]
-        done = subprocess.run(
-            self.argv(words, node=node, user=user), input=stdin, capture_output=True, text=True, timeout=timeout
-        )
-        result = Done(tuple(words), done.returncode, done.stdout, done.stderr)
+        run = self._run_by_command if self._by_command else self._run_by_door
+        result = run(words, node, user, stdin, timeout)
         assert not check or result.code == 0, f"{words} ended with {result.code}\n{result.out}\n{result.err}"
         return result
 
-    def root(self, argv: Sequence[str] | str, node: str, *, check: bool = True, timeout: float = 60.0) -> str:
+    def _run_by_door(self, words: list[str], node: str, user: str, stdin: str, timeout: float) -> Done:
+        self._door = self._door or Door(self.name)
+        code, out, err = self._door.run(words, node, user, stdin.encode(), timeout)
+        return Done(tuple(words), code, out.decode(), err.decode())
+
+    def _run_by_command(self, words: list[str], node: str, user: str, stdin: str, timeout: float) -> Done:
+        argv = self.argv(words, node=node, user=user)
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout)
+        return Done(tuple(words), done.returncode, done.stdout, done.stderr)
+
+    def root(self, argv: Sequence[str] | str, node: str, *, check: bool = True, timeout: float = PATIENCE_S) -> str:
         """Run a command as root in a node and return its output."""
         return self.run(argv, node=node, user="root", check=check, timeout=timeout).out
 
@@ -110,8 +138,12 @@ class Testbed:
 
     def log(self, node: str, name: str) -> str:
         """A log of a node: "slurmd", "pvc-node", "slurm/slurmctld", "init" ..."""
-        path = self.place.state_dir / "nodes" / node / "log" / f"{name}.log"
+        path = self.log_path(node, name)
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def log_path(self, node: str, name: str) -> Path:
+        """Its file as the host sees it."""
+        return self.place.state_dir / "nodes" / node / "log" / f"{name}.log"
 
     def home(self, user: str = "student") -> Path:
         """A user's home as the host sees it."""
@@ -126,11 +158,11 @@ class Testbed:
         """Ids of the jobs that are not over."""
         return self.run(["squeue", "-h", "-o", "%i"]).out.split()
 
-    def wait_no_jobs(self, timeout: float = 60.0) -> None:
+    def wait_no_jobs(self, timeout: float = PATIENCE_S) -> None:
         """Wait until Slurm has no job left, those that are completing included."""
         wait_until(lambda: not self.jobs(), timeout, "jobs are left")
 
-    def wait_idle(self, timeout: float = 60.0) -> None:
+    def wait_idle(self, timeout: float = PATIENCE_S) -> None:
         """Wait until no node has a job, and none is out of service; "idle*" has not answered slurmctld for a moment."""
         wait_until(lambda: set(self.node_states().values()) == {"idle"}, timeout, "nodes are not idle")
 
@@ -140,17 +172,17 @@ class Testbed:
         done = self.run(["/usr/bin/python3", "-I", "-"], node=node, user="root", stdin=script)
         return Snapshot(**json.loads(done.out))
 
-    def assert_clean(self, before: Mapping[str, Snapshot], timeout: float = 60.0) -> None:
+    def assert_clean(self, before: Mapping[str, Snapshot], timeout: float = PATIENCE_S) -> None:
         """Every node is as it was in ``before``, at the latest after ``timeout`` seconds."""
-        deadline = time.monotonic() + timeout
-        while True:
+        found: dict[str, Any] = {}
+
+        def is_clean() -> bool:
+            nonlocal found
             found = {node: difference(snap, self.snapshot(node)) for node, snap in before.items()}
             found = {node: parts for node, parts in found.items() if parts}
-            if not found:
-                return
-            if time.monotonic() > deadline:
-                raise AssertionError(f"left behind: {json.dumps(found, indent=1)}")
-            time.sleep(0.2)
+            return not found
+
+        wait_until(is_clean, timeout, lambda: f"left behind: {json.dumps(found, indent=1)}")
 
 
 def difference(before: Snapshot, after: Snapshot) -> dict[str, dict[str, list[str]]]:
@@ -165,14 +197,6 @@ def difference(before: Snapshot, after: Snapshot) -> dict[str, dict[str, list[st
     return parts
 
 
-def wait_until(condition: Callable[[], object], timeout: float, what: str) -> None:
-    """Poll a condition; AssertionError with ``what`` when it does not hold in time."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} after {timeout:g} s"
-        time.sleep(0.05)
-
-
 def find_pids(testbed: Testbed, node: str, pattern: str) -> list[int]:
     """Processes of a node, by its own numbers, whose command line matches."""
     text = testbed.root(["ps", "-eo", "pid=,args="], node)
@@ -180,10 +204,16 @@ def find_pids(testbed: Testbed, node: str, pattern: str) -> list[int]:
     return [int(pid) for pid, args in rows if re.search(pattern, args) and "ps -eo" not in args]
 
 
+def end_processes(testbed: Testbed, node: str, pattern: str) -> None:
+    """Ask these processes of a node to end, and wait until they have."""
+    for pid in find_pids(testbed, node, pattern):
+        testbed.root(f"kill {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.05; done", node)
+
+
 def own_name(suffix: str = "") -> str:
     """A testbed's name that no other test process uses, and that tells who made it."""
     pid = os.getpid()
-    return f"{_PREFIX}{pid}-{processes.read_start_ticks(pid)}{suffix}"
+    return f"{_PREFIX}{pid}-{read_start_ticks(pid)}{suffix}"
 
 
 def remove_stale() -> None:
@@ -192,12 +222,14 @@ def remove_stale() -> None:
         fields = name.removeprefix(_PREFIX).split("-")
         if not name.startswith(_PREFIX) or len(fields) < 2 or not (fields[0] + fields[1]).isdigit():
             continue
-        if processes.read_start_ticks(int(fields[0])) != int(fields[1]):
+        if read_start_ticks(int(fields[0])) != int(fields[1]):
             lifecycle.down(find_place(name))
 
 
-def start_testbed(name: str, *, nodes: int = 3, daemon: bool = True) -> Testbed:
-    """Bring a testbed up."""
+def start_testbed(
+    name: str, *, nodes: int = 3, daemon: bool = True, by_command: bool = False, release: str = OS
+) -> Testbed:
+    """Bring a testbed up; ``by_command`` as in ``Testbed``, ``release`` as ``TestbedSpec.os``."""
     said: list[str] = []
-    lifecycle.up(find_place(name), TestbedSpec(name, nodes, daemon=daemon), said.append)
-    return Testbed(name)
+    lifecycle.up(find_place(name), TestbedSpec(name, nodes, daemon=daemon, os=release), said.append)
+    return Testbed(name, by_command=by_command)

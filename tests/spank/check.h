@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The smallest test frame that does: every test is a process of its own, so environment and statics are fresh. */
 #ifndef CHECK_H
 #define CHECK_H

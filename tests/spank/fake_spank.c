@@ -1,12 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "fake_spank.h"
 
 #include <errno.h>
-#include <slurm/slurm.h>
-#include <slurm/slurm_errno.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "compat.h"
 
 struct fake fake;
 
@@ -126,6 +127,11 @@ spank_err_t spank_get_item(spank_t sp, spank_item_t item, ...)
 	return ESPANK_SUCCESS;
 }
 
+void slurm_init(const char *conf)
+{
+	(void)conf;
+}
+
 void slurm_init_update_node_msg(update_node_msg_t *message)
 {
 	memset(message, 0, sizeof(*message));
@@ -143,9 +149,9 @@ int slurm_update_node(update_node_msg_t *message)
 static slurm_job_info_t loaded[FAKE_COMPONENTS];
 static job_info_msg_t answer;
 
-int slurm_load_job(job_info_msg_t **resp, uint32_t job_id, uint16_t show_flags)
+int slurm_load_job(job_info_msg_t **resp, pvc_compat_id id, uint16_t show_flags)
 {
-	fake.asked = job_id;
+	fake.asked = pvc_compat_number(id);
 	if (fake.controller_is_away || (show_flags & SHOW_DETAIL) == 0)
 		return SLURM_ERROR;
 	memset(loaded, 0, sizeof(loaded));
@@ -165,7 +171,6 @@ int slurm_load_job(job_info_msg_t **resp, uint32_t job_id, uint16_t show_flags)
 		loaded[i].job_state = component->state;
 		loaded[i].user_id = 4201;
 		loaded[i].group_id = 4202;
-		loaded[i].job_resrcs = (job_resources_t *)component;
 	}
 	if (fake.gone) {
 		errno = ESLURM_INVALID_JOB_ID;
@@ -175,9 +180,38 @@ int slurm_load_job(job_info_msg_t **resp, uint32_t job_id, uint16_t show_flags)
 	return SLURM_SUCCESS;
 }
 
-int slurm_job_cpus_allocated_on_node_id(job_resources_t *job_resrcs_ptr, int node_id)
+static resource_allocation_response_msg_t given;
+static uint16_t cpus[8];
+static uint32_t repeats[8];
+
+int slurm_allocation_lookup(pvc_compat_id id, resource_allocation_response_msg_t **resp)
 {
-	return ((struct fake_component *)job_resrcs_ptr)->cpus[node_id];
+	memset(&given, 0, sizeof(given));
+	for (size_t i = 0; i < FAKE_COMPONENTS; i++) {
+		const struct fake_component *component = &fake.components[i];
+
+		if (component->job_id == 0 || component->job_id != pvc_compat_number(id))
+			continue;
+		for (size_t n = 0; component->cpus[n] != 0; n++) {
+			/* The controller folds equal neighbours. */
+			if (n == 0 || component->cpus[n] != component->cpus[n - 1]) {
+				cpus[given.num_cpu_groups] = component->cpus[n];
+				repeats[given.num_cpu_groups++] = 0;
+			}
+			repeats[given.num_cpu_groups - 1]++;
+		}
+	}
+	given.cpus_per_node = cpus;
+	given.cpu_count_reps = repeats;
+	if (given.num_cpu_groups == 0)
+		return SLURM_ERROR;
+	*resp = &given;
+	return SLURM_SUCCESS;
+}
+
+void slurm_free_resource_allocation_response_msg(resource_allocation_response_msg_t *msg)
+{
+	msg->num_cpu_groups = 0;
 }
 
 void slurm_free_job_info_msg(job_info_msg_t *job_buffer_ptr)
@@ -213,13 +247,13 @@ struct hostlist {
 
 static struct hostlist list;
 
-hostlist_t slurm_hostlist_create(const char *hostlist)
+pvc_compat_hostlist slurm_hostlist_create(const char *hostlist)
 {
 	(void)snprintf(list.names, sizeof(list.names), "%s", hostlist);
 	return &list;
 }
 
-int slurm_hostlist_find(hostlist_t hl, const char *hostname)
+int slurm_hostlist_find(pvc_compat_hostlist hl, const char *hostname)
 {
 	int at = 0;
 	char *rest = NULL;
@@ -230,7 +264,7 @@ int slurm_hostlist_find(hostlist_t hl, const char *hostname)
 	return -1;
 }
 
-void slurm_hostlist_destroy(hostlist_t hl)
+void slurm_hostlist_destroy(pvc_compat_hostlist hl)
 {
 	hl->names[0] = '\0';
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A stand-in for the part of Slurm that the plugin talks to. */
 #ifndef FAKE_SPANK_H
 #define FAKE_SPANK_H
@@ -14,13 +15,13 @@ struct fake_variable {
 	char value[2048];
 };
 
-/* What Slurm's controller tells of a component; cores of its nodes, 0 at the end. */
+/* What Slurm's controller tells of a component; CPUs of its nodes, 0 at the end; none: it runs nowhere. */
 struct fake_component {
 	uint32_t job_id;
 	uint32_t het_job_id;
 	uint32_t offset;
 	char *nodes;
-	int cpus[8];
+	uint16_t cpus[8];
 	char *gres[4]; /* of its nodes */
 	uint32_t gres_count;
 	uint32_t state; /* JOB_RUNNING and so on */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "client.h"
 
 #include <stdlib.h>
@@ -36,6 +37,19 @@ static void good_answer(void)
 	CHECK_IS(text, "done");
 	CHECK_IS(read_text(scratch("heard")), "PVC1 setup\nSLURM_JOB_ID=12\nSPANK_PVC_REQUEST=1;nat:4\n\n");
 	CHECK_IS(fake.log, "");
+}
+
+static void roots_own_socket_comes_first(void)
+{
+	char *path = scratch("sock.root");
+	pid_t pid = start_daemon(path, ANSWER, "0 root's\n");
+
+	CHECK(ask(ANSWER, "0 anybody's\n", 30000) == PVC_CLIENT_ANSWERED);
+	CHECK_IS(text, "root's");
+	stop_daemon(pid);
+	(void)unlink(path);
+	CHECK(ask(ANSWER, "0 anybody's\n", 30000) == PVC_CLIENT_ANSWERED);
+	CHECK_IS(text, "anybody's");
 }
 
 static void answer_without_text(void)
@@ -107,6 +121,7 @@ static void closed_standard_descriptors_are_not_used(void)
 
 const struct test client_tests[] = {
 	TEST(good_answer),
+	TEST(roots_own_socket_comes_first),
 	TEST(answer_without_text),
 	TEST(failure_is_an_answer),
 	TEST(answer_without_reading),

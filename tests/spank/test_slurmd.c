@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include <slurm/slurm.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -145,6 +146,27 @@ static void fault_of_the_node_fails_the_prolog(void)
 	stop_daemon(pid);
 }
 
+/* A user's file name in it: what every user reads in sinfo -R is one line of text. */
+static void reason_of_a_fault_is_clean(void)
+{
+	static const char said[] = "6 cannot remove a\x1b[2J\xc2\x9b\xe2\x80\xae\xe3\x85\xa4\xcc\x81, Gr\xc3\xb6\xc3\n";
+	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, said);
+
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_IS(fake.drained, "n1 pvc: cannot remove a?[2J??????????, Gr\xc3\xb6?");
+	stop_daemon(pid);
+}
+
+static void reason_of_a_failed_start_is_clean(void)
+{
+	(void)prepare("printf 'cannot remove a\\033[2J\\302\\233\\r\\342\\200\\256b\\n'; exit 6", "30");
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_IS(fake.drained, "n1 pvc: cannot remove a?[2J??????b");
+	CHECK_HAS(fake.log, "error: pvc: cannot remove a?[2J??????b\n");
+}
+
 static void failure_without_text_has_a_reason(void)
 {
 	pid_t pid = start_daemon(prepare("touch ran", "30"), ANSWER, "6 \n");
@@ -241,6 +263,14 @@ static void silent_failure_has_a_reason(void)
 	CHECK_IS(fake.drained, "n1 pvc: pvc-node failed without a word");
 }
 
+static void reason_commands_no_terminal(void)
+{
+	(void)prepare("printf 'cannot remove a\033]0;b\007c\033[2J\n' >&2; exit 6", "30");
+	request("1;nat:4");
+	CHECK(fake_prolog(4, av) == -1);
+	CHECK_IS(fake.drained, "n1 pvc: cannot remove a?]0;b?c?[2J");
+}
+
 static void missing_pvc_node_fails_the_prolog(void)
 {
 	(void)prepare("true", "30");
@@ -332,6 +362,8 @@ const struct test slurmd_tests[] = {
 	TEST(job_that_ended_within_its_prolog_is_undone),
 	TEST(hostile_request_cannot_add_facts),
 	TEST(fault_of_the_node_fails_the_prolog),
+	TEST(reason_of_a_fault_is_clean),
+	TEST(reason_of_a_failed_start_is_clean),
 	TEST(failure_without_text_has_a_reason),
 	TEST(silent_daemon_fails_the_prolog),
 	TEST(without_daemon_pvc_node_is_started),
@@ -341,6 +373,7 @@ const struct test slurmd_tests[] = {
 	TEST(slow_start_is_killed),
 	TEST(long_log_is_cut_at_its_start),
 	TEST(silent_failure_has_a_reason),
+	TEST(reason_commands_no_terminal),
 	TEST(missing_pvc_node_fails_the_prolog),
 	TEST(epilog_without_state_does_nothing),
 	TEST(epilog_tears_down),

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "check.h"
 #include "fake_spank.h"
 
@@ -6,8 +7,10 @@ static void tasks_see_the_definition(void)
 	fake_start(S_CTX_REMOTE);
 	CHECK(fake_init(0, NULL) == 0);
 	fake_set(fake.job, "SLURM_SPANK_PVC_DEFINITION", "debian:4");
+	fake_set(fake.job, "SLURM_SPANK_PVC_REQUEST", "1;nat:4");
 	CHECK(fake_init_post_opt(0, NULL) == 0);
 	CHECK_IS(fake_get(fake.job, "PVC_DEFINITION"), "debian:4");
+	CHECK_IS(fake_get(fake.job, "PVC_REQUEST"), "1;nat:4");
 	CHECK_IS(fake.log, "");
 }
 

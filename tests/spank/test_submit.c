@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
 
 #include "check.h"
@@ -32,6 +33,7 @@ static void request_and_definition_are_handed_on(void)
 	CHECK_IS(fake_get(fake.control, "PVC_REQUEST"), "1;cpus=2;nat:4");
 	CHECK_IS(fake_get(fake.control, "PVC_DEFINITION"), "debian:4");
 	CHECK_IS(environment("PVC_DEFINITION"), "debian:4");
+	CHECK_IS(environment("PVC_REQUEST"), fake_get(fake.control, "PVC_REQUEST"));
 	CHECK_IS(fake.log, "");
 }
 
@@ -201,10 +203,12 @@ static void job_without_the_option_costs_and_inherits_nothing(void)
 {
 	CHECK(setenv("PVC_DEFINITION", "debian:4", 1) == 0);
 	CHECK(setenv("SLURM_SPANK_PVC_DEFINITION", "debian:4", 1) == 0);
+	CHECK(setenv("PVC_REQUEST", "1;nat:4", 1) == 0);
 	CHECK(setenv("SLURM_SPANK_PVC_REQUEST", "1;nat:4", 1) == 0);
 	CHECK(submit(S_CTX_ALLOCATOR, NULL, "touch ran; echo '1;nat:4'") == 0);
 	CHECK(fake_get(fake.control, "PVC_REQUEST") == NULL);
 	CHECK_IS(environment("PVC_DEFINITION"), "");
+	CHECK_IS(environment("PVC_REQUEST"), "");
 	CHECK_IS(environment("SLURM_SPANK_PVC_DEFINITION"), "");
 	CHECK_IS(environment("SLURM_SPANK_PVC_REQUEST"), "");
 	CHECK(strcmp(read_text(scratch("ran")), "") == 0);

@@ -1,13 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's sources: their C tests pass under the sanitizers, and the house rules for C hold."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+import pvc
+from tests.unit.builds import make
 
 AGENT = Path(__file__).parents[2] / "agent"
 SOURCES = sorted([*AGENT.glob("*.c"), *AGENT.glob("*.h")])
@@ -16,18 +19,9 @@ MAX_FILE = 400
 BANNED = re.compile(r"\b(system|popen|vsprintf|sprintf|gets|alloca|sleep)\s*\(")
 
 
-def _make(*words: str) -> None:
-    # MAKEFLAGS: this may run below another make, whose job server is not ours.
-    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-    argv = ["make", "-s", "-C", os.fspath(AGENT), *words]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False, env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.allow_run
-def test_c_tests_pass_under_the_sanitizers(tmp_path: Path) -> None:
-    _make("-j2", "check", f"BUILD={tmp_path}")
-    program = tmp_path / "pvc-agent"
+def test_c_tests_pass_under_the_sanitizers(request: pytest.FixtureRequest) -> None:
+    program = make(request.config, AGENT, "check", rests_on=[Path(pvc.__file__)]) / "pvc-agent"
     headers = subprocess.run(["readelf", "-W", "-l", program], capture_output=True, text=True, check=True).stdout
     assert "INTERP" not in headers, "it needs a dynamic loader, which a guest may not have"
     assert re.search(r"GNU_STACK.* RW ", headers)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What measurements print: one form, and pictures that a browser reads."""
 
 from __future__ import annotations

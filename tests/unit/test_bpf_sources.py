@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs at ports: they compile for any machine's kernel, and the house rules for C hold."""
 
 from __future__ import annotations

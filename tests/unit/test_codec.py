@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values survive the way to JSON and back; anything else is refused."""
 
 from __future__ import annotations

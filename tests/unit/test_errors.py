@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors say what failed and why, once."""
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ from pvc import errors
 from pvc.errors import (
     CommandError,
     ConfigError,
+    EndedError,
     GuestError,
+    GuestTimeoutError,
     HostError,
     JobError,
+    JobTimeoutError,
     Problem,
     PvcError,
     StateError,
+    SuspendedError,
     UsageError,
+    rebuild_error,
 )
 
 
@@ -75,3 +81,32 @@ def test_command_error_can_be_run_again_by_hand() -> None:
     assert str(error) == "ip link add 'a b' ended with 2: RTNETLINK answers: File exists"
     assert str(CommandError(["x"], 1, "")) == "x ended with 1: no message"
     assert error.exit_code == 6
+
+
+def test_of_thousands_of_problems_the_first_are_told() -> None:
+    error = ConfigError([Problem("a", line, "", "odd") for line in range(1, 29_001)])
+    lines = str(error).splitlines()
+    assert (len(lines), lines[-1]) == (41, "and 28960 more problems")
+    assert len(error.problems) == 29_000
+
+
+@pytest.mark.parametrize("kind", [UsageError, ConfigError, JobError, StateError, HostError, GuestError])
+def test_an_error_of_another_process_keeps_its_class(kind: type[PvcError]) -> None:
+    error = rebuild_error(kind.exit_code, "n1: networks.yaml:3: wrong", "mend it")
+    assert (type(error), str(error), error.find_hint()) == (kind, "n1: networks.yaml:3: wrong", "mend it")
+
+
+@pytest.mark.parametrize(("code", "found"), [(1, 1), (9, 9), (137, 137), (0, 1), (None, 1), ("3", 1), (-9, 1)])
+def test_a_code_of_no_class_stays(code: object, found: int) -> None:
+    error = rebuild_error(code, "text")
+    assert (type(error), error.exit_code) == (PvcError, found)
+
+
+def test_times_that_ran_out_are_pythons_too() -> None:
+    late = GuestTimeoutError("late", hint="wait", gathered={"vm0": "boots"})
+    assert isinstance(late, TimeoutError)
+    assert (str(late), late.find_hint(), late.gathered, late.exit_code) == ("late", "wait", {"vm0": "boots"}, 7)
+    job = JobTimeoutError("late", hint="wait")
+    assert isinstance(job, TimeoutError)
+    assert (str(job), job.find_hint(), job.exit_code) == ("late", "wait", 4)
+    assert EndedError("x").exit_code == SuspendedError("x").exit_code == 4

@@ -1,7 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files: replaced whole, locked, private."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -25,14 +27,26 @@ def test_write_replaces_and_sets_the_mode(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(OSError, match="directory") as err:
         files.write_atomic(path, "new")
+    assert err.value.filename == str(path)
     assert os.listdir(tmp_path) == ["f"]
 
 
 def test_write_into_a_missing_directory_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         files.write_atomic(tmp_path / "none" / "f", "x")
+
+
+def test_what_the_disk_refuses_is_said_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space") as err:
+        files.write_atomic(tmp_path / "f", "x", sync=True)
+    assert err.value.filename == str(tmp_path / "f")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
@@ -111,3 +125,8 @@ def test_read_text(tmp_path: Path) -> None:
     assert files.read_text(tmp_path / "none", "0") == "0"
     with pytest.raises(OSError, match="No such file"):
         files.read_text(tmp_path / "none")
+
+
+def test_what_processes_call_themselves_need_not_be_text(tmp_path: Path) -> None:
+    (tmp_path / "cmdline").write_bytes(b"\xff\xfe\x00--conf-file=x\x00")
+    assert files.read_text(tmp_path / "cmdline", default="").split("\0")[1] == "--conf-file=x"

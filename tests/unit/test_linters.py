@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linters are tests: what they find fails `make check` on every machine, not only in CI."""
 
 from __future__ import annotations
@@ -58,6 +59,25 @@ def test_shellcheck() -> None:
     ]
     assert scripts
     lint("shellcheck", "--external-sources", *scripts)
+
+
+def test_spelling() -> None:
+    lint(sys.executable, "-m", "codespell_lib", *(str(path.relative_to(ROOT)) for path in tracked_files()))
+
+
+def test_licence() -> None:
+    """Each source says what it is under; the BPF programs also what the kernel asks of those who use its helpers."""
+    wrong = []
+    for path in tracked_files():
+        name = path.relative_to(ROOT).as_posix()
+        if path.suffix not in {".py", ".c", ".h", ".sh"} and not first_line(path).startswith("#!"):
+            continue
+        if not path.stat().st_size or "corpus" in path.parts:
+            continue
+        licence = "(GPL-2.0-only OR MIT)" if name.startswith("bpf/") else "Apache-2.0"
+        if not any(f"SPDX-License-Identifier: {licence}" in line for line in path.read_text().splitlines()[:2]):
+            wrong.append(name)
+    assert not wrong
 
 
 def test_no_open_ends() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manual: generated parts are current, every command has a page, and rst2man takes all of them."""
 
 from __future__ import annotations

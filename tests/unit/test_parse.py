@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts to values: what people write is understood, everything else is refused with a reason."""
 
 from __future__ import annotations

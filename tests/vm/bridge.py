@@ -1,24 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network namespace as pvc-node makes one: taps on a bridge, DHCP, ports that lead to the VMs' port 22."""
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import struct
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pvc.host import netns
 from pvc.model.node import Nic, VmGrant
 
 NAMESPACE = f"pvc-test-{os.getpid()}"
 TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 2, 0x1000, 0x4000  # linux/if_tun.h
-CLONE_NEWNET = 0x40000000
 GATEWAY = "10.9.0.254"
-ENTER = ("nsenter", f"--net=/run/netns/{NAMESPACE}")
+ENTER = ("nsenter", f"--net={netns.path_of(NAMESPACE)}")
 MACS = ("52:54:00:00:00:01", "52:54:00:00:00:02")
 
 
@@ -27,29 +26,23 @@ def ip(*words: str) -> None:
 
 
 def open_taps(count: int) -> list[int]:
-    """Descriptors of taps in the namespace, as pvc-node opens them; a thread of its own enters it."""
-    found: list[int] = []
+    """Descriptors of taps in the namespace, as pvc-node opens them."""
 
-    def run() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        with open(f"/run/netns/{NAMESPACE}") as namespace:
-            assert libc.setns(namespace.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+    def run() -> list[int]:
+        found = []
         for i in range(count):
-            fd = os.open("/dev/net/tun", os.O_RDWR)
-            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", f"tap{i}".encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
-            found.append(fd)
+            found.append(os.open("/dev/net/tun", os.O_RDWR))
+            wish = struct.pack("16sH22x", f"tap{i}".encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+            fcntl.ioctl(found[-1], TUNSETIFF, wish)
+        return found
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert len(found) == count
-    return found
+    return netns.run_inside(NAMESPACE, run)
 
 
 @contextmanager
 def tap_network(directory: Path) -> Iterator[list[int]]:
     """Two taps on a bridge with DHCP, and ports 4001 and 4002 that lead to the VMs' port 22."""
-    ip("netns", "add", NAMESPACE)
+    netns.ensure(NAMESPACE)
     inside = ("-n", NAMESPACE)
     fds: list[int] = []
     try:
@@ -85,7 +78,7 @@ def tap_network(directory: Path) -> Iterator[list[int]]:
     finally:
         for fd in fds:
             os.close(fd)
-        ip("netns", "del", NAMESPACE)
+        netns.remove(NAMESPACE)
 
 
 def vm_grants() -> list[VmGrant]:

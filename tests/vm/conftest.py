@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directories with short names: sockets below them must have paths of at most 107 bytes (unix(7))."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two virtiofsd for tests: QEMU's own of Debian 12, and that of later Debians, unpacked with its libraries."""
 
 from __future__ import annotations

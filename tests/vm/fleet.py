@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many agents without VMs: each is the real program, its port a socket; before them the supervisor's real classes."""
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pvc.ops.jobdir import JobDir
 from pvc.supervisor.agent import Agent
 from pvc.supervisor.agentrelay import Relay
 from pvc.supervisor.control import server_context
+from tests.waits import until
 
 
 class Fleet:
@@ -74,8 +76,7 @@ class Fleet:
                 tasks.append(asyncio.create_task(agent.run()))
             server = await asyncio.start_server(self._relay, "127.0.0.1", 0, ssl=server_context(self.keys))
             self._port = server.sockets[0].getsockname()[1]
-            while not all(agent.connected for agent in self.agents):
-                await asyncio.sleep(0.01)
+            await until(lambda: all(agent.connected for agent in self.agents))
             self._up.set()
             await self._leave.wait()
             server.close()

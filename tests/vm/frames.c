@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A guest's tool for the tests of networks; statically linked, because the guest has no C library.
  *

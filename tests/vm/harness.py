@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A supervisor in a test: a pvc-node that speaks the socket's protocol, the launcher's side, a control client."""
 
 from __future__ import annotations
@@ -5,6 +6,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -12,18 +14,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from guests import Guest
 
 from pvc import codec
+from pvc.channel.doorword import find_door_word
 from pvc.model.cluster import ClusterKeys, ClusterSpec, NodeShare, Placement, VmGroup
 from pvc.model.event import Event, EventKind
-from pvc.model.node import NodeGrant, VmGrant
+from pvc.model.node import ImageCache, NodeGrant, VmGrant
 from pvc.model.request import Size
 from pvc.model.vm import Accel, DirectBoot, Disk, Phase, VmTemplate
+from tests.waits import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 # What both drivers promise is one suite: parametrize with ``hypervisor``, give it to guest_template.
@@ -35,11 +40,13 @@ NODE = "n1"
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nobody has now, nor will have by the kernel's choice before it is used."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.SystemRandom().sample(range(first // 2, first), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port below {first} is free")
 
 
 def make_keys(directory: Path) -> ClusterKeys:
@@ -94,9 +101,11 @@ def make_spec(
     )
 
 
-def make_grant(run_dir: Path, vms: Sequence[VmGrant], *, address: str = "127.0.0.1") -> NodeGrant:
+def make_grant(
+    run_dir: Path, vms: Sequence[VmGrant], *, address: str = "127.0.0.1", image_cache: ImageCache | None = None
+) -> NodeGrant:
     """A node's grant for VMs whose ports are at ``address``."""
-    return NodeGrant(12, NODE, address, os.fspath(run_dir), tuple(vms))
+    return NodeGrant(12, NODE, address, os.fspath(run_dir), tuple(vms), image_cache=image_cache)
 
 
 class FakeNode:
@@ -164,7 +173,7 @@ class Launched:
             env=environ,
             start_new_session=True,
         )
-        self.keys = spec.keys
+        self.spec, self.keys = spec, spec.keys
         self.events: list[Event] = []
         self._arrived = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -180,7 +189,7 @@ class Launched:
                 self.events.append(codec.loads(Event, line))
                 self._arrived.notify_all()
 
-    def wait_event(self, kind: EventKind, *, timeout_s: float = 150, **wanted: Any) -> Event:
+    def wait_event(self, kind: EventKind, *, timeout_s: float = 300, **wanted: Any) -> Event:
         """The first event of a kind with these values, come or to come."""
 
         def find() -> Event | None:
@@ -195,7 +204,7 @@ class Launched:
             assert found is not None
             return found
 
-    def wait_phase(self, rank: int, phase: Phase, *, timeout_s: float = 150) -> Event:
+    def wait_phase(self, rank: int, phase: Phase, *, timeout_s: float = 300) -> Event:
         """The event that tells of a VM's phase."""
         return self.wait_event(EventKind.VM, rank=rank, phase=phase, timeout_s=timeout_s)
 
@@ -216,9 +225,9 @@ class Launched:
             os.close(fd)
         assert event.host is not None
         assert event.port is not None
-        plain = socket.create_connection((event.host, event.port), timeout=30)
+        plain = socket.create_connection((event.host, event.port), timeout=PATIENCE_S)
         try:
-            return context.wrap_socket(plain)
+            return context.wrap_socket(plain, server_hostname=find_door_word(self.keys.tls_key))
         except BaseException:
             plain.close()
             raise
@@ -239,10 +248,10 @@ class Launched:
         """Those of them that are QEMU."""
         return [pid for pid in self.children() if b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
-    def wait_end(self, timeout_s: float = 60) -> int:
+    def wait_end(self, timeout_s: float = PATIENCE_S) -> int:
         """The supervisor's exit code."""
         code = self.process.wait(timeout_s)
-        self._reader.join(5)
+        self._reader.join(PATIENCE_S)
         return code
 
     def close(self) -> None:
@@ -259,6 +268,53 @@ class Launched:
             stream.close()
 
 
+class Supervised(Launched):
+    """The same with the pvc-node that it asks; see ``supervised``."""
+
+    node: FakeNode
+
+
+@contextmanager
+def supervised(
+    base: Path,
+    *templates: VmTemplate,
+    vms: Sequence[VmGrant] | None = None,
+    taps: Sequence[int] = (),
+    address: str = "127.0.0.1",
+    image_cache: ImageCache | None = None,
+    run_dir: Path | None = None,
+    keys: ClusterKeys | None = None,
+    owner: int | None = None,
+    wrapper: Sequence[str] = (),
+    change: Callable[[ClusterSpec], ClusterSpec] = lambda spec: spec,
+    **spec: Any,
+) -> Iterator[Supervised]:
+    """A supervisor of a cluster of one VM of each template, with its pvc-node; nothing of them is left afterwards.
+
+    ``base`` gets all of its files, those of VMs in ``run`` unless ``run_dir`` says where. ``owner``: whose they are.
+    ``vms``: what the node grants, by default nothing but to run. ``spec``: see ``make_spec``; ``change``: of all of it.
+    """
+    if run_dir is None:
+        run_dir = base / "run"
+        run_dir.mkdir(mode=0o700, parents=True)
+        if owner is not None:
+            os.chown(run_dir, owner, owner)
+    plan = change(make_spec(templates, keys or make_keys(base / "keys"), **spec))
+    if vms is None:
+        vms = [VmGrant(rank, (), {}) for rank in range(sum(group.count for group in plan.groups))]
+    node = FakeNode(base / "sock", make_grant(run_dir, vms, address=address, image_cache=image_cache), taps)
+    try:
+        (base / "sock").chmod(0o777)
+        cluster = Supervised(plan, base / "sock", home=base, wrapper=wrapper)
+        cluster.node = node
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+    finally:
+        node.close()
+
+
 class Console:
     """A console connection that collects what comes."""
 
@@ -269,19 +325,22 @@ class Console:
         self.answer = json.loads(self.wait(b"\n"))
         self.data = self.data.partition(b"\n")[2]
 
-    def wait(self, text: bytes, timeout_s: float = 60) -> bytes:
+    def wait(self, text: bytes, timeout_s: float = PATIENCE_S) -> bytes:
         """All output once ``text`` is in it."""
         deadline = time.monotonic() + timeout_s
         while text not in self.data:
             self._connection.settimeout(max(0.1, deadline - time.monotonic()))
-            data = self._connection.recv(65536)
+            try:
+                data = self._connection.recv(65536)
+            except TimeoutError:
+                raise AssertionError(f"no {text!r} after {timeout_s:g} s: {self.data[-2000:]!r}") from None
             assert data, f"console closed before {text!r}: {self.data!r}"
             self.data += data
         return self.data
 
     def wait_prompt(self) -> None:
         """Return when a shell reads; what was typed before it would be lost."""
-        self.wait(b"/ # ", 150)
+        self.wait(b"/ # ", 300)
 
     def send(self, text: bytes) -> None:
         """Type something."""
@@ -294,11 +353,3 @@ def is_alive(pid: int) -> bool:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return False
-
-
-def wait_until(true: Any, timeout_s: float = 30, lack: str = "waited in vain") -> None:
-    """Return once ``true()`` holds; ``lack``: what it is when it does not in time."""
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, lack
-        time.sleep(0.02)

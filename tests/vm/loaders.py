@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Debian's signed boot loaders, unpacked from their packages, and the small guest on a disk that UEFI boots."""
 
 from __future__ import annotations

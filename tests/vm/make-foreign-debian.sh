@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # A bootable Debian disk as somebody makes it who does not know pvc: plain mmdebstrap with cloud-init and sshd.
 # Usage: make-foreign-debian.sh SUITE DIRECTORY; needs root. Leaves disk.qcow2, kernel and initrd there.
 set -eu

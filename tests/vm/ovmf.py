@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """UEFI firmware for tests: the node's, or Debian's package unpacked, nothing installed."""
 
 from __future__ import annotations

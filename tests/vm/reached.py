@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster of small guests with the agent in them, as its owner's commands reach it."""
 
 from __future__ import annotations
@@ -5,20 +6,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from guests import Guest, agent_guest
-from harness import NODE, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec
+from harness import NODE, guest_template, supervised
 
 from pvc.model.cluster import ClusterRecord, NodeEndpoint
 from pvc.model.event import EventKind
-from pvc.model.node import VmGrant
 from pvc.model.vm import Phase, VmStatus
 from pvc.ops.control import Control
 from pvc.ops.execute import Command, Outcome, Runner
 from pvc.ops.jobdir import JobDir
 from pvc.ops.status import read_status
+from tests.waits import wait_until
 
 
 class Reached:
@@ -27,15 +28,12 @@ class Reached:
     def __init__(
         self, base: Path, count: int, guest: Guest | None = None, memory_mib: int = 416, **changes: object
     ) -> None:
-        (base / "run").mkdir(parents=True)
+        base.mkdir(parents=True, exist_ok=True)
         guest = guest or agent_guest()
-        self.node = FakeNode(base / "sock", make_grant(base / "run", [VmGrant(i, (), {}) for i in range(count)]))
-        spec = make_spec(
-            [guest_template(guest, **{"name": f"tiny{i}"} | changes) for i in range(count)],
-            make_keys(base / "keys"),
-            memory_mib=memory_mib,
-        )
-        self.cluster = Launched(spec, base / "sock", home=base)
+        self._stack = ExitStack()
+        templates = [guest_template(guest, **{"name": f"tiny{i}"} | changes) for i in range(count)]
+        self.cluster = self._stack.enter_context(supervised(base, *templates, memory_mib=memory_mib))
+        spec = self.cluster.spec
         jobdir = JobDir(base / "job")
         jobdir.path.mkdir()
         jobdir.tls_cert.write_text(spec.keys.tls_cert)
@@ -52,14 +50,18 @@ class Reached:
 
     def wait_agents(self, timeout_s: float = 240) -> Sequence[VmStatus]:
         """Until all agents answer."""
-        deadline = time.monotonic() + timeout_s
-        while True:
+        found: Sequence[VmStatus] = ()
+
+        def are_there() -> bool:
+            nonlocal found
             found = read_status(self.control, self.ranks, timeout_s=60)
             if found and all(vm.agent.connected for vm in found):
-                return found
-            assert time.monotonic() < deadline, found
+                return True
             assert all(vm.phase not in (Phase.FAILED, Phase.STOPPED) for vm in found), found
-            time.sleep(0.2)
+            return False
+
+        wait_until(are_there, timeout_s, lambda: found)
+        return found
 
     def run(self, *argv: str, ranks: Sequence[int] | None = None, timeout_s: float | None = 120, **more: object) -> Ran:
         """Run a command in these VMs, all without ``ranks``."""
@@ -76,8 +78,7 @@ class Reached:
 
     def close(self) -> None:
         """End it."""
-        self.cluster.close()
-        self.node.close()
+        self._stack.close()
 
 
 class Ran:

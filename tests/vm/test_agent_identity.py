@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What makes a clone somebody else: name, ids, keys, random numbers, clock and addresses, in a guest that runs."""
 
 from __future__ import annotations

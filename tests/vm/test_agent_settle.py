@@ -1,8 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guest that reads no seed gets its name, keys and addresses by its agent; one that does is left alone."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +11,7 @@ from reached import Reached, reached
 
 from pvc.ops.agents import Agents, Collected, ask
 from pvc.ops.loop import Loop
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -31,18 +32,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reached]:
         yield found
 
 
-def wait_for(cluster: Reached, line: str) -> None:
+def wait_line(cluster: Reached, line: str) -> None:
     """Until this line for the guest's shell succeeds; its agent may go and come meanwhile."""
-    deadline = time.monotonic() + 120
-    while cluster.run("sh", "-c", line).codes != [0]:
-        assert time.monotonic() < deadline, line
-        time.sleep(0.2)
+    wait_until(lambda: cluster.run("sh", "-c", line).codes == [0], lack=line)
 
 
 def test_a_guest_without_cloud_init_becomes_the_clusters(cluster: Reached) -> None:
     assert cluster.run("sh", "-c", ESTRANGE).codes == [0]
-    wait_for(cluster, 'test "$(hostname)" = vm0')
-    wait_for(cluster, "test -f /etc/ssh/ssh_host_ed25519_key.pub")
+    wait_line(cluster, 'test "$(hostname)" = vm0')
+    wait_line(cluster, "test -f /etc/ssh/ssh_host_ed25519_key.pub")
     assert cluster.run("cat", "/etc/hostname").out() == "vm0\n"
     keys = cluster.run("cat", "/root/.ssh/authorized_keys").out().splitlines()
     assert keys[0] == KEY

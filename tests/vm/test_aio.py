@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """io_uring: found by trying, used where it works, and replaced with a word where it does not."""
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from pathlib import Path
 
 import pytest
 from guests import build_guest
-from harness import Console, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec
+from harness import Console, guest_template, supervised
 
 from pvc.host.aio import find_io_uring_obstacle
 from pvc.model.drive import PersistentDrive
-from pvc.model.node import VmGrant
 from pvc.model.vm import Disk, ExtraDisk, Phase
 
 pytestmark = pytest.mark.vm
@@ -72,11 +72,7 @@ def test_each_key_of_disks_reaches_qemu_and_the_guest(tmp_path: Path) -> None:
         disks=(ExtraDisk(None, 8 << 20, cache="none", aio="native", iothread=True, discard=False),),
         drives=(PersistentDrive(os.fspath(tmp_path / "drive"), size=8 << 20, aio="io_uring", iothread=True),),
     )
-    run_dir = tmp_path / "run"
-    run_dir.mkdir(mode=0o700)
-    node = FakeNode(tmp_path / "sock", make_grant(run_dir, [VmGrant(0, (), {})]))
-    cluster = Launched(make_spec([template], make_keys(tmp_path / "keys")), tmp_path / "sock", home=tmp_path)
-    try:
+    with supervised(tmp_path, template) as cluster:
         cluster.wait_phase(0, Phase.BOOTING)
         (qemu,) = cluster.qemu_pids()
         argv = Path(f"/proc/{qemu}/cmdline").read_bytes().decode().split("\0")
@@ -91,16 +87,11 @@ def test_each_key_of_disks_reaches_qemu_and_the_guest(tmp_path: Path) -> None:
             console.wait_prompt()
             console.send(b"cd /sys/block; for d in vd*; do echo D:$d:$(cat $d/queue/discard_max_bytes); done\n")
             console.send(b"dd if=/dev/zero bs=1M count=8 | tr '\\0' x > /dev/vdd; sync; echo wro''te\n")
-            said = console.wait(b"wrote", 60).decode(errors="replace")
+            said = console.wait(b"wrote").decode(errors="replace")
             assert (tmp_path / "drive").stat().st_blocks * 512 >= 8 << 20
             console.send(b"blkdiscard /dev/vdd; sync; echo discar''ded $?\n")
-            console.wait(b"discarded 0", 60)
+            console.wait(b"discarded 0")
         found = dict(re.findall(r"D:(vd\w):(\d+)", said))
         assert int(found["vda"]) > 0
         assert int(found["vdd"]) > 0
         assert (tmp_path / "drive").stat().st_blocks * 512 < 1 << 20
-    finally:
-        cluster.process.kill()
-        cluster.wait_end()
-        cluster.close()
-        node.close()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Persistent drives in real VMs: what guests write stays, and one VM writes at a time, whoever is killed."""
 
 from __future__ import annotations
@@ -5,30 +6,27 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from guests import build_guest
-from harness import (
-    HYPERVISORS,
-    Console,
-    FakeNode,
-    Launched,
-    guest_template,
-    is_alive,
-    make_grant,
-    make_keys,
-    make_spec,
-    wait_until,
-)
+from harness import HYPERVISORS, Console, guest_template, is_alive, supervised
 
+from pvc.model.cluster import ClusterSpec
 from pvc.model.drive import Mmp, PersistentDrive
-from pvc.model.node import VmGrant
 from pvc.model.vm import Phase
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
 MIB = 1 << 20
+
+
+def as_one_group(spec: ClusterSpec, count: int) -> ClusterSpec:
+    """The same, with all VMs of the first template."""
+    return replace(spec, groups=(replace(spec.groups[0], count=count),))
 
 
 class Cluster:
@@ -38,17 +36,12 @@ class Cluster:
         self, base: Path, name: str, *drives: PersistentDrive, count: int = 1, hypervisor: str = "qemu"
     ) -> None:
         self._orders = 0
-        run_dir = base / f"run-{name}"
-        run_dir.mkdir(mode=0o700)
+        (base / name).mkdir()
         template = guest_template(build_guest(), drives=drives, hypervisor=hypervisor)
-        spec = make_spec([template] * count, make_keys(base / f"keys-{name}"), memory_mib=416)
-        if count > 1:
-            import dataclasses
-
-            groups = (dataclasses.replace(spec.groups[0], count=count),)
-            spec = dataclasses.replace(spec, groups=groups)
-        self.node = FakeNode(base / f"sock-{name}", make_grant(run_dir, [VmGrant(i, (), {}) for i in range(count)]))
-        self.launched = Launched(spec, base / f"sock-{name}", home=base)
+        self._stack = ExitStack()
+        self.launched = self._stack.enter_context(
+            supervised(base / name, *[template] * count, change=lambda spec: as_one_group(spec, count))
+        )
 
     def type(self, words: str, rank: int = 0) -> str:
         """Let a guest run a command to its end; all that its console said."""
@@ -59,7 +52,7 @@ class Cluster:
             console.wait_prompt()
             # The console repeats what it said before, and what is typed.
             console.send(f"{words}; echo do''ne-{self._orders}\n".encode())
-            return console.wait(f"done-{self._orders}".encode(), 60).decode(errors="replace")
+            return console.wait(f"done-{self._orders}".encode()).decode(errors="replace")
 
     def end(self) -> None:
         """As its launcher would, and wait."""
@@ -72,8 +65,7 @@ class Cluster:
         if self.launched.process.poll() is None:
             self.launched.process.kill()
             self.launched.process.wait()
-        self.launched.close()
-        self.node.close()
+        self._stack.close()
 
 
 def write(text: str, disk: str = "vdb") -> str:
@@ -166,11 +158,11 @@ def test_a_full_file_system_pauses_the_guest(tmp_path: Path) -> None:
             console = Console(connection, 0)
             console.wait_prompt()
             console.send(b"dd if=/dev/urandom of=/dev/vdb bs=64k count=128; sync; echo do''ne\n")
-            wait_until(lambda: any("cannot be written" in each.detail for each in cluster.launched.events), 30)
+            wait_until(lambda: any("cannot be written" in each.detail for each in cluster.launched.events), 120)
             detail = cluster.launched.ask(op="status")["vms"][0]["detail"]
             assert detail.startswith(f"paused: its persistent drive {small}/data cannot be written: No space left")
             subprocess.run(["mount", "-o", "remount,size=40m", small], check=True)
-            console.wait(b"done", 40)
+            console.wait(b"done")
         cluster.end()
     finally:
         cluster.close()

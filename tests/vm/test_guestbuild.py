@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images made by a guest of another one: what the result holds, and what failed or killed builds leave."""
 
 from __future__ import annotations
@@ -7,7 +8,6 @@ import os
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +27,7 @@ from pvc.model.vm import Accel
 from tests.guests import DEFAULT_CACHE
 from tests.unit.images.disks import quiet, raw_disk, repositories
 from tests.vm.guests import build_guest
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -162,10 +163,7 @@ def test_a_killed_build_leaves_nothing(where: Repositories, temporary: Path) -> 
         os._exit(0)
     os.close(writing)
     assert os.read(reading, 1000).startswith(b"booting")
-    deadline = time.monotonic() + 60
-    while not (children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    children = wait_until(lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     qemu = os.pidfd_open(int(children[0]))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes beside QEMU, all as a normal user with groups: a TPM from swtpm, directories over virtio-fs."""
 
 from __future__ import annotations
@@ -15,22 +16,11 @@ from typing import Any
 import pytest
 from daemons import describe_daemon
 from guests import build_guest
-from harness import (
-    HYPERVISORS,
-    Console,
-    FakeNode,
-    Launched,
-    guest_template,
-    is_alive,
-    make_grant,
-    make_keys,
-    make_spec,
-    wait_until,
-)
+from harness import HYPERVISORS, Console, Launched, guest_template, is_alive, supervised
 
 from pvc.model.event import EventKind
-from pvc.model.node import VmGrant
 from pvc.model.vm import Mount, Phase, VmTemplate
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 UID, GROUP = 12345, 23456
@@ -53,18 +43,8 @@ def home() -> Iterator[Path]:
 
 @contextmanager
 def launched(home: Path, template: VmTemplate, wrapper: Sequence[str] = AS_USER) -> Iterator[Launched]:
-    run_dir = home / "run"
-    run_dir.mkdir(mode=0o700)
-    os.chown(run_dir, UID, UID)
-    node = FakeNode(home / "sock", make_grant(run_dir, [VmGrant(0, (), {})]))
-    (home / "sock").chmod(0o777)
-    keys = make_keys(home / "keys")
-    cluster = Launched(make_spec([template], keys), home / "sock", home=home, wrapper=wrapper)
-    try:
+    with supervised(home, template, owner=UID, wrapper=wrapper) as cluster:
         yield cluster
-    finally:
-        cluster.close()
-        node.close()
 
 
 def make_share(home: Path, name: str, **files: str) -> Path:
@@ -86,7 +66,7 @@ def run(console: Console, command: str) -> str:
     """What a command of the guest's shell says."""
     console.data = b""
     console.send(f"{command}; echo '<'END'>'\n".encode())
-    return console.wait(b"<END>", 60).decode(errors="replace")
+    return console.wait(b"<END>").decode(errors="replace")
 
 
 def tpm(command: str) -> str:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks around a VM's life: what they learn, when they come, and those that fail or hang."""
 
 from __future__ import annotations
@@ -8,22 +9,12 @@ from pathlib import Path
 
 import pytest
 from guests import build_guest
-from harness import (
-    FakeNode,
-    Launched,
-    free_port,
-    guest_template,
-    is_alive,
-    make_grant,
-    make_keys,
-    make_spec,
-    user_net,
-    wait_until,
-)
+from harness import free_port, guest_template, is_alive, supervised, user_net
 
 from pvc.model.event import EventKind
 from pvc.model.node import VmGrant
 from pvc.model.vm import Hooks, Phase
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -56,19 +47,16 @@ def test_hooks_come_in_their_order_and_fail_as_they_are_meant_to(tmp_path: Path)
         guest_template(build_guest(), name="late", hooks=Hooks(before_stop=("false",), after_stop=(missing,))),
     ]
     run_dir = tmp_path / "run"
-    run_dir.mkdir(mode=0o700)
     grants = [VmGrant(0, (), {"22": port}), *(VmGrant(rank, (), {}) for rank in (1, 2, 3))]
-    node = FakeNode(tmp_path / "sock", make_grant(run_dir, grants))
-    cluster = Launched(make_spec(templates, make_keys(tmp_path / "keys")), tmp_path / "sock", home=tmp_path)
     notes = tmp_path / "notes"
-    try:
+    with supervised(tmp_path, *templates, vms=grants) as cluster:
         failed = cluster.wait_phase(1, Phase.FAILED)
         assert failed.detail == "hook before-start ended with exit code 3"
         assert failed.hint == "what it said: pvc logs --source hooks vm1"
         assert cluster.wait_phase(2, Phase.FAILED).detail == "hook before-start did not end within 1 s, and was killed"
         assert not is_alive(int((tmp_path / "hanging").read_text()))
         cluster.wait_phase(0, Phase.REACHABLE)
-        wait_until(lambda: "reachable" in notes.read_text(), 60)
+        wait_until(lambda: "reachable" in notes.read_text(), 120)
         cluster.wait_phase(3, Phase.BOOTING)
         following = cluster.connect()
         following.sendall(json.dumps({"op": "log", "vm": 0, "source": "hooks", "follow": True}).encode() + b"\n")
@@ -98,9 +86,6 @@ def test_hooks_come_in_their_order_and_fail_as_they_are_meant_to(tmp_path: Path)
         assert "before-stop: ended with exit code 1" in late
         assert "after-stop: ended with exit code" in late
         assert "no room" in (run_dir / "vm1/hooks.log").read_text()
-    finally:
-        cluster.close()
-        node.close()
 
 
 def test_a_vm_goes_on_when_its_hook_fails_and_a_hanging_one_holds_nobody(tmp_path: Path) -> None:
@@ -110,18 +95,12 @@ def test_a_vm_goes_on_when_its_hook_fails_and_a_hanging_one_holds_nobody(tmp_pat
         guest_template(build_guest(), name="a", hooks=Hooks(reachable=("false",)), custom_args=user_net(port)),
         guest_template(build_guest(), name="b", hooks=Hooks(before_start=(hang,), timeout_s=3000)),
     ]
-    (tmp_path / "run").mkdir(mode=0o700)
     grants = [VmGrant(0, (), {"22": port}), VmGrant(1, (), {})]
-    node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", grants))
-    cluster = Launched(make_spec(templates, make_keys(tmp_path / "keys")), tmp_path / "sock", home=tmp_path)
-    try:
+    with supervised(tmp_path, *templates, vms=grants) as cluster:
         event = cluster.wait_event(EventKind.VM, rank=0, detail="hook reachable ended with exit code 1")
         assert event.phase is Phase.REACHABLE
-        wait_until((tmp_path / "hanging").exists, 60)
+        wait_until((tmp_path / "hanging").exists, 120)
         pid = int((tmp_path / "hanging").read_text())
         assert cluster.ask(op="stop", grace_s=0) == {"ok": True}
         assert cluster.wait_end(60) == 0
         assert not is_alive(pid)
-    finally:
-        cluster.close()
-        node.close()

@@ -1,27 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of images on a node: the next start reads them, whatever happens to the repository."""
 
 from __future__ import annotations
 
-import dataclasses
+import fcntl
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
 from guests import build_guest
-from harness import Console, FakeNode, Launched, guest_template, make_grant, make_keys, make_spec, wait_until
+from harness import Console, Launched, guest_template, supervised
 
-from pvc.model.node import ImageCache, VmGrant
+from pvc.model.node import ImageCache
 from pvc.model.vm import Disk, Phase
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
 MIB = 1 << 20
 
 
-def read_argv(cluster: Launched) -> str:
+def read_open_files(cluster: Launched) -> set[str]:
     (qemu,) = cluster.qemu_pids()
-    return Path(f"/proc/{qemu}/cmdline").read_bytes().decode().replace("\0", "\n")
+    return {os.readlink(entry.path) for entry in os.scandir(f"/proc/{qemu}/fd")}
 
 
 def restart(cluster: Launched) -> dict[str, object]:
@@ -37,31 +39,27 @@ def test_the_next_start_reads_the_copy(tmp_path: Path) -> None:
     base.write_bytes(content)
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)
-    run_dir = tmp_path / "run"
-    run_dir.mkdir(mode=0o700)
-    grant = dataclasses.replace(
-        make_grant(run_dir, [VmGrant(0, (), {})]), image_cache=ImageCache(os.fspath(cache), 64 * MIB)
-    )
-    node = FakeNode(tmp_path / "sock", grant)
+    image_cache = ImageCache(os.fspath(cache), 64 * MIB)
     template = guest_template(build_guest(), Disk(os.fspath(base), "raw", 4 * MIB))
-    cluster = Launched(make_spec([template], make_keys(tmp_path / "keys")), tmp_path / "sock", home=tmp_path)
-    try:
+    with open(cache / f".{base.name}.part", "wb") as part:
+        # As somebody else who fills it: no copy is ready before the VM.
+        fcntl.flock(part, fcntl.LOCK_EX)
+        with supervised(tmp_path / "before", template, image_cache=image_cache) as cluster:
+            cluster.wait_phase(0, Phase.BOOTING)
+            assert os.fspath(base) in read_open_files(cluster)
+    with supervised(tmp_path, template, image_cache=image_cache) as cluster:
         cluster.wait_phase(0, Phase.BOOTING)
-        assert os.fspath(base) in read_argv(cluster)
         wait_until(lambda: os.listdir(cache) == [base.name])
         assert (cache / base.name).read_bytes() == content
         base.unlink()
         assert restart(cluster)["error"] is None
-        assert os.fspath(cache / base.name) in read_argv(cluster)
-        assert os.fspath(base) not in read_argv(cluster)
+        assert os.fspath(cache / base.name) in read_open_files(cluster)
+        assert os.fspath(base) not in read_open_files(cluster)
         with cluster.connect() as connection:
             console = Console(connection, 0)
             console.wait_prompt()
             console.send(b"head -c 20 /dev/vda; echo; echo do''ne\n")
             assert b"what the image holds" in console.wait(b"done")
-    finally:
-        cluster.close()
-        node.close()
     assert os.listdir(cache) == [base.name]
 
 
@@ -69,12 +67,8 @@ def test_an_image_deleted_under_a_running_vm(tmp_path: Path) -> None:
     """It goes on; a new start is refused, and says which file is not there any more."""
     base = tmp_path / "base.raw"
     base.write_bytes(b"still here".ljust(4 * MIB, b"\0"))
-    run_dir = tmp_path / "run"
-    run_dir.mkdir(mode=0o700)
-    node = FakeNode(tmp_path / "sock", make_grant(run_dir, [VmGrant(0, (), {})]))
     template = guest_template(build_guest(), Disk(os.fspath(base), "raw", 4 * MIB))
-    cluster = Launched(make_spec([template], make_keys(tmp_path / "keys")), tmp_path / "sock", home=tmp_path)
-    try:
+    with supervised(tmp_path, template) as cluster:
         cluster.wait_phase(0, Phase.BOOTING)
         base.unlink()
         with cluster.connect() as connection:
@@ -86,6 +80,3 @@ def test_an_image_deleted_under_a_running_vm(tmp_path: Path) -> None:
         assert "did not start" in str(found["error"])
         assert f"{base}" in str(found["error"])
         assert "No such file" in str(found["error"])
-    finally:
-        cluster.close()
-        node.close()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image that pvc builds on a real (emulated) machine."""
 
 from __future__ import annotations
@@ -7,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from pvc.model.vm import VmTemplate
 from pvc.plan.cloudinit import SeedSpec, plan_seed
 from tests.guests import DEFAULT_CACHE, mkosi_directory
 from tests.unit.images.disks import quiet, repositories
-from tests.vm.harness import wait_until
+from tests.vm.harness import free_port
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -71,24 +72,28 @@ class Guest:
         options = ["-o", f"UserKnownHostsFile={self._base}/known_hosts", "-o", "StrictHostKeyChecking=yes"]
         options += ["-o", "BatchMode=yes", "-o", "ConnectTimeout=30", "-o", "IdentitiesOnly=yes"]
         argv = ["ssh", "-i", os.fspath(self._key), "-p", str(self._port), *options, f"{user}@127.0.0.1", command]
-        deadline = time.monotonic() + BOOT_S
-        while True:
-            done = subprocess.run(argv, capture_output=True, text=True)
-            # 255 is ssh's own.
-            if done.returncode != 255:
-                assert done.returncode == 0, done.stderr
-                return done.stdout
-            assert time.monotonic() < deadline, f"no answer: {done.stderr}\n{self.console.read_text()[-2000:]}"
+
+        def ask() -> subprocess.CompletedProcess[str] | None:
             assert self.process.poll() is None
-            time.sleep(1)
+            done = subprocess.run(argv, capture_output=True, text=True)
+            return done if done.returncode != 255 else None  # which is ssh's own
+
+        done = wait_until(ask, BOOT_S, lambda: f"no answer: {self.console.read_text(errors='replace')[-2000:]}")
+        assert done is not None
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def wait_console(self, text: str) -> None:
         """Wait until the console has shown ``text``."""
-        deadline = time.monotonic() + BOOT_S
-        while text not in (self.console.read_text(errors="replace") if self.console.exists() else ""):
-            assert self.process.poll() is None, self.console.read_text(errors="replace")[-2000:]
-            assert time.monotonic() < deadline, self.console.read_text(errors="replace")[-2000:]
-            time.sleep(0.5)
+
+        def said() -> str:
+            return self.console.read_text(errors="replace") if self.console.exists() else ""
+
+        def is_there() -> bool:
+            assert self.process.poll() is None, said()[-2000:]
+            return text in said()
+
+        wait_until(is_there, BOOT_S, lambda: said()[-2000:])
 
     def press_power_button(self) -> None:
         """What pvc stop does first."""
@@ -106,13 +111,6 @@ class Guest:
         """Power it off."""
         self.process.terminate()
         self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager
@@ -192,7 +190,7 @@ def test_user_data_is_cloud_inits(debian: Image, where: Repositories, tmp_path: 
 SMALL = """
 description: small
 suite: bookworm
-packages: [linux-image-amd64, busybox-static]
+packages: [linux-image-cloud-amd64, busybox-static]
 append: root=/dev/vda
 size: 1G
 exclude: [/usr/share/doc/*, /usr/lib/modules/*/kernel/drivers/*, /lib/modules/*/kernel/drivers/*, /etc/kernel/*]
@@ -236,13 +234,17 @@ def test_a_recipe_gives_the_same_by_either_builder(mkosi: None, tmp_path: Path) 
 
 
 def find_mounted_within(base: Path) -> list[int]:
-    """Processes of other mount namespaces that have something mounted below ``base``."""
+    """Processes of other mount namespaces that have something mounted from or to what is below ``base``.
+
+    A sandbox's mount points are below a root of its own: that something of ours is mounted there is said by what of the
+    file system it shows, proc_pid_mountinfo(5). ``base`` is below a directory whose name nothing else has.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if not entry.name.isdecimal() or os.readlink(entry / "ns/mnt") == os.readlink("/proc/self/ns/mnt"):
                 continue
-            if any(line.split()[4].startswith(f"{base}/") for line in (entry / "mountinfo").read_text().splitlines()):
+            if f"/{base.parent.name}/{base.name}/" in (entry / "mountinfo").read_text():
                 found.append(int(entry.name))
     return found
 
@@ -263,10 +265,12 @@ def test_a_killed_build_leaves_no_mounts(
         ):
             pass
         os._exit(0)
-    wait_until(lambda: bool(find_mounted_within(base)), 120, "nothing is ever mounted")
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    wait_until(lambda: not find_mounted_within(base), 60, "processes of the build outlive it, and keep its mounts")
+    try:
+        wait_until(lambda: bool(find_mounted_within(base)), 120, "nothing is ever mounted")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    wait_until(lambda: not find_mounted_within(base), 120, "processes of the build outlive it, and keep its mounts")
     assert f" {base}/" not in Path("/proc/self/mountinfo").read_text()
     for path in base.iterdir():
         os.utime(path, (0, 0))

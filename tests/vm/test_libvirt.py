@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What only VMs through libvirt have: virsh, the site's hook, and a daemon that may crash beside them."""
 
 from __future__ import annotations
@@ -12,22 +13,11 @@ from typing import Any
 
 import pytest
 from guests import agent_guest
-from harness import (
-    AS_USER,
-    ROOT,
-    FakeNode,
-    Launched,
-    guest_template,
-    is_alive,
-    make_grant,
-    make_keys,
-    make_spec,
-    wait_until,
-)
+from harness import AS_USER, ROOT, Launched, guest_template, is_alive, supervised
 from reached import reached
 
-from pvc.model.node import VmGrant
 from pvc.model.vm import Phase
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -41,7 +31,6 @@ exec sed "s,<memory ,<title>$PVC_VM of the site</title><memory ,"
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Launched]:
     """vm0 runs; the site's hook refuses vm1, and libvirt has no machine like vm2's, vm3 loses a channel."""
-    (tmp_path / "run").mkdir()
     hook = tmp_path / "hook"
     hook.write_text(HOOK)
     hook.chmod(0o755)
@@ -52,14 +41,8 @@ def cluster(tmp_path: Path) -> Iterator[Launched]:
         guest_template(guest, name="small", hypervisor="libvirt", machine_type="microvm"),
         guest_template(guest, name="deaf", hypervisor="libvirt"),
     ]
-    node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", [VmGrant(rank, (), {}) for rank in range(4)]))
-    spec = make_spec(templates, make_keys(tmp_path / "keys"), libvirt_hook=os.fspath(hook))
-    cluster = Launched(spec, tmp_path / "sock", home=tmp_path)
-    try:
+    with supervised(tmp_path, *templates, libvirt_hook=os.fspath(hook)) as cluster:
         yield cluster
-    finally:
-        cluster.close()
-        node.close()
 
 
 def status(cluster: Launched) -> dict[str, Any]:
@@ -69,7 +52,7 @@ def status(cluster: Launched) -> dict[str, Any]:
 
 def virsh(cluster: Launched, *words: str) -> str:
     argv = [*AS_USER, "virsh", "-q", "-c", status(cluster)["libvirt_uri"], *words]
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=300).stdout
 
 
 def find_daemon(cluster: Launched) -> list[int]:
@@ -104,7 +87,7 @@ def test_virsh_and_hook_and_a_daemon_that_dies(cluster: Launched, tmp_path: Path
     # A crash of libvirtd costs no VM: the next one takes it over.
     (qemu,), (daemon,) = cluster.qemu_pids(), find_daemon(cluster)
     os.kill(daemon, signal.SIGKILL)
-    wait_until(lambda: cluster.ask(op="monitor", vm=0, hmp="info status")["ok"], 60)
+    wait_until(lambda: cluster.ask(op="monitor", vm=0, hmp="info status")["ok"], 120)
     assert cluster.qemu_pids() == [qemu]
     assert find_daemon(cluster) not in ([], [daemon])
     assert status(cluster)["agent"]["connected"]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images by a real registry on this machine: sent once, checked on the way in, and told apart from containers."""
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import socket
 import socketserver
 import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import free_port
 
 from pvc.errors import HostError, UsageError
 from pvc.images.oci import parse_reference
@@ -31,6 +32,7 @@ from tests.unit.images import layouts
 from tests.unit.images.disks import import_raw, quiet, raw_disk, repositories
 from tests.unit.images.test_archive import filled
 from tests.unit.images.test_chain import save
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -79,22 +81,20 @@ class Registry:
 @contextmanager
 def served(base: Path, more: str = "") -> Iterator[Registry]:
     """A registry on a port of its own; ``more`` belongs to its key ``http``."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     (base / "htpasswd").write_text(HTPASSWD)
     config = CONFIG.format(data=base / "data", port=port, htpasswd=base / "htpasswd", more=more)
     (base / "config.yml").write_text(config)
     with (base / "access.log").open("wb") as log:
         process = subprocess.Popen(["docker-registry", "serve", base / "config.yml"], stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            with suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=5).close()
-                break
+
+        def listens() -> bool:
             assert process.poll() is None, (base / "access.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            return True
+
+        wait_until(listens, bear=(OSError,))
         yield Registry(f"127.0.0.1:{port}", base, base / "data")
     finally:
         process.terminate()
@@ -215,8 +215,7 @@ def test_a_registry_that_refuses_or_lies(registry: Registry, home: Path, tmp_pat
     assert caught.value.find_hint() == f"log in first: skopeo login {registry.place}"
     with pytest.raises(HostError, match="authentication required"):
         push(where, "a", place)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.raises(HostError, match="connection refused"):
         pull(where, f"docker://127.0.0.1:{port}/nobody")
     assert files(tmp_path / "site") == {".config"}
@@ -298,7 +297,7 @@ def make_certificate(base: Path) -> None:
     more = ["-CA", base / "ca.crt", "-CAkey", base / "ca.key", "-addext", "subjectAltName=DNS:registry.test"]
     for name, words in (("ca", []), ("server", [*more, "-addext", "basicConstraints=critical,CA:FALSE"])):
         argv = [*new, "-subj", f"/CN={name} of a test", "-keyout", base / f"{name}.key", "-out", base / f"{name}.crt"]
-        subprocess.run([*argv, *words], check=True, capture_output=True, timeout=60)
+        subprocess.run([*argv, *words], check=True, capture_output=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a full run directory does; needs root for its own small file systems."""
 
 from __future__ import annotations
@@ -5,26 +6,17 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from guests import build_guest
-from harness import (
-    HYPERVISORS,
-    Console,
-    FakeNode,
-    Launched,
-    guest_template,
-    make_grant,
-    make_keys,
-    make_spec,
-    wait_until,
-)
+from harness import HYPERVISORS, Console, Supervised, guest_template, supervised
 
 from pvc.model.event import EventKind
-from pvc.model.node import VmGrant
 from pvc.model.vm import Disk, Phase
 from tests.quotas import quota_dir, set_quota
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -39,50 +31,41 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
-def launch(tmp_path: Path, run_dir: Path, hypervisor: str = "qemu") -> tuple[FakeNode, Launched]:
+def launch(tmp_path: Path, run_dir: Path, hypervisor: str = "qemu") -> AbstractContextManager[Supervised]:
     base = tmp_path / "base.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
     template = guest_template(build_guest(), Disk(os.fspath(base), "qcow2", 64 << 20), hypervisor=hypervisor)
-    node = FakeNode(tmp_path / "sock", make_grant(run_dir, [VmGrant(0, (), {})]))
-    return node, Launched(make_spec([template], make_keys(tmp_path / "keys")), tmp_path / "sock", home=tmp_path)
+    return supervised(tmp_path, template, run_dir=run_dir)
 
 
 def test_no_room_for_the_vms_files(tmp_path: Path, small: Path) -> None:
     (small / "ballast").write_bytes(b"x" * (248 << 10))
-    node, cluster = launch(tmp_path, small)
-    try:
+    with launch(tmp_path, small) as cluster:
         failed = cluster.wait_phase(0, Phase.FAILED)
         assert failed.detail.startswith(f"cannot write the VM's files in {small}/vm0: No space left on device")
         assert "free space below" in (failed.hint or "")
         assert cluster.process.stdin is not None
         cluster.process.stdin.close()
         assert cluster.wait_end() == 0
-    finally:
-        cluster.close()
-        node.close()
     assert os.listdir(small) == ["ballast"]
 
 
 def test_a_quota_pauses_the_guest(tmp_path: Path) -> None:
     with quota_dir(tmp_path, "2M") as mine:
         (mine / "run").mkdir(mode=0o700)
-        node, cluster = launch(tmp_path, mine / "run")
-        try:
+        with launch(tmp_path, mine / "run") as cluster:
             cluster.wait_phase(0, Phase.BOOTING)
             with cluster.connect() as connection:
                 console = Console(connection, 0)
                 console.wait_prompt()
                 console.send(b"dd if=/dev/urandom of=/dev/vda bs=64k count=128; sync; echo do''ne\n")
-                wait_until(lambda: any("cannot be written" in event.detail for event in cluster.events), 60)
+                wait_until(lambda: any("cannot be written" in event.detail for event in cluster.events), 120)
                 detail = cluster.ask(op="status")["vms"][0]["detail"]
                 assert detail.startswith("paused: its disk in")
                 assert "Disk quota exceeded" in detail
                 set_quota(mine, "64M")
-                console.wait(b"done", 60)
+                console.wait(b"done")
                 assert b"error" not in console.data
-        finally:
-            cluster.close()
-            node.close()
 
 
 @pytest.mark.parametrize("hypervisor", HYPERVISORS)
@@ -90,22 +73,18 @@ def test_a_disk_that_fills_up_pauses_the_guest_until_there_is_room(
     tmp_path: Path, small: Path, hypervisor: str
 ) -> None:
     subprocess.run(["mount", "-o", "remount,size=4m", small], check=True)
-    node, cluster = launch(tmp_path, small, hypervisor)
-    try:
+    with launch(tmp_path, small, hypervisor) as cluster:
         cluster.wait_phase(0, Phase.BOOTING)
         with cluster.connect() as connection:
             console = Console(connection, 0)
             console.wait_prompt()
             console.send(b"dd if=/dev/urandom of=/dev/vda bs=64k count=128; sync; echo do''ne\n")
-            wait_until(lambda: any("cannot be written" in event.detail for event in cluster.events), 30)
+            wait_until(lambda: any("cannot be written" in event.detail for event in cluster.events), 120)
             detail = cluster.ask(op="status")["vms"][0]["detail"]
             assert detail.startswith("paused: its disk in")
             assert "No space left on device" in detail
             subprocess.run(["mount", "-o", "remount,size=40m", small], check=True)
-            console.wait(b"done", 40)
-            wait_until(lambda: cluster.ask(op="status")["vms"][0]["detail"].startswith("runs"), 20)
+            console.wait(b"done")
+            wait_until(lambda: cluster.ask(op="status")["vms"][0]["detail"].startswith("runs"), 120)
         # The event and the answer take different ways here.
-        wait_until(lambda: [e for e in cluster.events if e.kind is EventKind.VM][-1].phase is Phase.BOOTING, 20)
-    finally:
-        cluster.close()
-        node.close()
+        wait_until(lambda: [e for e in cluster.events if e.kind is EventKind.VM][-1].phase is Phase.BOOTING, 120)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orders to single VMs of a cluster that goes on: reset, pause, resume, stop, start."""
 
 from __future__ import annotations
@@ -12,23 +13,12 @@ from typing import Any
 
 import pytest
 from guests import Guest, build_guest
-from harness import (
-    HYPERVISORS,
-    Console,
-    FakeNode,
-    Launched,
-    free_port,
-    guest_template,
-    make_grant,
-    make_keys,
-    make_spec,
-    user_net,
-    wait_until,
-)
+from harness import HYPERVISORS, Console, Launched, free_port, guest_template, supervised, user_net
 
 from pvc.model.event import EventKind
 from pvc.model.node import VmGrant
 from pvc.model.vm import Disk, Phase, Restart
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 PORT = free_port()
@@ -49,7 +39,6 @@ def hypervisor(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def cluster(tmp_path: Path, guest: Guest, hypervisor: str) -> Iterator[Launched]:
     """vm0 has a disk and an ssh port; vm1 has neither, and vm2 never starts."""
-    (tmp_path / "run").mkdir()
     path = tmp_path / "base.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "64M"], check=True)
     disk = Disk(os.fspath(path), "qcow2", 64 << 20)
@@ -59,16 +48,10 @@ def cluster(tmp_path: Path, guest: Guest, hypervisor: str) -> Iterator[Launched]
         guest_template(guest, name="noqemu", qemu_bin="qemu-system-nothing", hypervisor=hypervisor),
     ]
     grants = [VmGrant(0, (), {"22": PORT}), VmGrant(1, (), {}), VmGrant(2, (), {})]
-    node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", grants))
-    cluster = Launched(make_spec(templates, make_keys(tmp_path / "keys")), tmp_path / "sock", home=tmp_path)
-    cluster.wait_phase(0, Phase.BOOTING)
-    cluster.wait_phase(1, Phase.BOOTING)
-    cluster.wait_phase(2, Phase.FAILED)
-    try:
+    with supervised(tmp_path, *templates, vms=grants) as cluster:
+        for rank, phase in enumerate((Phase.BOOTING, Phase.BOOTING, Phase.FAILED)):
+            cluster.wait_phase(rank, phase)
         yield cluster
-    finally:
-        cluster.close()
-        node.close()
 
 
 def order(cluster: Launched, name: str, *ranks: int, **more: Any) -> list[dict[str, Any]]:
@@ -154,8 +137,6 @@ def test_a_crashed_vm_starts_again_and_a_cluster_ends_in_the_middle(cluster: Lau
 
 
 def test_a_guest_that_panics_is_quoted_and_starts_again(tmp_path: Path, guest: Guest, hypervisor: str) -> None:
-    (tmp_path / "run").mkdir()
-    node = FakeNode(tmp_path / "sock", make_grant(tmp_path / "run", [VmGrant(0, (), {}), VmGrant(1, (), {})]))
     templates = [
         guest_template(guest, restart=Restart.ON_FAILURE, hypervisor=hypervisor),
         guest_template(
@@ -166,8 +147,7 @@ def test_a_guest_that_panics_is_quoted_and_starts_again(tmp_path: Path, guest: G
             hypervisor=hypervisor,
         ),
     ]
-    cluster = Launched(make_spec(templates, make_keys(tmp_path / "keys")), tmp_path / "sock", home=tmp_path)
-    try:
+    with supervised(tmp_path, *templates) as cluster:
         cluster.wait_phase(0, Phase.BOOTING)
         with cluster.connect() as connection:
             console = Console(connection, 0)
@@ -178,20 +158,17 @@ def test_a_guest_that_panics_is_quoted_and_starts_again(tmp_path: Path, guest: G
             assert any("Kernel panic" in line for line in failed.last_words), failed.last_words
         # What kept a VM from running is still there: it is not tried again.
         assert cluster.wait_phase(1, Phase.FAILED).detail.endswith("'no-such-device' is not a valid device model name")
-        wait_until(lambda: phases(cluster) == ["booting", "failed"], 20)
+        wait_until(lambda: phases(cluster) == ["booting", "failed"], 120)
         assert cluster.ask(op="status")["vms"][0]["restarts"] == 1
         # QEMU's own crash is another matter; and whoever stops a VM that waits for its restart means it.
         os.kill(cluster.qemu_pids()[0], signal.SIGABRT)
-        wait_until(lambda: phases(cluster)[0] == "failed", 20)
+        wait_until(lambda: phases(cluster)[0] == "failed", 120)
         status = cluster.ask(op="status")["vms"][0]
         assert status["detail"] == "QEMU was killed by SIGABRT; starts again in 2 s"
         assert order(cluster, "stop", 0)[0]["detail"] == "stopped on request, before it started again"
         time.sleep(3)
         assert phases(cluster) == ["stopped", "failed"]
         assert order(cluster, "start", 0)[0]["phase"] == "booting"
-    finally:
-        cluster.close()
-        node.close()
 
 
 def test_nonsense_is_refused_and_touches_nothing(cluster: Launched) -> None:

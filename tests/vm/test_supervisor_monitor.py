@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """QEMU's monitor, memory in files, and what a screen shows: with a small guest that really runs."""
 
 from __future__ import annotations
@@ -12,20 +13,10 @@ from typing import Any
 
 import pytest
 from guests import build_guest
-from harness import (
-    HYPERVISORS,
-    Console,
-    FakeNode,
-    Launched,
-    guest_template,
-    make_grant,
-    make_keys,
-    make_spec,
-    wait_until,
-)
+from harness import HYPERVISORS, Console, Launched, guest_template, supervised
 
-from pvc.model.node import VmGrant
 from pvc.model.vm import Phase
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -34,25 +25,20 @@ pytestmark = pytest.mark.vm
 def cluster(short_path: Path, request: pytest.FixtureRequest) -> Iterator[Launched]:
     hypervisor: str = request.param
     path = short_path / hypervisor
-    (path / "run").mkdir(parents=True)
+    path.mkdir()
     guest = build_guest()
-    node = FakeNode(path / "sock", make_grant(path / "run", [VmGrant(i, (), {}) for i in range(4)]))
     templates = [
         guest_template(guest, hypervisor=hypervisor),
         guest_template(guest, name="noqemu", qemu_bin="qemu-system-nothing", hypervisor=hypervisor),
         guest_template(guest, name="vnc", remote_display="vnc", hypervisor=hypervisor),
         guest_template(guest, name="spice", remote_display="spice", machine_type="pc", hypervisor=hypervisor),
     ]
-    cluster = Launched(make_spec(templates, make_keys(path / "keys")), path / "sock", home=path)
-    try:
+    with supervised(path, *templates) as cluster:
         for rank, started in enumerate((Phase.BOOTING, Phase.FAILED, Phase.BOOTING, Phase.BOOTING)):
             cluster.wait_phase(rank, started)
         with cluster.connect() as connection:
             Console(connection, 0).wait_prompt()
         yield cluster
-    finally:
-        cluster.close()
-        node.close()
 
 
 def phase(cluster: Launched) -> str:
@@ -136,8 +122,8 @@ def test_dumps_that_fail_leave_nothing(cluster: Launched, tmp_path: Path) -> Non
         first = json.loads(connection.makefile("rb").readline())
     # What was written whole before anybody could leave is a dump; never is there a part of one.
     whole = ["left"] if first["done"] == first["total"] else []
-    wait_until(lambda: sorted(set(os.listdir(tmp_path)) - set(whole)) == ["link"], 30)
-    wait_until(lambda: phase(cluster) == "booting", 30)
+    wait_until(lambda: sorted(set(os.listdir(tmp_path)) - set(whole)) == ["link"], 120)
+    wait_until(lambda: phase(cluster) == "booting", 120)
 
 
 def screenshot(cluster: Launched, rank: int) -> tuple[dict[str, Any], bytes]:

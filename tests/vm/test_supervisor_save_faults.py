@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saves that fail, are left by their callers, or lose their supervisor: no image, and the guest goes on."""
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import wait_until
 from savers import SIZE, Saver, make_base, started
 
 from pvc.errors import GuestError, HostError, UsageError
@@ -16,6 +16,7 @@ from pvc.images.repository import Repositories
 from pvc.images.streams import Progress
 from pvc.model.site import Repository
 from pvc.ops.save import Wish, save
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -25,7 +26,7 @@ def test_no_half_images(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     # Room for the kernel and the initrd, not for 16 MiB of the disk.
-    room = base.stored_size - base.disk.size + (8 << 20)
+    room = sum(blob.size for blob in base.blobs) - base.disk.size + (8 << 20)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", small], check=True)
     try:
         wanted = Repositories([Repository("site", os.fspath(tmp_path / "site")), Repository("small", f"{small}/r")])
@@ -72,7 +73,7 @@ def check_kills(saver: Saver, base: Path) -> None:
     with saver.cluster.connect() as connection:
         connection.sendall(json.dumps(request).encode() + b"\n")
         assert "done" in json.loads(connection.makefile("rb").readline())
-    wait_until(saver.is_clean, 60)
+    wait_until(saver.is_clean, 120)
     before = saver.where.store("site").list_revisions()
     stops = stopping(saver)
     with pytest.raises(GuestError, match="vm0 ended while its disk was saved"):

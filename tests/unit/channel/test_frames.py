@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames: what is packed is found again, however it is cut; nonsense is told, and a HELLO ends it."""
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pvc.channel.frames import (
     Hello,
     Kind,
     ProtocolError,
+    find_hint,
     pack,
     pack_credit,
     pack_frame,
@@ -24,7 +26,6 @@ from pvc.channel.frames import (
     parse_credit,
     parse_hello,
     parse_words,
-    printable,
 )
 
 HELLO = Hello(7, 9, 1, "0.1")
@@ -153,5 +154,7 @@ def test_what_is_no_hello(payload: bytes) -> None:
         parse_hello(payload)
 
 
-def test_text_of_a_guest_is_harmless() -> None:
-    assert printable("no\x1b]0;x\x07 file\udcff\u202e") == "no?]0;x? file?"
+def test_texts_of_a_guest_are_harmless() -> None:
+    assert find_hint({"hint": "no\x1b]0;x\x07 file\udcff\u202e"}) == "no?]0;x? file??"
+    hello = pack_words([("protocol", "1"), ("release", "1\x1b[2J\n" + "x" * 100)])
+    assert parse_hello(MAGIC + bytes(16) + hello).release == "1?[2J " + "x" * 31 + "..."

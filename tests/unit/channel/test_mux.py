@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The client's end of a connection: with any other end that keeps the rules all bytes come."""
 
 from __future__ import annotations

@@ -1,12 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
 """Completions: the answers, and the three shells that ask."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.shell_completion import CompletionItem
 
 from pvc.cli import completing
 from pvc.cli.completing import split_line
@@ -15,6 +19,7 @@ from pvc.cli.main import command_line, public_helps
 from pvc.config import load
 from pvc.ops.jobdir import JobDir
 from tests.slurm.terminal import Terminal
+from tests.unit import filenames
 from tests.unit.config.sites import write_site
 from tests.unit.ops.worlds import NETWORKS, RESOURCES, TEMPLATES, make_record
 
@@ -30,10 +35,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(load, "SITE_DIR", site)
     for job_id in (7, 12):
-        jobdir = JobDir.of(job_id)
-        jobdir.path.mkdir(parents=True)
-        jobdir.write_record(make_record(job_id=job_id))
+        write_record(job_id)
     return tmp_path
+
+
+def write_record(job_id: int, **changes: str) -> None:
+    jobdir = JobDir.of(job_id)
+    jobdir.path.mkdir(parents=True)
+    jobdir.write_record(replace(make_record(job_id=job_id), **changes))
 
 
 def answer(shell: str, line: str) -> str:
@@ -41,7 +50,7 @@ def answer(shell: str, line: str) -> str:
 
 
 def ask(line: str, shell: str = "bash") -> list[str]:
-    return [text.split("\t")[1] for text in answer(shell, line).splitlines()]
+    return [text.split("\t")[1] for text in answer(shell, line).split("\n")[:-1]]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +81,9 @@ def test_commands_come_with_what_they_do() -> None:
         ("pvc ssh anne@vm", ["vm0", "vm1", "vm2"]),
         ("pvc ssh vm0 ", []),
         ("pvc scp vm1", ["vm1:", "vm1"]),
+        ("pvc cp vm1", ["vm1:", "vm1"]),
+        ("pvc cp -r my\\ fi", ["my fi"]),
+        ("pvc cp a vm", ["vm0:", "vm1:", "vm2:", "vm"]),
         ("pvc status -j ", ["7", "12"]),
         ("pvc stop --job 1", ["12"]),
         ("pvc status -j 9 ", []),
@@ -94,6 +106,24 @@ def test_a_count_may_follow_a_template() -> None:
     assert answer("zsh", "pvc alloc web:2,w") == "open\tweb:2,web\tweb\n"
 
 
+@pytest.mark.allow_run("the command itself")
+def test_the_users_own_bytes_come_back() -> None:
+    """What is typed goes back into the line as it is; what is only shown is cleaned."""
+    environ = {**os.environ, "PVC_COMPLETE": "zsh", "COMP_LINE": os.fsdecode(b"pvc scp gr\xf6\xdfe/\xff")}
+    done = subprocess.run([Path(sys.executable).parent / "pvc"], env=environ, capture_output=True, check=True)
+    assert done.stdout == b"file\tgr\xf6\xdfe/\xff\n"
+    item = CompletionItem("vm0", help="an image\x1b]0;title\x07 of a friend's")
+    assert completing._format(item, "zsh", "v") == "plain\tvm0\tan image?]0;title? of a friend's\n"
+    assert completing._format(CompletionItem("two\nlines"), "zsh", "t") == ""
+
+
+def test_names_of_jobs() -> None:
+    for job_id, name in enumerate(filenames.SEEN, 100):
+        write_record(job_id, name=name)
+    found = ask("pvc status -J ", "zsh")
+    assert set(found) - {"pvc"} == {name for name in filenames.SEEN if not {"\n", "\t", "\r"} & set(name)}
+
+
 @pytest.mark.allow_run("the shells themselves")
 @pytest.mark.parametrize(
     ("argv", "source"),
@@ -105,6 +135,7 @@ def test_a_count_may_follow_a_template() -> None:
     ids=SHELLS,
 )
 def test_shells(argv: list[str], source: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_record(20, name="my $(job) 50%")
     (home / "bin").mkdir()
     program = home / "bin" / "pvc"
     program.write_text(
@@ -121,5 +152,7 @@ def test_shells(argv: list[str], source: str, home: Path, monkeypatch: pytest.Mo
         # Ctrl-A and Ctrl-E: the line as it has become is printed instead of run
         terminal.type("pvc stat\t-j 1\tvm1\t\x01echo '=' \x05\n")
         terminal.expect("= pvc status -j 12 vm1", 60)
+        terminal.type("\x15pvc status -J my\t\x01printf '%s|' '=' \x05 end\n")
+        terminal.expect("=|pvc|status|-J|my $(job) 50%|end|", 60)
     finally:
         terminal.kill()

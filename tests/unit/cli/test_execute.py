@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the words of ``pvc exec`` are read."""
 
 from __future__ import annotations

@@ -1,8 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
 """pvc image, by its command line."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -30,7 +36,9 @@ def test_import_list_show_delete(home: Path, capsys: pytest.CaptureFixture[str])
     assert out.startswith("imported user:a@1: raw, a disk of 1.0M")
     assert "copying disk (1.0M)" in err
     assert main.run(["image", "list", "-R", "user"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:7] == ["user", "a", "1", "raw", "1.0M", "1.0M", "kernel"]
+    *row, stored, boots = capsys.readouterr().out.splitlines()[1].split()[:7]
+    assert (row, boots) == (["user", "a", "1", "raw", "1.0M"], "kernel")
+    assert stored.endswith("K")  # the disk has holes
     assert main.run(["image", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [each["uri"] for each in listed if each["repository"] == "user"] == ["user:a@1"]
@@ -131,10 +139,12 @@ def test_export_and_import_of_archives(home: Path, capsys: pytest.CaptureFixture
     assert main.run(["image", "import", f"{home}/disk", "a"]) == 0
     assert main.run(["image", "export", "a", f"{home}/a.tar"]) == 0
     assert "exported user:a@1: 1.0M" in capsys.readouterr().out
-    assert main.run(["image", "import", f"{home}/a.tar"]) == 0
+    assert main.run(["image", "import", f"{home}/a.tar"]) == 2
+    assert "user:a is there" in capsys.readouterr().err
+    assert main.run(["image", "import", f"{home}/a.tar", "a"]) == 0
     assert "imported user:a@2: raw" in capsys.readouterr().out
     assert main.run(["image", "export", "--all", f"{home}/all.tar"]) == 0
-    assert main.run(["image", "import", f"{home}/all.tar"]) == 0
+    assert main.run(["image", "import", "--update", f"{home}/all.tar"]) == 0
     assert "user:a@3" in capsys.readouterr().out
     for line, said in (
         (f"image import {home}/disk", "how shall the image be called"),
@@ -155,7 +165,7 @@ def test_export_to_and_import_from_a_layout(home: Path, capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     assert "exported user:a@1: sha256:" in out
     assert "exporting " in err
-    assert main.run(["image", "import", f"oci:{home}/layout"]) == 0
+    assert main.run(["image", "import", f"oci:{home}/layout", "--update"]) == 0
     assert capsys.readouterr().out.startswith("imported user:a@2: raw, a disk of 1.0M")
     assert main.run(["image", "import", f"oci:{home}/layout:v1", "b", "--append", "x"]) == 2
     assert "says all but NAME and -R itself" in capsys.readouterr().err
@@ -181,3 +191,57 @@ def test_builds_that_cannot_be(
     (home / "mine.yaml").write_text(text)
     assert main.run(["image", "build", f"{home}/mine.yaml", *options]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.allow_sockets("a web server of the test's own")
+def test_an_address_as_the_source(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = (home / "disk").read_bytes()
+            if self.path == "/none":
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data if self.path == "/disk" else data[:1000])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            assert main.run(["image", "import", f"{url}/disk", "a"]) == 0
+            assert capsys.readouterr().out.startswith("imported user:a@1: raw, a disk of 1.0M")
+            assert main.run(["image", "import", f"{url}/none", "b"]) == 2
+            assert "the server says: 404" in capsys.readouterr().err
+            assert main.run(["image", "import", f"{url}/part", "b"]) == 6
+            assert "ended after 1000 of" in capsys.readouterr().err
+        finally:
+            server.shutdown()
+            thread.join()
+    assert main.run(["image", "import", f"{url}/disk", "b"]) == 6
+    assert list((home / "home/images/.tmp").iterdir()) == []
+
+
+@pytest.mark.allow_run("the command with a pipe before and behind it")
+def test_standard_streams(home: Path) -> None:
+    def pvc(*words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        argv = [sys.executable, "-c", "from pvc.cli.main import main; main()", "image", *words]
+        return subprocess.run(argv, input=data, capture_output=True, check=False, timeout=60)
+
+    disk = (home / "disk").read_bytes()
+    assert pvc("import", "-", "a", data=gzip.compress(disk)).returncode == 0
+    made = pvc("export", "a", "-")
+    assert b"exported user:a@1" in made.stderr
+    assert pvc("import", "-", "b", data=made.stdout).stdout.startswith(b"imported user:b@1: raw")
+    bad = pvc("import", "-", "c", data=b"nonsense" * 1000)
+    assert (bad.returncode, b"cannot import -: neither" in bad.stderr) == (2, True)
+    with open("/dev/full", "wb") as full:
+        argv = [sys.executable, "-c", "from pvc.cli.main import main; main()", "image", "export", "a", "-"]
+        ran = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, check=False, timeout=60)
+    assert b"cannot write the archive: No space left on device" in ran.stderr
+    assert list((home / "home/images/.tmp").iterdir()) == []

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The view that takes the terminal: drawn anew for keys and sizes, and the terminal is given back."""
 
 from __future__ import annotations

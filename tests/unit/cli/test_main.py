@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line itself: what loads, what is told, with which exit code."""
 
 from __future__ import annotations
@@ -5,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,10 @@ import pytest
 
 import pvc
 from pvc.cli import main, output
+from pvc.cli.main import COMMANDS, command_line
+from pvc.cli.options import _parse_time, cluster_options
 from pvc.errors import ConfigError, HostError, Problem, StateError
+from pvc.slurm import job
 from tests.unit.config.sites import write_site
 
 # Importing one of these costs more than all of pvc --help may.
@@ -157,3 +162,74 @@ def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert output.paint("x", "red", io.StringIO()) == "x"
     monkeypatch.setenv("NO_COLOR", "1")
     assert output.paint("x", "red", Terminal()) == "x"  # type: ignore[arg-type]
+
+
+DURATIONS = (
+    ("exec", "--timeout", "-w vm0 true"),
+    ("wait", "--timeout", ""),
+    ("status", "--interval", "--watch"),
+    ("stop", "--grace", ""),
+    ("alloc", "--warn", "debian"),
+    ("batch", "--warn", "debian true"),
+)
+
+
+@pytest.mark.parametrize(("command", "option", "rest"), DURATIONS)
+def test_times_are_written_alike_everywhere(command: str, option: str, rest: str) -> None:
+    """What one command takes, all take; what one refuses, all refuse in the same words."""
+    for text in ("soon", "-1", "1:30", ""):
+        with pytest.raises(click.BadParameter, match=re.escape(f"{text!r} is not a duration such as 90s or 5m")):
+            make_context(command, option, text, *rest.split())
+    for text, seconds in (("1m", 60.0), ("90", 90.0), ("1.5h", 5400.0), ("200ms", 0.2), ("0", 0.0)):
+        params = make_context(command, option, text, *rest.split()).params
+        found = [value for name, value in params.items() if name.endswith("_s")]
+        assert found in ([seconds], [(seconds,)])
+
+
+def make_context(name: str, *words: str) -> click.Context:
+    """With its parent, whose settings a command's own option for help has from the first context on."""
+    parent = click.Context(command_line, **command_line.context_settings)
+    return import_command(name).make_context(name, list(words), parent=parent)
+
+
+def import_command(name: str) -> click.Command:
+    command = command_line.get_command(click.Context(command_line), name)
+    assert command is not None
+    return command
+
+
+def test_no_option_takes_a_time_in_a_way_of_its_own() -> None:
+    for name in COMMANDS:
+        for param in import_command(name).params:
+            if param.metavar == "TIME" or "timeout" in (param.name or ""):
+                assert getattr(param.type, "func", None) is _parse_time, f"{name} {param.opts}"
+                assert (param.name or "").endswith("_s")
+
+
+def test_a_clock_for_nobody_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["exec", "--detach", "--timeout", "1m", "-w", "vm0", "sleep", "90"]) == 2
+    said = capsys.readouterr().err
+    assert "--timeout does not go with --detach" in said
+    assert "timeout 90 COMMAND" in said
+
+
+@pytest.mark.parametrize("word", ["24_", "2_4_1", "0", "-1", "24_x", "٢٤", "24 1", "1" * 11, "24+1_2"])
+def test_what_is_no_number_of_a_job_names_none(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's own int() takes 24_1, a task of an array, for job 241."""
+    assert main.run(["status", f"--job={word}"]) == 2
+    assert "is no number of a job, such as 24, 24_1 or 24+1" in capsys.readouterr().err
+
+
+def test_a_task_of_an_array_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"24_1": 31, "24+1": 25}
+    monkeypatch.setattr(job, "find_job_id", found.get)
+    asked: list[object] = []
+
+    @click.command()
+    @cluster_options
+    def command(job_id: int, job_name: str | None) -> None:
+        asked.append((job_id, job_name))
+
+    for word in ("24", "024", *found):
+        command.main(["-j", word], standalone_mode=False)
+    assert asked == [(24, None), (24, None), (31, None), (25, None)]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc network`` where no Slurm answers: the site's networks alone."""
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ nat:
     dev-prefix: nat
     int-network6: fd00:c8::/64
     bandwidth: 100
-    reverse-nat: [{min-host-port: 2000, max-host-port: 2999}, {vm-port: 53, protocol: udp, access: owner,
+    reverse-nat: [{min-host-port: 4000, max-host-port: 4999}, {vm-port: 53, protocol: udp, access: owner,
       min-host-port: 3000, max-host-port: 3999}]
 lan: {type: ethernet, settings: {dev-prefix: lan, network-layer: L2, data-path: ovs, vxlan-port: 4790}}
 storage: {type: bridged, settings: {host-bridge: br0, tap-prefix: st, vlans: [{vid: 20, type: native}]}}
@@ -41,7 +42,7 @@ def test_every_kind_of_network_is_listed(capsys: pytest.CaptureFixture[str]) -> 
     rows = {line.split()[0]: line for line in out.splitlines()}
     assert list(rows) == ["NETWORK", "nat", "lan", "storage", "gpu"]
     assert "10.200.0.0/16,fd00:c8::/64" in rows["nat"]
-    assert "22 at 2000-2999; 53/udp at 3000-3999 (owner)" in rows["nat"]
+    assert "22 at 4000-4999; 53/udp at 3000-3999 (owner)" in rows["nat"]
     assert "100Mbit/s" in rows["nat"]
     assert rows["lan"].split()[1:4] == ["ethernet", "L2", "ovs"]
     assert "br0 20 native" in rows["storage"]

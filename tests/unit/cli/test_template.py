@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pvc template``: every key's origin, and all problems at once."""
 
 from __future__ import annotations
@@ -79,12 +80,12 @@ def test_check_tells_all_at_once(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert main.run(["template", "check"]) == 0
     assert "2 templates, no problems" in capsys.readouterr().out
     mine = tmp_path / "mine.yaml"
-    mine.write_text("a:\n  inherits: wen\n  image: 7\nb:\n  inherits: c\nc:\n  inherits: b\n")
+    mine.write_text("a:\n  inherits: wen\n  image: yes\nb:\n  inherits: c\nc:\n  inherits: b\n")
     assert main.run(["template", "check", str(mine)]) == 3
     err = capsys.readouterr().err
     assert "4 problems" in err
     assert f"{mine}:2: a.inherits: there is no template 'wen'; did you mean 'web'?" in err
-    assert f"{mine}:3: a.image: 7 is not an image's name" in err
+    assert f"{mine}:3: a.image: yes is not an image's name" in err
     assert f"{mine}:5: b.inherits: leads back to itself: b -> c -> b" in err
 
 

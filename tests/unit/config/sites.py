@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small valid site, written to a directory and changed at will."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What libvirt cannot do is a problem of the file that asks for it."""
 
 from __future__ import annotations

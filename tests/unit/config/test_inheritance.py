@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inheritance against a plain model: the nearest ancestor that says something counts, and rings are refused."""
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """From files to a checked configuration, or to all problems at once."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -73,7 +75,7 @@ def test_every_key_of_a_network(tmp_path: Path) -> None:
         allow_outbound="none",
         vxlan_port=8472,
         vni_range="5-9",
-        reverse_nat="[{vm-port: 80, min-host-port: 2000, max-host-port: 3000}, "
+        reverse_nat="[{vm-port: 80, min-host-port: 3000, max-host-port: 3900}, "
         "{vm-port: 7-9, protocol: udp, access: owner, min-host-port: 4000, max-host-port: 4009}]",
         int_network6="fd00:1::/64",
         ipv6_outbound="routed",
@@ -92,7 +94,7 @@ def test_every_key_of_a_network(tmp_path: Path) -> None:
     assert (network.host_suffix, network.bandwidth_mbit, network.mac_offset) == ("-ib0", 100, 16)
     assert (network.allow_host, network.manage_forwarding) == (True, False)
     assert network.reverse_nat == (
-        ReverseNat(80, 80, 2000, 3000),
+        ReverseNat(80, 80, 3000, 3900),
         ReverseNat(7, 9, 4000, 4009, Protocol.UDP, Access.OWNER),
     )
 
@@ -120,10 +122,9 @@ def test_every_key_of_a_network(tmp_path: Path) -> None:
         ({"int_network6": "10.0.0.0/8"}, "5: nat.settings.int-network6: '10.0.0.0/8' is not an IPv6 network"),
         ({"bandwidth": 0}, "5: nat.settings.bandwidth: 0 is not a number from 1 to 400000"),
         (
-            {"reverse_nat": "{vm-port: 9-8, min-host-port: 2000, max-host-port: 3000}"},
+            {"reverse_nat": "{vm-port: 9-8, min-host-port: 3000, max-host-port: 3900}"},
             "5: nat.settings.reverse-nat.vm-port: '9-8' is not a range of at most 64 ports",
         ),
-        ({"gateway": "x"}, "5: nat.settings.gateway: is not supported: "),
         (
             {"reverse_nat": "{min-host-port: 3000, max-host-port: 2000}"},
             "5: nat.settings.reverse-nat: min-host-port 3000 is above max-host-port 2000",
@@ -267,22 +268,6 @@ def test_expansion(tmp_path: Path) -> None:
     ]
 
 
-def test_user_data(tmp_path: Path) -> None:
-    (tmp_path / "ud.yaml").write_text("#cloud-config\nruncmd: [ls]\n")
-    text = "a: {user-data: ud.yaml}\nb: {user-data: {packages: [vim], hostname: é}}\n"
-    templates = load_site(write_site(tmp_path, templates=text)).templates
-    assert templates["a"].user_data == "#cloud-config\nruncmd: [ls]\n"
-    assert templates["b"].user_data == '#cloud-config\npackages:\n- vim\nhostname: "\\xE9"\n'
-    (tmp_path / "ud.yaml").write_bytes(b"\xff")
-    write_site(tmp_path, templates="a: {user-data: ud.yaml}\nb: {user-data: none.yaml}\nc: {user-data: .}\n")
-    texts = problems_of(tmp_path)
-    assert [text.partition(": cannot read")[0] for text in texts[1:]] == [
-        "templates.yaml:2: b.user-data",
-        "templates.yaml:3: c.user-data",
-    ]
-    assert texts[0].endswith("is not UTF-8 text")
-
-
 def test_users_files(tmp_path: Path) -> None:
     site, user = write_site(tmp_path / "etc"), tmp_path / "home"
     (user / "templates.d").mkdir(parents=True)
@@ -299,6 +284,31 @@ def test_users_files(tmp_path: Path) -> None:
     assert [each.name for each in load_site(site, user).repositories] == ["a", "b", "site"]
     (user / "templates.d" / "again.yaml").write_text("\nweb: {}\n")
     assert problems_of(site, user) == [f"again.yaml:2: web: is given twice (first in {user}/templates.yaml:2)"]
+
+
+def test_a_home_of_somebody_else() -> None:
+    """What cannot even be looked for is told like what cannot be read, all of it at once."""
+    as_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory(dir="/tmp") as top:
+        site = write_site(Path(top) / "site")
+        user = Path(top) / "home" / ".pvc"
+        (user / "templates.d").mkdir(parents=True)
+        Path(top).chmod(0o755)
+        user.chmod(0)
+        if as_root:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(ConfigError) as found:
+                load_config(site, user)
+            with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+                load_repositories(site, user)
+        finally:
+            if as_root:
+                os.seteuid(0)
+            user.chmod(0o700)
+    wanted = "cannot be read: Permission denied"
+    said = [(Path(each.file).name, each.text) for each in found.value.problems]
+    assert said == [("repos.yaml", wanted), ("templates.d", wanted), ("templates.yaml", wanted)]
 
 
 def test_the_root_side_reads_no_file_of_users(tmp_path: Path) -> None:
@@ -406,7 +416,7 @@ def test_bridged_networks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"tap_prefix": "storage"}, "5: site.settings.tap-prefix: 'storage' is not 1 to 4 letters and digits"),
+        ({"tap_prefix": "storage-of-the-site"}, "5: site.settings.tap-prefix: 'storage-of-the-site' is not 1 to 15"),
         ({"host_if": "x"}, "6: site.settings.host-if: "),
         ({"mtu": 10}, "6: site.settings.mtu: 10 is not a number from 68 to 65535"),
         ({"vlans": "[{vid: 4095}]"}, "6: site.settings.vlans[0].vid: 4095 is not a number from 1 to 4094"),

@@ -1,7 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directories of the host: the key, the option, and what neither takes."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from pvc.config.mounts import join_mounts, parse_mount
 from pvc.errors import UsageError
 from pvc.model.vm import Mount
+from tests.unit import filenames
 from tests.unit.config.sites import write_site
 from tests.unit.config.test_load import load_site, problems_of
 
@@ -77,6 +81,15 @@ def test_wrong_options(text: str) -> None:
         parse_mount(text, "/here")
 
 
+@given(filenames.NAMES)
+def test_every_name_of_a_directory(name: str) -> None:
+    path = f"/d/{name}/e"
+    assert parse_mount(f"{path}:/b", "/here") == Mount(path, "/b")
+    assert parse_mount(f"{path}:/b:ro:type=virtiofs", "/here") == Mount(path, "/b", True, "", "virtiofs")
+    assert parse_mount(f"sw={path},ro", "/here") == Mount(path, "/mnt/sw", True, "sw")
+    assert parse_mount(f"./{name}/x:/b", "/here") == Mount(f"/here/{name}/x", "/b") or name.startswith("..")
+
+
 @given(st.text(max_size=30))
 def test_any_text_is_a_mount_or_a_usage_error(text: str) -> None:
     try:
@@ -91,3 +104,14 @@ def test_any_text_is_a_mount_or_a_usage_error(text: str) -> None:
 def test_the_later_of_two_for_one_directory_counts() -> None:
     first = (Mount("/a", "/x"), Mount("/b", "/y"))
     assert join_mounts(first, (Mount("/c", "/x", True),)) == (Mount("/c", "/x", True), Mount("/b", "/y"))
+
+
+@pytest.mark.parametrize("name", [name for name in filenames.SEEN if not re.search("[\ud800-\udfff]", name)])
+def test_every_name_in_a_template(tmp_path: Path, name: str) -> None:
+    """Those of which YAML can have the bytes at all: it is text."""
+    path, hook = f"/d/{name}/e", f"{name}.sh"
+    keys = {"mount-points": {"/data": path}, "hooks": {"reachable": [path, hook]}}
+    text = f"t: {json.dumps(keys, ensure_ascii=False)}\n".replace("\x7f", "\\x7f")
+    template = load_site(write_site(tmp_path, templates=text)).templates["t"]
+    assert template.mount_points == (Mount(path, "/data"),)
+    assert template.hooks.reachable == (path, hook)

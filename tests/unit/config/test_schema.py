@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The quick check and jsonschema agree on every schema that pvc has."""
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def _by_type(kind: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.integers(schema["minimum"] - 1, schema["maximum"] + 1)
     if kind == "boolean":
         return st.booleans()
+    if kind == "null":
+        return st.none()
     if kind == "array":
         return st.lists(valid_values(schema["items"]), max_size=3)
     properties = {key: valid_values(value) for key, value in schema.get("properties", {}).items()}
@@ -86,10 +89,9 @@ def test_what_does_not_fit_has_a_fault(schema: dict[str, Any], data: st.DataObje
 
 def test_an_unknown_key_names_the_nearest() -> None:
     schema = FILES["networks"][1][1].schema
-    faults = find_faults(schema, {"dev-prefix": "a", "mtuu": 3, "gateway": "x", "quite-other": 1})
+    faults = find_faults(schema, {"dev-prefix": "a", "mtuu": 3, "quite-other": 1})
     texts = {fault.path[-1]: fault.text for fault in faults}
     assert texts["mtuu"] == "unknown key; did you mean 'mtu'?"
-    assert texts["gateway"].startswith("is not supported: ")
     assert texts["quite-other"].startswith("unknown key; known here: dev-prefix, ")
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What single keys of templates take, and which do not go together."""
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ u: {inherits: t, persistent-drives: []}
         ("hooks: {reachable: bin/x}", "t.hooks: reachable: 'bin/x' is neither an absolute path nor a program's name"),
         ("hooks: {after: /x}", "t.hooks.after: unknown key; did you mean 'after-stop'?"),
         ("hooks: {timeout: 0}", "t.hooks.timeout: 0 is not a number from 1 to 3600"),
-        ("hooks: {after-stop: [1]}", "t.hooks.after-stop[0]: 1 is not a program or its argument"),
+        ("hooks: {after-stop: [yes]}", "t.hooks.after-stop[0]: yes is not a program or its argument"),
         ("tpm: '1.2'", "t.tpm: '1.2' is not none or 2.0"),
         ("tpm: yes", "t.tpm: yes is not none or 2.0"),
         ("disks: [{}]", "t.disks[0]: neither size nor image is given"),

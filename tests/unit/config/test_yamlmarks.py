@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YAML with lines, read strictly."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A kernel's PCI bus in a directory: what it does when its files are written.
 
 By Documentation/ABI/testing/sysfs-bus-pci: "bind" and "unbind" of drivers refuse devices that are not theirs (ENODEV),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Descriptors of UEFI firmware: which one is taken, which one hides which, and what is not believed."""
 
 from __future__ import annotations

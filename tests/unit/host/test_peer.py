@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who is there is not taken for lost; a network that drops, where others are, is in tests/slurm/test_reach.py."""
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
 """PCI devices to VMs and back, on a kernel's bus that lives in a directory."""
 
 from __future__ import annotations
 
+import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pvc.errors import HostError
+from pvc.errors import HostError, JobError
 from pvc.host import vfio
 from pvc.host.vfio import VFIO, bind, read_device, release
 from pvc.model.host import PciDevice
@@ -126,3 +129,21 @@ def test_the_actions_undo_is_its_inverse(kernel: Kernel, monkeypatch: pytest.Mon
     assert apply.undo(steps, hands) == ([], [])
     assert (kernel.driver(GPU), kernel.driver(AUDIO)) == ("nouveau", "snd_hda_intel")
     assert not (kernel.nodes / "12").exists()
+
+
+def test_a_device_that_a_users_process_keeps_is_taken_back_later(kernel: Kernel) -> None:
+    """The kernel would wait for that process; a tear-down does not, and it is no fault of the node."""
+    bus = kernel.bus()
+    bind(GPU, 12, UID, GID, bus)
+    written = len(kernel.written)
+
+    def busy(path: Path) -> int:
+        assert path == kernel.nodes / "12"
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with pytest.raises(JobError, match="still held by a process"):
+        release(GPU, 12, "nouveau", replace(bus, open=busy))
+    assert kernel.written[written:] == []
+    assert kernel.driver(GPU) == VFIO
+    release(GPU, 12, "nouveau", bus)
+    assert kernel.driver(GPU) == "nouveau"

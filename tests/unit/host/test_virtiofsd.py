@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Descriptors of daemons for file systems: which is taken, and what is not believed."""
 
 from __future__ import annotations

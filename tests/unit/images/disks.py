@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disks for tests: made by hand, byte for byte, so that no tool is needed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fault injector: something happens just before the n-th call of the system that Python tells of.
 
 Audit hooks (PEP 578) are called before open, link, rename, unlink, mkdir, chmod, listdir and flock. They cannot

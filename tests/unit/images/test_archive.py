@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images as one file, and what a hostile one may not do."""
 
 from __future__ import annotations
@@ -62,6 +63,21 @@ def test_an_archive_brings_the_same_image_elsewhere(tmp_path: Path) -> None:
     assert not is_archive(tmp_path / "disk")
     with pytest.raises(UsageError, match="exists"):
         where.export([found], target, quiet)
+
+
+def test_an_archive_does_not_choose_what_templates_boot(tmp_path: Path) -> None:
+    """Its maker calls an image as one that is there: the next revision would be booted in its place."""
+    where = filled(tmp_path)
+    where.export([where.locate("a")], tmp_path / "a.tar", quiet)
+    with pytest.raises(UsageError, match="user:a is there") as caught:
+        where.import_archive(tmp_path / "a.tar", None, "me", quiet, repository="user")
+    assert "--update" in (caught.value.hint or "")
+    assert where.store("user").list_revisions() == {"a": [1]}
+    # The honest twins: a name that was given, or that this is meant.
+    (made,) = where.import_archive(tmp_path / "a.tar", "a", "me", quiet, repository="user")
+    assert made.uri == "user:a@2"
+    (made,) = where.import_archive(tmp_path / "a.tar", None, "me", quiet, repository="user", update=True)
+    assert made.uri == "user:a@3"
 
 
 def test_a_repository_in_one_file_has_shared_data_once(tmp_path: Path) -> None:
@@ -228,5 +244,5 @@ def test_a_compressed_archive(tmp_path: Path) -> None:
     assert made.uri == "site:a@1"
     target.write_bytes(target.read_bytes()[:-20])
     with pytest.raises(UsageError, match=r"cut off|cannot unpack"):
-        where.import_archive(target, None, "me", quiet, repository="site")
+        where.import_archive(target, "a", "me", quiet, repository="site")
     assert len(where.store("site").list_revisions()["a"]) == 1

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 import gzip
@@ -79,6 +80,11 @@ def test_the_initrd_holds_what_its_init_uses(tmp_path: Path) -> None:
     assert members["lib/b-c.ko"] == (0o100644, b"b-c.ko.xz")
     assert members["bin/sh"] == (0o120777, b"busybox")
     assert members["init"][0] == 0o100755
+    assert members["others"][1] == b"\n"
+    more = read_cpio(bootfiles.make_initrd(tmp_path, "6.1", ["a"], ["b_c"], "2"))
+    # What is loaded already is not loaded again.
+    assert [more[name][1] for name in ("modules", "others")] == [b"a.ko\n", b"d.ko\nb-c.ko\n"]
+    assert b"for disk in /dev/vda2 /dev/sda2; do" in more["init"][1]
     (tmp_path / "bin" / "busybox").unlink()
     with pytest.raises(HostError, match="busybox-static"):
         bootfiles.make_initrd(tmp_path, "6.1", ["a"])

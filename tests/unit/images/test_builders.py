@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What builders of packages are told: plans compared as values, and mkosi's finishing script run on a small tree."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of images on a node: whole or not there, made once, and never taken from under somebody."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that rest on others: what they need stays, and no header leads anywhere else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images made of images, and what verification finds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Repositories under kill -9 and other writers at every call of the system."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compressed disks and those of other hypervisors."""
 
 from __future__ import annotations
@@ -5,6 +6,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import re
 import struct
 import subprocess
 from contextlib import suppress
@@ -14,11 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pvc.cli.image import describe
 from pvc.errors import UsageError
+from pvc.images import header
 from pvc.images.foreign import FORMATS, parse_foreign
 from pvc.images.header import HeaderError
 from pvc.images.image import Format
 from pvc.images.transfer import Incoming
+from tests.unit import filenames
 from tests.unit.images.disks import Qcow2, quiet, raw_disk, repositories
 
 
@@ -146,7 +151,7 @@ def test_a_damaged_foreign_disk_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.allow_run  # the decompressors
 @pytest.mark.parametrize("how", ["gzip", "xz", "zstd"])
-def test_a_compressed_disk_is_unpacked(tmp_path: Path, how: str) -> None:
+def test_a_compressed_disk_is_unpacked(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     content = raw_disk(3 << 20, b"mark") + b"end"
     source = tmp_path / "x"
     if how == "gzip":
@@ -163,6 +168,11 @@ def test_a_compressed_disk_is_unpacked(tmp_path: Path, how: str) -> None:
     source.write_bytes(source.read_bytes()[:-10])
     with pytest.raises(UsageError, match=f"cannot unpack it with {how}"):
         where.import_file(Incoming(source, "b"), quiet)
+    # gzip tells of bytes behind its own, and has unpacked all the same.
+    source.write_bytes(gzip.compress(content) + b"more")
+    caplog.clear()
+    assert where.import_file(Incoming(source, "a"), quiet).image.disk == found.image.disk
+    assert "gzip, which unpacked it, warns: gzip: stdin: decompression OK, trailing garbage ignored" in caplog.text
     # Only one layer is taken off.
     source.write_bytes(gzip.compress(gzip.compress(content)))
     with pytest.raises(UsageError, match="it is a gzip file"):
@@ -170,3 +180,70 @@ def test_a_compressed_disk_is_unpacked(tmp_path: Path, how: str) -> None:
     assert set(where.store().list_revisions()) == {"a"}
     assert list((tmp_path / "user" / ".tmp").iterdir()) == []
     assert list((tmp_path / "user" / "data").rglob("?" * 64)) == [stored]
+
+
+def test_what_is_stored_of_a_raw_disk_is_without_its_holes(tmp_path: Path) -> None:
+    source = tmp_path / "disk"
+    source.write_bytes(raw_disk(1 << 20, b"mark") + os.urandom(3 << 20))
+    os.truncate(source, 64 << 20)
+    where = repositories(tmp_path)
+    found = where.import_file(Incoming(source, "a"), quiet)
+    assert (found.image.format, found.image.disk.size) == (Format.RAW, 64 << 20)
+    assert 3 << 20 <= where.stored_size(found) < 6 << 20
+    assert re.fullmatch(r"raw, a disk of 64M, [3-5]\.[0-9]M stored", describe(found, where))
+    where.store().blob_path(found.image.disk).unlink()
+    assert where.stored_size(found) == 0
+
+
+@pytest.mark.allow_run("qemu-img")
+@pytest.mark.parametrize(("size", "form"), [(5 << 40, "raw"), (60 << 30, None)])
+def test_a_raw_disk_that_is_mostly_holes_becomes_qcow2(tmp_path: Path, size: int, form: str | None) -> None:
+    """None of the holes is read."""
+    source = tmp_path / "disk"
+    source.write_bytes(raw_disk(1 << 20, b"mark") if form is None else b"")
+    os.truncate(source, size)
+    where = repositories(tmp_path)
+    found = where.import_file(Incoming(source, "a", format=Format(form) if form else None), quiet)
+    assert (found.image.format, found.image.size) == (Format.QCOW2, size)
+    assert where.stored_size(found) < 2 << 20
+    with where.store().blob_path(found.image.disk).open("rb") as stream:
+        assert header.parse_header(stream.read(header.PROBE_SIZE), 1 << 40).size == size
+    back = tmp_path / "back"
+    blob = where.store().blob_path(found.image.disk)
+    subprocess.run(["qemu-img", "dd", "-O", "raw", "bs=1M", "count=1", f"if={blob}", f"of={back}"], check=True)
+    with source.open("rb") as stream:
+        assert back.read_bytes() == stream.read(1 << 20)
+    assert list((where.store().path / ".tmp").iterdir()) == []
+
+
+def test_a_hole_without_a_disk_is_none(tmp_path: Path) -> None:
+    (tmp_path / "hole").touch()
+    os.truncate(tmp_path / "hole", 60 << 30)
+    with pytest.raises(UsageError, match="neither a qcow2 header") as caught:
+        repositories(tmp_path).import_file(Incoming(tmp_path / "hole", "a"), quiet)
+    assert caught.value.hint == "say -t raw if it is a raw disk all the same"
+
+
+@pytest.mark.allow_run("qemu-img")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("-f qcow", "it is a qcow image of version 1"),
+        ("-f parallels", "it is a Parallels image"),
+        ("-f vmdk -o subformat=twoGbMaxExtentSparse", "it is a part of a VMDK in several files"),
+    ],
+)
+def test_what_has_to_be_converted_first(tmp_path: Path, options: str, told: str) -> None:
+    subprocess.run(["qemu-img", "create", "-q", *options.split(), tmp_path / "x.img", "64M"], check=True)
+    source = next(iter(tmp_path.glob("x-s001*")), tmp_path / "x.img")
+    with pytest.raises(UsageError, match=told) as caught:
+        repositories(tmp_path).import_file(Incoming(source, "a"), quiet)
+    assert "qemu-img convert -O qcow2 SRC DEST" in (caught.value.hint or "")
+    assert "/proc/" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in filenames.SEEN if len(name) < 200])
+def test_every_name_of_a_source(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(raw_disk(1 << 20, b"mark"))
+    found = repositories(tmp_path / "r").import_file(Incoming(tmp_path / name, "a"), quiet)
+    assert found.image.format is Format.RAW

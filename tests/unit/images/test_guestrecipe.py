@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recipes from other images: what is read, what is made anew, and what a guest is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images by OCI layouts: what travels, and what a hostile layout may not do."""
 
 from __future__ import annotations
@@ -38,6 +39,20 @@ def pull(where: Repositories, source: str, name: str = "", **more: Any) -> Found
     reference = parse_reference(source)
     assert reference is not None
     return where.import_oci(reference, Incoming(Path("there"), name, owner="me", **more), quiet, repository="site")
+
+
+@pytest.mark.allow_run  # qemu-img
+def test_a_layout_does_not_choose_what_templates_boot(tmp_path: Path) -> None:
+    where = repositories(tmp_path, "user", "site")
+    import_raw(where, tmp_path, "a")
+    push(where, "a", f"oci:{tmp_path / 'out'}")
+    assert pull(where, f"oci:{tmp_path / 'out'}").uri == "site:a@1"
+    with pytest.raises(UsageError, match="site:a is there"):
+        pull(where, f"oci:{tmp_path / 'out'}")
+    assert where.store("site").list_revisions() == {"a": [1]}
+    # The honest twins: a name that was given, or that this is meant.
+    assert pull(where, f"oci:{tmp_path / 'out'}", "a").uri == "site:a@2"
+    assert pull(where, f"oci:{tmp_path / 'out'}", update=True).uri == "site:a@3"
 
 
 def files(base: Path) -> set[str]:
@@ -235,7 +250,7 @@ def test_a_killed_export_leaves_an_index_that_is_whole(tmp_path: Path) -> None:
     before = documents(layout)
     for _ in boundaries(lambda: push(where, "b", f"oci:{layout}:second"), die, lambda: None):
         assert before <= documents(layout)
-        pull(where, f"oci:{layout}:first")
+        pull(where, f"oci:{layout}:first", "a")
     assert pull(where, f"oci:{layout}:second").image.name == "b"
     assert {each for each in files(layout) if "/." in each or each.startswith(".")} <= {".pvc-lock"}
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 import json
@@ -38,6 +39,21 @@ def load(base: Path, text: str, suite: str | None = None) -> Recipe:
 
 def debian() -> Recipe:
     return load_recipe(find_recipe("debian"))
+
+
+def test_what_was_read_is_what_is_built(tmp_path: Path) -> None:
+    """A build takes minutes, in which a recipe, one that it extends and files beside it may become others."""
+    secret, beside, parent = tmp_path / "secret", tmp_path / "motd", tmp_path / "base.yaml"
+    secret.write_text("secret")
+    beside.write_text("hello")
+    parent.write_text(GOOD)
+    recipe = load(tmp_path, "extends: ./base.yaml\nfiles:\n  - {path: /etc/issue, source: motd}\n")
+    before = recipe.digest()
+    for path in (beside, parent, tmp_path / "mine.yaml"):
+        path.unlink()
+        path.symlink_to(secret)
+    assert recipe.digest() == before
+    assert {file.path: file.content for file in recipe.files} == {"/etc/motd": "hello", "/etc/issue": "hello"}
 
 
 def test_the_shipped_recipe_is_good() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 import json
@@ -6,7 +7,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,9 @@ from pvc.images.resolve import resolve_template
 from pvc.images.store import Store
 from pvc.images.transfer import Incoming
 from pvc.model.site import Repository, Template
+from pvc.model.vm import DirectBoot
 from tests.unit.images.disks import Qcow2, bz_image, import_raw, quiet, raw_disk, repositories
+from tests.waits import wait_until
 
 ROOT = Path(pvc.__file__).parents[1]
 
@@ -106,6 +108,12 @@ def test_kernel_and_initrd_come_along(tmp_path: Path) -> None:
     assert template.boot.append == "root=/dev/vda quiet"
     assert (template.disk.format, template.disk.size) == ("raw", 1 << 20)
     assert resolve_template(Template("t", None, "nat"), where).disk is None
+    # A kernel of the template's own goes before, with the command line of the image's.
+    own = resolve_template(Template("t", "a", "nat", kernel="/boot/vmlinuz", instance_id="i-1"), where)
+    assert own.boot == DirectBoot("/boot/vmlinuz", None, "root=/dev/vda quiet")
+    assert own.instance_id == "i-1"
+    alone = resolve_template(Template("t", None, "nat", kernel="/boot/vmlinuz"), where)
+    assert alone.boot == DirectBoot("/boot/vmlinuz", None, "console=ttyS0 root=/dev/vda1")
 
 
 @pytest.mark.parametrize(
@@ -265,12 +273,13 @@ def test_a_killed_import_leaves_nothing(tmp_path: Path) -> None:
     with source.open("r+b") as stream:
         stream.write(head)
     killed = 0
-    for delay in (0.0, 0.01, 0.02, 0.04):
+
+    def is_copied(size: int) -> bool:
+        return sum(each.stat().st_size for each in (tmp_path / "user" / ".tmp").rglob("*") if each.is_file()) >= size
+
+    for size in (1, 1 << 20, 16 << 20, 32 << 20):
         process = start_import(tmp_path / "user", source, 1000)
-        deadline = time.monotonic() + 30
-        while not list((tmp_path / "user" / ".tmp").iterdir()) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(delay)
+        wait_until(lambda size=size: is_copied(size), bear=(FileNotFoundError,))  # type: ignore[misc]
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += 1

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directories for what is unfinished: gone at the end, and after a death with the next one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pvc forward is asked for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What users ask for, and the line of it that root reads."""
 
 from __future__ import annotations

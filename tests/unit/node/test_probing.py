@@ -1,7 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may have probes sent, how many, and what is no request for them."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -60,26 +62,37 @@ def test_a_job_is_examined_once_at_a_time_and_rests(monkeypatch: pytest.MonkeyPa
     moment = 100.0
     monkeypatch.setattr(turnstile.time, "monotonic", lambda: moment)
     gate = Turnstile()
-    with gate.passing(12):
-        with pytest.raises(HostError, match="being examined already"), gate.passing(12):
+    with gate.passing(1, 12):
+        with pytest.raises(HostError, match="being examined already"), gate.passing(1, 12):
             pass
-        with gate.passing(13):
+        with gate.passing(1, 13):
             pass
-    with pytest.raises(HostError), gate.passing(12):
+    with pytest.raises(HostError), gate.passing(1, 12):
         pass
     moment += turnstile.PAUSE_S
-    with gate.passing(12):
+    with gate.passing(1, 12):
         pass
 
 
 def test_few_jobs_are_examined_at_a_time() -> None:
     gate = Turnstile()
-    passes = [gate.passing(number) for number in range(turnstile.MAX_AT_ONCE)]
+    passes = [gate.passing(number, number) for number in range(turnstile.MAX_AT_ONCE)]
     for each in passes:
         each.__enter__()
-    with pytest.raises(HostError), gate.passing(99):
+    with pytest.raises(HostError), gate.passing(1, 99):
         pass
     for each in passes:
         each.__exit__(None, None, None)
-    with gate.passing(99):
+    with gate.passing(1, 99):
         pass
+
+
+def test_one_user_leaves_room_for_the_others() -> None:
+    gate = Turnstile()
+    with contextlib.ExitStack() as stack:
+        for number in range(turnstile.MAX_OF_USER):
+            stack.enter_context(gate.passing(1, number))
+        with pytest.raises(HostError, match="being examined already"), gate.passing(1, 99):
+            pass
+        with gate.passing(2, 99):
+            pass

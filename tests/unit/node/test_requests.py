@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 import pytest
@@ -70,7 +71,6 @@ def test_job_facts_are_expanded() -> None:
         ("SLURM_NODELIST", "n[1-"),
         ("SLURM_NODELIST", "n1/../x,n2,n3"),
         ("SLURM_JOB_CPUS_PER_NODE", "2(x2)"),
-        ("SLURMD_NODENAME", "other"),
         ("SLURMD_NODENAME", ""),
     ],
 )
@@ -124,6 +124,21 @@ def test_without_the_controllers_word_there_are_no_components() -> None:
         "11/n9/4;13/n[1-3]/2(x2),1",  # this job is
         "11/n9/4;12/n[1-2]/2(x2)",  # other nodes than in the prolog's environment
         "11/n9/4;12/n[1-3]/2(x3)",
+    ],
+)
+def test_components_that_their_owner_has_changed_meanwhile_are_unknown(text: str) -> None:
+    """A set-up is refused then, as where Slurm's controller says nothing."""
+    facts = parse_job({**HET, "PVC_HET_COMPONENTS": text})
+    assert (facts.het_job_id, facts.components, facts.nodes) == (11, (), ("n1", "n2", "n3"))
+
+
+def test_a_node_that_its_owner_has_given_back_is_no_fault() -> None:
+    assert parse_job({**GOOD, "SLURMD_NODENAME": "n9"}).node == "n9"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "11/n9/4,4;12/n[1-3]/2(x2),1",
         "11/../4;12/n[1-3]/2(x2),1",
         "11/n9;12/n[1-3]/2(x2),1",

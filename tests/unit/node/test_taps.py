@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which taps a supervisor gets when one of its VMs starts again."""
 
 from __future__ import annotations

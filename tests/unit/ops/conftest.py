@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Agents for the tests of what speaks to them."""
 
 from __future__ import annotations
@@ -7,6 +8,15 @@ from collections.abc import Iterator
 import pytest
 from agents import build_agent
 from fleet import Fleet, fleet
+
+from pvc.slurm.job import JobState
+
+
+@pytest.fixture(autouse=True)
+def running_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm says of every job that it runs."""
+    for module in ("pulse", "registry"):
+        monkeypatch.setattr(f"pvc.ops.{module}.read_states", lambda job_id: (JobState(job_id, "RUNNING", (), None),))
 
 
 @pytest.fixture(scope="module")

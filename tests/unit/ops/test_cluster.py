@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster as programs have it: real agents behind the supervisor's relay, this process as the program."""
 
 from __future__ import annotations
@@ -6,14 +7,19 @@ import asyncio
 import os
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet import Fleet
 
 from pvc import Cluster
-from pvc.errors import GuestError, HostError, JobError, UsageError
+from pvc.errors import EndedError, GuestError, GuestTimeoutError, HostError, UsageError
+from pvc.model.cluster import ClusterRecord, NodeEndpoint
+from pvc.model.vm import Order
 from pvc.ops import forwards
 from pvc.ops.execute import Command
 from pvc.ops.jobdir import JobDir
@@ -47,12 +53,97 @@ def test_commands(cluster: Cluster) -> None:
     with pytest.raises(GuestError, match=r"sh ended with 3 in vm1, vm2: sorry"):
         cluster.exec(["sh", "-c", "echo sorry >&2; exit 3"], ["vm1", "vm2"])
     assert [each.code for each in cluster.exec(["sh", "-c", "kill -9 $$"], check=False)] == [-9] * COUNT
-    with pytest.raises(GuestError, match=r"sleep did not end within 0.2 s"):
-        cluster.exec(["sleep", "1000"], timeout_s=0.2)
+    assert cluster.exec([Path("/bin/echo"), Path("/x")], "vm0", cwd=Path("/"))[0].text == "/x"
     with pytest.raises(UsageError, match="a list of words"):
         cluster.exec("true")
     big = os.urandom(3 << 20)
     assert [each.stdout for each in cluster.exec(["cat"], stdin=big)] == [big] * COUNT
+
+
+def test_a_time_that_runs_out_is_pythons_own_and_keeps_what_there_was(cluster: Cluster) -> None:
+    line = "echo begun; if test $1 = 1; then exec sleep 1000; fi"
+    hosts = {name: ["sh", "-c", line, "sh", name.removeprefix("vm")] for name in cluster.vms}
+    assert cluster.exec(hosts["vm0"], "vm0", timeout_s=60)[0].text == "begun"
+    with pytest.raises(TimeoutError, match=r"^sh did not end within 2 s$") as caught:
+        cluster.exec(hosts["vm1"], "vm[0-1]", timeout_s=2)
+    assert isinstance(caught.value, GuestTimeoutError)
+    assert [(each.vm, each.late, each.code, each.text) for each in caught.value.gathered] == [
+        ("vm0", True, 124, "begun"),
+        ("vm1", True, 124, "begun"),
+    ]
+    assert str(caught.value).startswith("sh did not end")
+
+
+def test_a_copy_whose_time_runs_out_says_what_came(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(bytes(64 << 20))
+    with pytest.raises(TimeoutError, match="the copy did not end within 0 s") as caught:
+        cluster.copy(tmp_path / "big", f"vm0:{tmp_path}/in", timeout_s=0)
+    assert isinstance(caught.value, GuestTimeoutError)
+    assert [each.error for each in caught.value.gathered.vms] == ["the time ran out"]
+    assert not (tmp_path / "in").exists()
+
+
+def test_an_empty_choice_is_nothing(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pvc.ops.stop.cancel_job", lambda _: pytest.fail("the cluster was ended"))
+    assert cluster.exec(["true"], []) == []
+    assert cluster.status(()) == ()
+    assert cluster.ranks(iter(())) == ()
+    assert cluster.order(Order.RESET, []) == ()
+    cluster.wait([], timeout_s=0)
+    cluster.wait([], until="agent", timeout_s=0)
+    cluster.stop([])
+    for words in ("", "vm0!vm0", ["vm1", "vm[0-2]!vm[0-2]"]):
+        with pytest.raises(UsageError):
+            cluster.exec(["true"], words)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"slurm": "--time=1"},
+        {"slurm": [1]},
+        {"memory": 64},
+        {"cpus": "2"},
+        {"cpus": 0},
+        {"cpus": True},
+        {"nodes": 2.5},
+        {"image": 7},
+        {"mounts": "/a:/b"},
+        {"user_data": 5},
+        {"name": None},
+        {"timeout_s": "1m"},
+        {"timeout_s": float("nan")},
+        {"resource_set": b"nat"},
+    ],
+)
+def test_what_a_program_gives_is_looked_at_before_slurm_is_asked(wrong: dict[str, Any]) -> None:
+    (key,) = wrong
+    with pytest.raises(UsageError, match=rf"^{key}(\[0\])? is .*, but .* is wanted$"):
+        Cluster.allocate("debian", **wrong)
+    with pytest.raises(UsageError, match="definition is 7"):
+        Cluster.allocate(7)  # type: ignore[arg-type]
+
+
+def test_what_a_program_gives_a_running_cluster_is_looked_at(cluster: Cluster) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: cluster.exec([1]),  # type: ignore[list-item]
+        lambda: cluster.exec([]),
+        lambda: cluster.exec(["a\0b"]),
+        lambda: cluster.exec(["true"], 0),  # type: ignore[arg-type]
+        lambda: cluster.exec(["true"], [0]),  # type: ignore[list-item]
+        lambda: cluster.exec(["true"], stdin=5),  # type: ignore[arg-type]
+        lambda: cluster.exec(["true"], env={"A": 1}),  # type: ignore[dict-item]
+        lambda: cluster.exec(["true"], env=["A=1"]),  # type: ignore[arg-type]
+        lambda: cluster.exec(["true"], timeout_s="1m"),  # type: ignore[arg-type]
+        lambda: cluster.copy(b"x", "vm0:/"),  # type: ignore[arg-type]
+        lambda: cluster.wait(until=5),  # type: ignore[arg-type]
+        lambda: cluster.stop(["vm0"], grace_s="1m"),  # type: ignore[arg-type]
+        lambda: Cluster.find("7"),  # type: ignore[arg-type]
+        lambda: Cluster.find(name=7),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(UsageError):
+            call()
 
 
 def test_commands_whose_output_comes_as_it_is_said(cluster: Cluster) -> None:
@@ -192,9 +283,30 @@ def test_what_cannot_be_forwarded(cluster: Cluster, many: Fleet) -> None:
 
 
 def test_a_cluster_that_has_ended(cluster: Cluster) -> None:
+    """Whether it was spoken to before, or not, each call says the same at once."""
+    cluster.exec(["true"])
     cluster.jobdir.remove()
-    with pytest.raises(JobError):
-        cluster.exec(["true"])
+    for found in (cluster, Cluster(cluster.record)):
+        for call in (
+            lambda each: each.exec(["true"]),
+            lambda each: each.status(),
+            lambda each: each.wait(),
+            lambda each: each.wait(until="agent"),
+            lambda each: each.copy(__file__, "vm0:/tmp"),
+            lambda each: each.logs("vm0"),
+            lambda each: each.reset("vm0"),
+            lambda each: each.forward("0:vm0:80").__enter__(),
+        ):
+            if found is cluster:
+                found.control.record = replace(found.record, endpoints=closed_ports(found.record))
+            with pytest.raises(EndedError, match=r"^cluster 1 has ended"):
+                call(found)
+
+
+def closed_ports(record: ClusterRecord) -> tuple[NodeEndpoint, ...]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return tuple(replace(each, port=port) for each in record.endpoints)
 
 
 def test_a_port_that_nobody_listens_at(cluster: Cluster) -> None:

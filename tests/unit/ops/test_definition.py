@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a definition to a request, with everything that can be wrong in it."""
 
 from __future__ import annotations

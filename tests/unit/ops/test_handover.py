@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What travels through the job's environment."""
 
 from __future__ import annotations

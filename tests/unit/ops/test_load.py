@@ -1,7 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """How busy guests are: what their agents say, believed as far as it can be, and waited for no longer than agreed."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -14,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvc.model.cluster import NodeEndpoint
-from pvc.model.vm import AgentStatus, GuestLoad, Phase, VmStatus
+from pvc.model.vm import AgentStatus, CloudInit, GuestLoad, Phase, VmStatus
 from pvc.ops.control import Control
-from pvc.ops.load import add_loads, is_asked, parse_metrics
+from pvc.ops.load import add_loads, is_asked, parse_cloud_init, parse_metrics
 from pvc.ops.statusview import Scene, build_table
 from tests.unit.ops.worlds import make_record, make_status
 
@@ -78,6 +80,49 @@ def test_nonsense_of_a_guest_is_no_load(key: str, value: str) -> None:
 def test_whatever_a_guest_says(words: dict[str, str]) -> None:
     load = parse_metrics(words)
     assert load is None or 0 <= load.memory_used_mib <= load.memory_total_mib
+
+
+# As 25.1 writes it.
+REPORT = {
+    "v1": {
+        "datasource": "DataSourceNoCloud [seed=/dev/vdb]",
+        "init": {
+            "errors": [],
+            "finished": 3.5,
+            "recoverable_errors": {
+                "WARNING": ["Unhandled non-multipart (text/x-not-multipart) userdata: 'b'hello'...'"],
+                "DEPRECATED": ["Key 'a' is deprecated."],
+            },
+            "start": 3.1,
+        },
+        "modules-final": {
+            "errors": ["('scripts_user', RuntimeError('Runparts: 1 failures'))"],
+            "finished": 9.5,
+            "recoverable_errors": {},
+            "start": 9.1,
+        },
+        "stage": None,
+    }
+}
+
+
+def test_what_cloud_init_complains_of() -> None:
+    assert parse_cloud_init(json.dumps(REPORT)) == CloudInit(
+        True,
+        ("('scripts_user', RuntimeError('Runparts: 1 failures'))",),
+        ("Unhandled non-multipart (text/x-not-multipart) userdata: 'b'hello'...'",),
+    )
+    # 22.4, which boots.
+    assert parse_cloud_init('{"v1": {"datasource": null, "init": {"errors": []}, "stage": "init"}}') == CloudInit(False)
+
+
+@given(st.recursive(st.none() | st.text(max_size=9) | st.floats(), lambda each: st.lists(each) | st.dictionaries(
+    st.sampled_from(["v1", "stage", "errors", "recoverable_errors", "WARNING", "modules-final", "finished"]), each
+)))  # fmt: skip
+def test_whatever_cloud_init_writes(report: object) -> None:
+    for text in (json.dumps(report), json.dumps({"v1": report}), json.dumps(report)[:-1]):
+        found = parse_cloud_init(text)
+        assert all(each.isprintable() for each in (*found.errors, *found.warnings))
 
 
 def test_who_is_asked() -> None:

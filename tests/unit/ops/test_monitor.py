@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Words of a command line as commands of QEMU's monitor."""
 
 from __future__ import annotations

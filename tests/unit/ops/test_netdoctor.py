@@ -1,8 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """What probe frames between nodes mean."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pvc.model.netview import ProbeReport, ProbeShare
 from pvc.ops.checkup import Verdict
@@ -52,6 +54,20 @@ def test_one_direction_of_one_path() -> None:
     assert "nothing arrives: UDP 4789 is blocked, or n1 has no entry for it" in finding.text
     assert finding.fix is not None
     assert "tcpdump -ni any udp port 4789" in finding.fix
+
+
+def test_a_firewall_that_is_known_is_named_with_its_command() -> None:
+    def behind(target: str, given: list[ProbeReport]) -> list[ProbeReport]:
+        shares = {each.node: each.networks[0] for each in given}
+        shares[target] = replace(shares[target], remedy=f"open {target}")
+        return [ProbeReport(node, (share,)) for node, share in shares.items()]
+
+    deaf = behind("n2", reports(lambda _source, target: () if target == "n2" else SIZES))
+    assert [each.fix for each in judge(deaf)] == ["on n2, as root: open n2"]
+    pair = behind("n2", reports(lambda _source, target: () if target == "n2" else SIZES, ("n1", "n2")))
+    assert [(each.where, each.fix) for each in judge(pair)] == [("n1 -> n2", "on n2, as root: open n2")]
+    cut = behind("n3", behind("n1", reports(lambda *_: ())))
+    assert [each.fix for each in judge(cut)] == ["on n1, as root: open n1; on n3, as root: open n3"]
 
 
 def test_two_nodes_say_nothing_of_which_is_at_fault() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What nodes tell of a cluster's networks, put together."""
 
 from __future__ import annotations

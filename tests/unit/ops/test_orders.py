@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orders to single VMs, against real TLS servers in this process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose sockets speak over loopback."""
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ def test_tcp() -> None:
             assert find_peer_uid("tcp", peer, accepted.getsockname()) == os.getuid()
         assert peer == client.getsockname()
         assert find_peer_uid("tcp", (peer[0], 1), server.getsockname()) is None
+
+
+def test_who_has_left_is_not_root() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as client:
+            client.sendall(b"an order, and nobody to answer for it")
+        accepted, peer = server.accept()
+        with accepted:
+            while accepted.recv(1000):
+                pass
+            uid = find_peer_uid("tcp", peer, accepted.getsockname())
+    # A kernel that still knows tells who it was.
+    assert uid is None or uid == os.getuid() != 0
 
 
 @pytest.mark.parametrize("bound", ["", "127.0.0.1"])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events in, views out."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ import io
 
 import pytest
 
-from pvc.errors import GuestError, HostError, StateError
+from pvc.errors import ConfigError, GuestError, HostError, JobError, PvcError, StateError
 from pvc.model.cluster import NodeShare, Placement
 from pvc.model.event import Event, EventKind
 from pvc.model.request import Size
@@ -66,14 +67,13 @@ def test_an_event_of_a_stranger_changes_nothing() -> None:
     assert progress.find_error() is None
 
 
-def test_a_nodes_error_is_the_clusters() -> None:
+@pytest.mark.parametrize("kind", [StateError, ConfigError, JobError])
+def test_a_nodes_error_is_the_clusters(kind: type[PvcError]) -> None:
     progress = make_progress()
     for node in ("n2", "n1"):
-        progress.apply(
-            Event(EventKind.ERROR, node, 101.0, detail="no etcd", hint="start it", exit_code=StateError.exit_code)
-        )
+        progress.apply(Event(EventKind.ERROR, node, 101.0, detail="no etcd", hint="start it", exit_code=kind.exit_code))
     error = progress.find_error()
-    assert isinstance(error, StateError)
+    assert type(error) is kind
     assert str(error) == "n1 and 1 more: no etcd"
     assert error.hint == "start it"
     assert progress.is_dead
@@ -126,6 +126,30 @@ def test_stopped_means_that_all_supervisors_have_left() -> None:
 )
 def test_what_srun_says_of_lost_tasks(line: str, lost: list[tuple[str, str]]) -> None:
     assert parse_lost_tasks(line) == lost
+
+
+def test_a_node_that_slurm_gave_up() -> None:
+    progress = make_progress()
+    for line in ("srun: error: n2: task 1: Killed", "srun: error: Node failure on n1"):
+        for node, why in parse_lost_tasks(line):
+            progress.lose_node(node, why, 101.0)
+    assert progress.find_failed_nodes() == ["n1"]
+
+
+def test_the_node_that_slurm_could_not_use_is_named() -> None:
+    """And not the one whose supervisor Slurm killed for that."""
+    progress = make_progress()
+    said = (
+        "srun: error: Task launch for StepId=7.0 failed on node n2: Job credential expired",
+        "srun: error: Application launch failed: Job credential expired",
+        "srun: error: n1: task 0: Killed",
+    )
+    for line in said:
+        for node, why in parse_lost_tasks(line):
+            progress.lose_node(node, why, 101.0)
+    error = progress.find_error()
+    assert str(error) == "n2: the supervisor has ended: Job credential expired"
+    assert "clock" in (error.find_hint() or "")
 
 
 def test_view_of_a_small_cluster() -> None:

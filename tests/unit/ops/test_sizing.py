@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Definitions cut into parts of one size, and nodes divided among them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of VMs."""
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from tests.unit.ops.worlds import make_record
 @pytest.mark.parametrize(
     ("words", "ranks"),
     [
-        ((), (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)),
+        ((), ()),
         (("vm3",), (3,)),
         (("vm[0-2,9]", "vm1", "vm5"), (0, 1, 2, 5, 9)),
         (("vm1,vm2",), (1, 2)),
@@ -23,7 +24,7 @@ def test_sets(words: tuple[str, ...], ranks: tuple[int, ...]) -> None:
     assert parse_vms(words, 10) == ranks
 
 
-@pytest.mark.parametrize("word", ["vm10", "vm", "x1", "vm-1", "vm[0-", "vm99999999999", "", "vm٣"])
+@pytest.mark.parametrize("word", ["vm10", "vm", "x1", "vm-1", "vm[0-", "vm99999999999", "", "vm٣", "vm[0-3]!vm[0-5]"])
 def test_nonsense(word: str) -> None:
     with pytest.raises(UsageError):
         parse_vms((word,), 10)

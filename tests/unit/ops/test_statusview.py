@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the status looks: what fits, and what is said of VMs that are not well."""
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvc.model.vm import Phase, VmStatus
+from pvc.model.vm import AgentStatus, CloudInit, Phase, VmStatus
 from pvc.ops.statusview import Scene, find_trouble, format_age, format_headline, format_troubles, render
 from tests.unit.ops.worlds import make_record, make_status
 
 NOW = 1000.0
+SILENT = AgentStatus(connected=True, problem="the guest does not answer")
+LOST = AgentStatus(problem="the guest has said nothing for 61 s")
 
 
 def scene_of(*vms: VmStatus, ends: float | None = None) -> Scene:
@@ -66,6 +69,10 @@ def test_narrow_terminals_keep_what_matters_most() -> None:
         (make_status(0, Phase.PAUSED, detail="paused on request"), "pvc resume vm0"),
         (make_status(0, Phase.PAUSED, detail="paused: its disk in /x cannot be written: full"), "make room on n1"),
         (replace(make_status(0, Phase.BOOTING), since=NOW - 301), "pvc console vm0"),
+        (replace(make_status(0, Phase.REACHABLE), since=NOW - 99, agent=SILENT), "pvc reset vm0"),
+        (replace(make_status(0, Phase.REACHABLE), since=NOW - 99, agent=LOST), "pvc reset vm0"),
+        (replace(make_status(0, Phase.REACHABLE), cloud_init=CloudInit(True, ("x",))), "cloud-init-output.log"),
+        (replace(make_status(0, Phase.REACHABLE), cloud_init=CloudInit(True, (), ("x",))), "cloud-init-output.log"),
     ],
 )
 def test_each_trouble_has_a_next_step(status: VmStatus, step: str) -> None:
@@ -79,8 +86,12 @@ def test_each_trouble_has_a_next_step(status: VmStatus, step: str) -> None:
     [
         make_status(0, Phase.REACHABLE),
         make_status(0, Phase.STOPPED),
+        replace(make_status(0, Phase.REACHABLE), cloud_init=CloudInit(True)),
         replace(make_status(0, Phase.BOOTING), since=NOW - 10),
         replace(make_status(0, Phase.BOOTING, port=None), since=NOW - 1000),
+        # The agent of a guest that boots again comes later than its ssh; an image may have none at all.
+        replace(make_status(0, Phase.REACHABLE), since=NOW - 9, agent=LOST),
+        replace(make_status(0, Phase.REACHABLE), since=NOW - 999, agent=AgentStatus()),
     ],
 )
 def test_what_is_well(status: VmStatus) -> None:

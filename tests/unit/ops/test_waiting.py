@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is waited for, and what VMs lack."""
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pytest
 from pvc.errors import GuestError, UsageError
 from pvc.model.vm import AgentStatus, Phase, VmStatus
 from pvc.ops import waiting
+from pvc.ops.remote import ExecResult
 from pvc.ops.waiting import Condition, Goal, Lack, describe, parse_conditions, wait_for
 from tests.unit.ops.worlds import make_status
 
@@ -51,8 +53,24 @@ class Looks:
         return [vm for vm in look if vm.rank in ranks]
 
 
-def wait(monkeypatch: pytest.MonkeyPatch, looks: Looks, *goals: str, timeout_s: float = 60.0) -> list[str]:
+class Asked:
+    """What guests answer when they are asked anew: so many times nothing, then the answer."""
+
+    def __init__(self, refusals: int) -> None:
+        self._refusals = refusals
+
+    def __call__(self, _control: Any, rank: int, _timeout_s: float) -> None:
+        self._refusals -= rank == 0
+        if rank == 0 and self._refusals >= 0:
+            raise GuestError("nobody is there")
+
+
+def wait(
+    monkeypatch: pytest.MonkeyPatch, looks: Looks, *goals: str, timeout_s: float = 60.0, refusals: int = 0
+) -> list[str]:
     monkeypatch.setattr(waiting, "read_status", looks)
+    for name in "check_ssh", "check_agent":
+        monkeypatch.setattr(waiting, name, Asked(refusals))
     monkeypatch.setattr(waiting, "_POLL_S", 0.0)
     said: list[str] = []
 
@@ -78,6 +96,59 @@ def test_each_look_tells_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
         "1 of 2 ready; vm0: has no ssh yet (runs)",
         "2 of 2 ready",
     ]
+
+
+@pytest.mark.parametrize(
+    ("goal", "text"),
+    [
+        ("ssh", "vm0: does not answer ssh any more (nobody is there)"),
+        ("agent", "vm0: has an agent that does not answer (nobody is there)"),
+    ],
+)
+def test_guests_are_asked_anew(monkeypatch: pytest.MonkeyPatch, goal: str, text: str) -> None:
+    """A guest that was reachable once may have hung since."""
+    looks = Looks([replace(make_status(rank, Phase.REACHABLE), agent=AGENT) for rank in (0, 1)])
+    assert wait(monkeypatch, looks, goal, refusals=1) == [f"1 of 2 ready; {text}", "2 of 2 ready"]
+    with pytest.raises(GuestError, match="nobody is there"):
+        wait(monkeypatch, looks, goal, refusals=99, timeout_s=0)
+
+
+FAILED = '{"v1": {"modules-final": {"errors": ["no such package"], "finished": 1.0}, "stage": null}}'
+WARNS = '{"v1": {"init": {"errors": [], "recoverable_errors": {"WARNING": ["what is that?"]}}, "stage": null}}'
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "warned"),
+    [
+        ("status: done\n{}", None, ""),
+        ("status: disabled", None, ""),
+        (f"status: done\n{WARNS}", None, "vm0: cloud-init warns: what is that?"),
+        (f"status: error\n{FAILED}", "vm0: cloud-init failed: no such package$", ""),
+        ("status: error", "vm0: cloud-init says 'error'$", ""),
+        ("none", "vm0: has no cloud-init$", ""),
+        ("running", r"vm0: cloud-init says 'running' \(after", ""),
+        ("", r"vm0: cloud-init says 'nothing' \(after", ""),
+    ],
+)
+def test_what_cloud_init_says_of_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: str, told: str | None, warned: str
+) -> None:
+    result = ExecResult("vm0", 0, said.encode(), b"")
+    monkeypatch.setattr(waiting, "run_command", lambda *_: [result])
+    looks = Looks([replace(make_status(0, Phase.REACHABLE), agent=AGENT)])
+    if told is None:
+        wait(monkeypatch, looks, "cloud-init")
+    else:
+        with pytest.raises(GuestError, match=told):
+            wait(monkeypatch, looks, "cloud-init", timeout_s=0 if "after" in told else 60)
+    assert warned in caplog.text
+
+
+@pytest.mark.parametrize("goal", ["agent", "cloud-init", "port:80", "cmd:true"])
+def test_a_silent_agent_is_no_agent(monkeypatch: pytest.MonkeyPatch, goal: str) -> None:
+    silent = replace(make_status(0, Phase.REACHABLE), agent=replace(AGENT, problem="the guest does not answer"))
+    with pytest.raises(GuestError, match=r"vm0: has a silent agent \(the guest does not answer\)"):
+        wait(monkeypatch, Looks([silent]), goal, timeout_s=0)
 
 
 @pytest.mark.parametrize(

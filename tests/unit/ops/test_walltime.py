@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Warnings before a job's time is over."""
 
 from __future__ import annotations
@@ -7,9 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from pvc.errors import JobError, UsageError
+from pvc.errors import JobError
 from pvc.ops import walltime
-from pvc.ops.submission import parse_moments
 from pvc.ops.walltime import Walltime, format_warning
 from pvc.slurm.job import parse_moment
 
@@ -42,7 +42,7 @@ class Job:
         self.asked += 1
         if self.end == -1:
             raise JobError("the controller does not answer")
-        return self.end
+        return None if self.end is None else self.end - time.time()
 
     def go(self, clock: Clock, until: float, step: float = 5.0) -> None:
         while clock.now < until:
@@ -99,14 +99,7 @@ def test_words(left: float, text: str) -> None:
     assert f"end in {text}:" in format_warning(7, left)
 
 
-def test_moments() -> None:
-    assert parse_moments(("5m", "30")) == (300.0, 30.0)
-    assert parse_moments(("0",)) == ()
-    with pytest.raises(UsageError, match="--warn"):
-        parse_moments(("soon",))
-
-
 def test_slurms_moments() -> None:
-    assert parse_moment("2026-11-25T02:03:04") is not None
+    assert parse_moment("1795981890") == 1795981890.0
     assert [parse_moment(text) for text in ("Unknown", "NONE", "")] == [None, None, None]
-    assert walltime.read_end
+    assert walltime.read_left

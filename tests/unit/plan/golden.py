@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plans that are kept beside the tests: ``make golden`` writes them anew, the diff is reviewed."""
 
 from __future__ import annotations

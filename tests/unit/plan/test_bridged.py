@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 from dataclasses import replace
@@ -51,13 +52,16 @@ def test_interfaces_are_in_the_order_of_the_resource_set() -> None:
     assert [[nic.network for nic in vm.nics] for vm in plan.grant.vms] == [["storage", "nat", "campus"]]
     for vm in plan.grant.vms:
         taps = [plan.taps[nic.tap_index] for nic in vm.nics]
-        assert [tap.netns for tap in taps] == [None, "pvc-12", None]
+        assert [tap.netns for tap in taps] == ["pvc-12", "pvc-12", "pvc-12"]
+        assert len({tap.name for tap in taps}) == 3
         assert [tap.vnet_header for tap in taps] == [False, True, True]
 
 
-def test_bridged_networks_alone_need_neither_namespace_nor_service() -> None:
+def test_bridged_networks_alone_need_a_namespace_and_no_service() -> None:
     plan = plan_of((("campus", 2),), BRIDGES)
-    assert [type(step) for step in plan.actions] == [actions.MakeRunDir, actions.JoinBridge]
+    kinds = [actions.MakeRunDir, actions.AddNetns, actions.AddLeads, actions.JoinBridge, actions.LoadRules]
+    assert [type(step) for step in plan.actions] == kinds
+    assert plan.actions[-1].netns == plan.netns == "pvc-12"
 
 
 def test_a_node_without_vms_needs_no_bridge() -> None:
@@ -77,6 +81,7 @@ def test_the_bridge_keeps_its_mtu() -> None:
             {"br-data": HostBridge(BridgeKind.OVS, 1500, True)},
             "settings.mtu: 9000 is more than br-data carries",
         ),
+        ({"br-data": HostBridge(BridgeKind.LINUX, 9000, steady=False)}, "br-data has no MAC of its own on this node"),
         ({"br-data": HostBridge(BridgeKind.LINUX, 9000)}, "storage.settings.vlans: br-data does not tell VLANs"),
     ],
 )
@@ -100,7 +105,8 @@ def test_more_networks_than_addresses_are_refused() -> None:
 
 
 def test_device_names_fit_the_kernel_for_any_job() -> None:
-    assert len(names.port("abcd", 0x03FF0000, 36**3 - 1)) <= names.MAX_DEVICE
+    for mark in (names.job_mark(0x03FF0000), names.chance_mark(0), names.chance_mark(names.MARKS - 1)):
+        assert len(names.port("abcd", mark, 36**3 - 1)) <= names.MAX_DEVICE
 
 
 VLANS = {

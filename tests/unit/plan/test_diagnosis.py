@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 from dataclasses import replace
@@ -37,7 +38,11 @@ def as_planned(inputs: Inputs) -> Seen:
                 taps = {(step.netns, name): Device(True, step.mtu, step.bridge) for name in step.names}
                 seen = replace(seen, devices={**seen.devices, **taps})
             case actions.AddUplink():
-                seen = replace(seen, devices={**seen.devices, (None, step.host_device): Device(True, 1500)})
+                pair = {
+                    (None, step.host_device): Device(True, 1500, addresses=frozenset({f"{step.host_address}/30"})),
+                    (step.netns, "up0"): Device(True, 1500, addresses=frozenset({f"{step.netns_address}/30"})),
+                }
+                seen = replace(seen, devices={**seen.devices, **pair})
             case actions.LoadRules():
                 counts = {(step.netns, *table): count for table, count in count_rules(step.text).items()}
                 seen = replace(seen, rules={**seen.rules, **counts})

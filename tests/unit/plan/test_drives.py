@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What locks, boots and Slurm prove of the holder of a persistent drive."""
 
 from __future__ import annotations

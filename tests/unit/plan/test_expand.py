@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is put into templates when their VMs start."""
 
 from __future__ import annotations

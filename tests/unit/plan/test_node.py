@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 from dataclasses import replace
@@ -198,8 +199,8 @@ def test_ports_are_counted_for_the_nodes_own_vms_only() -> None:
     job, request = job_of(2, 8), request_of(("nat", 6), cpus=2)
     first, second = place(job.nodes, job.cpus, request).shares
     memberships = plan_memberships(request, SITE)
-    assert plan_wants(memberships, first) == (PortWant("nat", 4, 60000, 60999),)
-    assert plan_wants(memberships, second) == (PortWant("nat", 2, 60000, 60999),)
+    assert plan_wants(memberships, first) == (PortWant("nat", 3, 60000, 60999),)
+    assert plan_wants(memberships, second) == (PortWant("nat", 3, 60000, 60999),)
     assert plan_wants(plan_memberships(request_of(("none", 2)), SITE), first) == ()
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flows of Open vSwitch, walked through by a small interpreter: who gets which frame."""
 
 from __future__ import annotations
@@ -245,7 +246,13 @@ def test_arp_and_neighbour_solicitations_are_answered_for_all_vms_and_the_gatewa
         assert (out, answer["arp_op"], answer["dl_src"], answer["dl_dst"]) == (own, "2", hardware, mac(0))
         assert (answer["arp_sha"], answer["arp_spa"]) == (hardware, address)
         assert (answer["arp_tha"], answer["arp_tpa"]) == (mac(0), ip(0))
-        ask: Frame = {"kind": "icmp6", "dl_src": mac(0), "dl_dst": "33:33:ff:00:00:01", "icmp_type": "135"}
+        ask: Frame = {
+            "kind": "icmp6",
+            "dl_src": mac(0),
+            "dl_dst": "33:33:ff:00:00:01",
+            "icmp_type": "135",
+            "nd_sll": mac(0),
+        }
         ask |= {"icmp_code": "0", "nd_options_type": "1", "ipv6_src": addresses.vm_address6(L3, 0, VNI)}
         ((out, answer),) = switch.receive(own, {**ask, "nd_target": address6, "ipv6_dst": "ff02::1:ff00:1"})
         assert (out, answer["icmp_type"], answer["nd_options_type"]) == (own, "136", "2")
@@ -348,7 +355,13 @@ def test_tables_answer_for_every_vm_as_one_flow_each_would(data: st.DataObject) 
             continue
         assert answers == ([addresses.vm_mac(network, 0, rank)] if rank else [])  # for its own it gets no answer
         target = str(IPv6Address(int(network.int_network6.network_address) + max(0, number - begin)))
-        solicit: Frame = {"kind": "icmp6", "icmp_type": "135", "icmp_code": "0", "nd_options_type": "1"}
+        solicit: Frame = {
+            "kind": "icmp6",
+            "icmp_type": "135",
+            "icmp_code": "0",
+            "nd_options_type": "1",
+            "nd_sll": hardware,
+        }
         solicit |= {"dl_src": hardware, "ipv6_src": addresses.vm_address6(network, 0, VNI), "nd_target": target}
         answers = [frame["nd_tll"] for _, frame in switch.receive(own, solicit)]
         assert answers == ([] if rank is None else [addresses.vm_mac(network, 0, rank)])
@@ -404,9 +417,13 @@ def test_golden_open_vswitch() -> None:
 
 def test_names_of_ports_fit_the_kernel_for_any_job() -> None:
     for prefix in ("n", "nat", "fast1"):
-        for job_id in (1, 12, 67_108_863):
+        for mark in (
+            *map(names.job_mark, (1, 12, 67_108_863)),
+            names.chance_mark(0),
+            names.chance_mark(names.MARKS - 1),
+        ):
             for number in (0, 35, 1295):
-                assert len(names.port(prefix, job_id, number)) <= names.MAX_DEVICE
+                assert len(names.port(prefix, mark, number)) <= names.MAX_DEVICE
     assert len(names.tunnel(65535)) <= names.MAX_DEVICE
     assert names.link_group(12) != names.link_group(13)
 

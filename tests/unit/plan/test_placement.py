@@ -1,4 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -21,9 +24,58 @@ def test_slurm_gives_every_node_a_task_and_so_does_the_placement() -> None:
     assert [(share.first_rank, share.count) for share in placement.shares] == [(0, 2), (2, 1), (3, 1)]
 
 
-def test_whole_nodes_are_spread_before_they_are_filled() -> None:
-    placement = place(("n1", "n2", "n3"), (16, 16, 16), request_of(("nat", 4), cpus=2))
-    assert [share.count for share in placement.shares] == [2, 1, 1]
+@pytest.mark.parametrize(
+    ("cpus", "count", "each", "dealt", "packed"),
+    [
+        ((16, 16, 16), 4, 2, [2, 1, 1], [2, 1, 1]),
+        ((16, 16), 4, 1, [2, 2], [3, 1]),
+        ((16, 16), 4, 4, [2, 2], [3, 1]),
+        ((16, 16, 16), 7, 3, [3, 2, 2], [5, 1, 1]),
+        ((8, 2), 5, 2, [4, 1], [4, 1]),
+        ((2, 16, 64), 20, 1, [2, 9, 9], [2, 16, 2]),
+        ((1, 0, 4), 4, 1, [1, 0, 3], [1, 0, 3]),
+        ((16,), 5, 3, [5], [5]),
+    ],
+)
+def test_whole_nodes_are_dealt_to_as_slurm_deals_tasks(
+    cpus: tuple[int, ...], count: int, each: int, dealt: list[int], packed: list[int]
+) -> None:
+    request = request_of(("nat", count), cpus=each)
+    nodes = _nodes(len(cpus))
+    for pack, found in ((False, dealt), (True, packed)):
+        wish = replace(request, pack=pack, whole=True)
+        assert [share.count for share in place(nodes, cpus, wish).shares] == found
+
+
+@pytest.mark.parametrize(("pack", "each", "counts"), [(False, 2, [3, 2, 2]), (True, 1, [5, 1, 1])])
+def test_vms_without_a_size_are_where_tasks_of_a_core_are(pack: bool, each: int, counts: list[int]) -> None:
+    request = replace(request_of(("nat", 7)), pack=pack, whole=True)
+    placement = place(_nodes(3), (6, 6, 6), request)
+    assert ([share.count for share in placement.shares], placement.sizes[0].cpus) == (counts, each)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "count", "each", "found"),
+    [
+        ((6, 2), 4, 1, [3, 1]),  # two for each, as with MaxMemPerCPU
+        ((6, 2), 4, 2, [3, 1]),
+        ((8, 24), 4, 1, [1, 3]),
+        ((2, 2), 3, 1, [2, 1]),  # the last core has a second thread
+        ((4, 2), 4, 1, [2, 2]),
+        ((16, 4), 20, 1, [16, 4]),
+    ],
+)
+def test_cores_that_slurm_has_counted_say_how_many_vms_it_means(
+    cpus: tuple[int, ...], count: int, each: int, found: list[int]
+) -> None:
+    placement = place(_nodes(len(cpus)), cpus, request_of(("nat", count), cpus=each))
+    assert [share.count for share in placement.shares] == found
+    assert placement.cpus_of(0) == each
+
+
+def test_a_crowd_on_one_large_node_is_no_work() -> None:
+    placement = place(_nodes(1000), (*([1] * 999), 20000), replace(request_of(("nat", 10000), cpus=1), whole=True))
+    assert placement.shares[-1].count == 9001
 
 
 def test_without_cores_each_vm_gets_the_most_that_fit() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 import dataclasses
@@ -7,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from pvc import codec
 from pvc.errors import GuestError
 from pvc.model.drive import Mmp, PersistentDrive
+from pvc.model.hardware import Hardware
 from pvc.model.node import Nic
 from pvc.model.vm import Accel, DirectBoot, Disk, ExtraDisk, Firmware, Mount, VmTemplate
-from pvc.plan import qemu
-from pvc.plan.qemu import QemuSpec, VmFds, guest_memory_mib, qemu_argv
+from pvc.plan.expand import find_image_files
+from pvc.plan.hardware import Wanted, plan_hardware
+from pvc.plan.qemu import QemuSpec, VmFds, boot_words, qemu_argv
 from pvc.plan.qemudrives import DriveFd, VmPaths
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -22,18 +26,16 @@ BOOT = DirectBoot("/images/vmlinuz", "/images/initrd", "root=/dev/vda console=tt
 
 
 def make_spec(template: dict[str, Any] | None = None, **changes: Any) -> QemuSpec:
+    """``changes`` are of the specification, and of what is wanted besides the template."""
     base = VmTemplate(**{"name": "debian", "disk": DISK, "boot": None, "resource_set": "nat"} | (template or {}))
-    spec = QemuSpec(
-        name="vm3",
-        template=base,
-        nics=(NIC,),
-        cpus=2,
-        memory_mib=768,
-        accel=Accel.KVM,
-        paths=VmPaths("/run/12/vm3/disk.qcow2", "/run/12/vm3/seed.iso"),
-        fds=VmFds(qmp=7, console=9, taps=(11,)),
-    )
-    return dataclasses.replace(spec, **changes)
+    paths = changes.pop("paths", VmPaths("/run/12/vm3/disk.qcow2", "/run/12/vm3/seed.iso"))
+    wanted = Wanted(2, 768, Accel.KVM, (NIC,), seed=paths.seed is not None, firmware=paths.firmware)
+    own = {each.name for each in dataclasses.fields(Wanted)} & changes.keys()
+    wanted = dataclasses.replace(wanted, **{key: changes.pop(key) for key in own})
+    fds = changes.pop("fds", VmFds(qmp=7, console=9, taps=(11,)))
+    files = [*find_image_files(base), *([] if paths.firmware is None else [paths.firmware.code])]
+    fds = dataclasses.replace(fds, images={path: fd for fd, path in enumerate(files, start=31)})
+    return QemuSpec("vm3", plan_hardware("vm3", base, wanted), base, paths, fds, **changes)
 
 
 SECOND_NIC = dataclasses.replace(NIC, network="lan", mac="52:54:00:00:01:03", address=None, gateway=None, tap_index=1)
@@ -43,7 +45,7 @@ SCENARIOS = {
     "two-nics": make_spec(nics=(NIC, SECOND_NIC), fds=VmFds(7, 9, (11, 12))),
     "no-disk-no-net": make_spec({"disk": None, "boot": BOOT}, nics=(), fds=VmFds(7, 9, ()), paths=VmPaths(None, None)),
     "network-boot": make_spec({"disk": None}, paths=VmPaths(None, None)),
-    "channels": make_spec(fds=VmFds(7, 9, (11,), (("org.pvc.agent", 13), ("org.pvc.other", 14)))),
+    "channels": make_spec(ports=("org.pvc.agent", "org.pvc.other"), fds=VmFds(7, 9, (11,), (13, 14))),
     "old-hardware": make_spec(
         {"machine_type": "pc", "nic_model": "e1000", "disk_model": "ide", "disk_cache": "writethrough"}
     ),
@@ -110,7 +112,6 @@ SCENARIOS = {
         {
             "machine_type": "microvm",
             "boot": BOOT,
-            "tpm": "2.0",
             "hugepages": "1G",
             "mounts": (Mount("/sw", "/mnt/sw", tag="sw", type="virtiofs"),),
         },
@@ -145,14 +146,15 @@ def test_a_kernel_is_told_no_more_than_it_needs() -> None:
         (told, Accel.TCG, 2_400_000, "tsc_early_khz=1000 quiet no_timer_check"),
         (dataclasses.replace(microvm, machine_type="q35"), Accel.TCG, 2_400_000, f"{BOOT.append} no_timer_check"),
     ):
-        boot = qemu.boot_words(template, accel, khz)
+        hardware = plan_hardware("vm3", template, Wanted(1, 128, accel))
+        boot = boot_words(template.boot, hardware, khz)
         assert boot is not None
         assert boot.append == words
 
 
 def test_a_microvm_has_no_tpm() -> None:
     with pytest.raises(GuestError, match="a microvm has no TPM"):
-        qemu_argv(make_spec({"machine_type": "microvm", "tpm": "2.0"}, fds=VmFds(7, 9, (11,), tpm=13)))
+        make_spec({"machine_type": "microvm", "tpm": "2.0"}, fds=VmFds(7, 9, (11,), tpm=13))
 
 
 def test_too_many_nics() -> None:
@@ -176,16 +178,33 @@ def test_more_disks_move_no_interface() -> None:
         qemu_argv(make_spec({"disks": disks}, paths=paths, nics=(NIC,) * 21, fds=VmFds(7, 9, tuple(range(21)))))
 
 
-@pytest.mark.parametrize("accel", [Accel.KVM, Accel.TCG])
-def test_guest_memory(accel: Accel) -> None:
-    left = guest_memory_mib(1024, accel)
-    overhead = 1024 - left
-    assert overhead >= qemu.QEMU_OVERHEAD_MIB
-    assert guest_memory_mib(overhead + qemu.MIN_GUEST_MIB, accel) == qemu.MIN_GUEST_MIB
-    with pytest.raises(GuestError, match="leave 63 MiB") as caught:
-        guest_memory_mib(overhead + qemu.MIN_GUEST_MIB - 1, accel)
-    assert str(overhead + qemu.MIN_GUEST_MIB) in (caught.value.hint or "")
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_hardware_is_a_value(name: str) -> None:
+    """It outlives its process, and says nothing of where files are and which descriptors there were."""
+    spec = SCENARIOS[name]
+    text = codec.dumps(spec.hardware)
+    assert codec.loads(Hardware, text) == spec.hardware
+    assert "/" not in text
+    moved = dataclasses.replace(spec.paths, overlay="/elsewhere", disks=tuple("/else" for _ in spec.paths.disks))
+    assert qemu_argv(dataclasses.replace(spec, paths=moved)) != qemu_argv(spec) or spec.paths.overlay is None
 
 
-def test_emulation_costs_memory() -> None:
-    assert guest_memory_mib(1024, Accel.TCG) < guest_memory_mib(1024, Accel.KVM)
+@pytest.mark.parametrize("changed", [{"nic_model": "e1000"}, {"tpm": "2.0"}, {"disk_cache": "none"}, {"firmware": "x"}])
+def test_what_the_guest_has_is_compared(changed: dict[str, Any]) -> None:
+    """The name of a firmware alone is none of it: whether there is one says what is found on the node."""
+    assert (make_spec(changed).hardware == make_spec().hardware) == (changed == {"firmware": "x"})
+
+
+@pytest.mark.parametrize(("protocol", "words"), [("vnc", "-vnc unix:{}"), ("spice", "-spice unix=on,addr={},")])
+@pytest.mark.parametrize(("machine", "bus"), [("q35,smm=on", "pcie.0"), ("pc-i440fx-7.2", "pci.0")])
+def test_screens(protocol: str, words: str, machine: str, bus: str) -> None:
+    spec = make_spec({"machine_type": machine, "remote_display": protocol}, display="/run/a,b/display.sock")
+    said = " ".join(qemu_argv(spec))
+    assert f"-device VGA,bus={bus},addr=0x2,id=screen0,vgamem_mb=8 " in said
+    assert words.format("/run/a,,b/display.sock") in said
+    assert "VGA" not in " ".join(qemu_argv(make_spec({"machine_type": machine}, display="/run/display.sock")))
+
+
+def test_a_microvm_has_no_screen() -> None:
+    with pytest.raises(GuestError, match="a microvm has no screen"):
+        make_spec({"machine_type": "microvm", "remote_display": "vnc"})

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forwarded ports, IPv6, guards and what VMs may reach: the parts of a node's plan that serve and that forbid."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks and jobs that the plan tests share."""
 
 from __future__ import annotations

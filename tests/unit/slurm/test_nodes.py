@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slurm's node lists."""
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from pvc.slurm.nodes import expand_nodes, fold_names
         ("n[1-3]", ("n1", "n2", "n3")),
         ("n[08-10],login", ("n08", "n09", "n10", "login")),
         ("zeta,alpha[2,5]", ("zeta", "alpha2", "alpha5")),
+        ("n[3,1]", ("n3", "n1")),
+        ("n[10-11,2,4-5]-x,n[9,8]", ("n10-x", "n11-x", "n2-x", "n4-x", "n5-x", "n9", "n8")),
+        ("r[2,1]n[1-2]", ("r1n1", "r1n2", "r2n1", "r2n2")),
     ],
 )
 def test_order_is_as_written(text: str, names: tuple[str, ...]) -> None:

@@ -1,8 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command lines for Slurm."""
 
 from __future__ import annotations
 
 import shlex
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pvc.slurm.submit import (
     JobWishes,
@@ -12,6 +17,7 @@ from pvc.slurm.submit import (
     salloc_argv,
     sbatch_argv,
     step_environment,
+    submission_environment,
     supervisors_argv,
 )
 
@@ -66,3 +72,74 @@ def test_one_supervisor_on_each_node_with_all_of_the_job() -> None:
 def test_the_jobs_own_layout_does_not_reach_the_step() -> None:
     environ = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_MEM_PER_CPU": "9", "SRUN_X": "1", "PVC_LAUNCH": "x"}
     assert step_environment(environ | {"HOME": "/h"}) == {"SLURM_JOB_ID": "7", "HOME": "/h"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SLURM_GPUS",
+        "SLURM_CPUS_PER_GPU",
+        "SLURM_CONSTRAINT",
+        "SLURM_DEBUG",
+        "SLURM_EXPORT_ENV",
+        "SLURM_CLUSTERS",
+        "SLURM_MPI_TYPE",
+        "SLURM_HOSTFILE",
+        "SLURM_HINT",
+        "SLURM_SIGNAL",
+        "SLURM_PARTITION",
+        "SLURM_PROLOG",
+        "SLURM_TASK_EPILOG",
+        "SLURM_OPEN_MODE",
+        "SLURM_BCAST",
+        "SLURM_WAIT",
+        "SLURM_THREADS",
+        "SLURM_UNHEARD_OF",
+        "SRUN_CPUS_PER_TASK",
+        "SRUN_EXPORT_ENV",
+        "SRUN_DEBUG",
+        "SLURM_STEP_ID",
+        "PMIX_RANK",
+        "SLURM_CPUS_PER_GPU_HET_GROUP_0",
+        "SPANK_X",
+        "SLURM_SPANK__SLURM_SPANK_OPTION_pyxis_container-image",
+        "PVC_RESOLVED",
+        "SLURM_PACK_SIZE",
+    ],
+)
+def test_a_step_is_told_its_job_and_nothing_else_of_slurm(name: str) -> None:
+    assert step_environment({name: "1", "LANG": "C"}) == {"LANG": "C"}
+
+
+def test_a_step_has_what_plug_ins_noted_for_it() -> None:
+    """A step that comes before its prolog asks for its node's set-up with it."""
+    notes = {"SLURM_SPANK_PVC_REQUEST": "1;nat:2", "SLURM_SPANK_X": "1"}
+    assert step_environment(notes) == notes
+
+
+def test_a_step_of_a_component_knows_all_components() -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_HET_SIZE": "2", "SLURM_JOB_ID_HET_GROUP_0": "7", "SLURM_JOB_ID_HET_GROUP_1": "8"}
+    job |= {"SLURM_JOB_NODELIST_HET_GROUP_1": "n2", "SLURM_CONF": "/etc/slurm.conf"}
+    assert step_environment(job) == job
+
+
+@given(
+    name=st.from_regex(r"(SLURM|SALLOC|SBATCH|SRUN|SPANK|PMI|PVC)_[A-Z0-9_]{1,20}", fullmatch=True),
+    program=st.sampled_from(["salloc", "sbatch"]),
+)
+def test_a_job_inside_of_another_has_nothing_of_it(name: str, program: str) -> None:
+    kept, ignored = submission_environment({name: "1", "HOME": "/h"}, program)
+    assert kept["HOME"] == "/h"
+    own = f"{program.upper()}_"
+    if name.startswith(own):
+        assert (name in kept) != (name in ignored)
+    elif name.startswith(("SLURM_", "SPANK_", "PMI_")):
+        assert name not in kept or name in ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
+        assert ignored == ()
+
+
+def test_a_users_wishes_for_jobs_count_and_those_for_tasks_are_told() -> None:
+    mine = {"SALLOC_PARTITION": "fast", "SALLOC_TIMELIMIT": "5", "SQUEUE_FORMAT": "%i", "SBATCH_MEM_PER_CPU": "1G"}
+    kept, ignored = submission_environment(mine | {"SALLOC_HINT": "x", "SALLOC_MEM_PER_CPU": "9"}, "salloc")
+    assert kept == mine
+    assert ignored == ("SALLOC_HINT", "SALLOC_MEM_PER_CPU")

@@ -1,10 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes as Slurm describes them: in service, silent, or unknown."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from pvc.slurm.witness import parse_job, parse_node
+from pvc.slurm.job import JobState
+from pvc.slurm.witness import find_state, parse_node
 
 
 @pytest.mark.parametrize(
@@ -25,8 +29,7 @@ def test_nodes(text: str, answers: bool, boot: float | None) -> None:
     assert parse_node(text) == (answers, boot)
 
 
-LEADER = "JobId=5 HetJobId=5 HetJobOffset=0 JobState={} NodeList=n1 BatchHost=n1"
-OTHER = "JobId=6 HetJobId=5 HetJobOffset=1 JobState={} NodeList=n[2-3] BatchHost=n2"
+LEADER, OTHER = JobState(5, "", ("n1",), None), JobState(6, "", ("n2", "n3"), None)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +43,10 @@ OTHER = "JobId=6 HetJobId=5 HetJobOffset=1 JobState={} NodeList=n[2-3] BatchHost
     ],
 )
 def test_each_component_has_a_state_of_its_own(states: tuple[str, str], node: str, state: str) -> None:
-    text = f"{LEADER.format(states[0])}\n{OTHER.format(states[1])}\n"
-    assert parse_job(text, node) == state
+    jobs = [replace(each, state=word) for each, word in zip((LEADER, OTHER), states, strict=True)]
+    assert find_state(jobs, node) == state
 
 
 def test_job_without_nodes() -> None:
-    assert parse_job("JobId=5 JobState=PENDING NodeList=(null) x=[", "n1") == "PENDING"
-    assert parse_job("JobId=5 JobState=PENDING NodeList=n[", "n1") == "PENDING"
-    assert parse_job("", "n1") == "UNKNOWN"
+    assert find_state([JobState(5, "PENDING", (), None)], "n1") == "PENDING"
+    assert find_state([], "n1") is None

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pvc.errors import HostError
 from pvc.model.host import Grants
 from pvc.plan import actions
 from pvc.plan.inputs import collect
-from pvc.state.ledger import Ledger, Ready, Record, read_jobs
+from pvc.state.ledger import Ledger, Ready, Record, UnreadableError, read_jobs
 from tests.unit.plan.worlds import SITE, facts_of, job_of, plan_of, request_of
 
 RECORD = Record(12, 1000, "boot", 3, (60000, 60001))
@@ -52,7 +53,7 @@ def test_a_torn_last_line_was_never_acted_upon(ledger: Ledger) -> None:
 
 def test_damage_elsewhere_is_named(ledger: Ledger) -> None:
     (ledger.path / "actions").write_text('["Format",{"disk":"/dev/sda"}]\n')
-    with pytest.raises(HostError, match="actions:1 cannot be read"):
+    with pytest.raises(HostError, match="actions:1 is not understood"):
         ledger.read_actions()
 
 
@@ -68,9 +69,22 @@ def test_record_and_readiness_round_trip(ledger: Ledger) -> None:
     assert ledger.read_ready() is None
 
 
-def test_half_a_record_is_no_record(ledger: Ledger) -> None:
-    (ledger.path / "record.json").write_text('{"job_id":12')
-    assert ledger.read_record() is None
+@pytest.mark.parametrize("text", ['{"job_id":12', "", '{"job_id":12,"uid":1000,"boot":"boot","colour":"blue"}'])
+def test_what_is_not_understood_is_not_taken_for_nothing(ledger: Ledger, text: str) -> None:
+    (ledger.path / "record.json").write_text(text)
+    with pytest.raises(UnreadableError, match=r"record\.json is not understood"):
+        ledger.read_record()
+
+
+def test_what_is_understood_besides(ledger: Ledger) -> None:
+    known = actions.AddNetns("pvc-12")
+    ledger.intend([known])
+    with (ledger.path / "actions").open("a") as stream:
+        stream.write('["AddNetns",{"netns":"pvc-13","colour":"blue"}]\n["Unknown",{}]\n[1]\n')
+    ledger.intend([known])
+    with pytest.raises(UnreadableError, match="actions:2"):
+        ledger.read_actions()
+    assert ledger.read_actions(any_left_out=True) == [known, known]
 
 
 def test_jobs_are_directories_with_a_number(ledger: Ledger, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent as a process beside a test, its port a socket, under the sanitizers; and the supervisor's side of it."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import os
+import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,8 @@ SOURCES = Path(__file__).parents[3] / "agent"
 def build_agent(directory: Path) -> Path:
     """The agent under ASan and UBSan, built once for a checkout."""
     env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    # Another checkout's tests have the same temporary directory.
+    directory = directory / hashlib.sha256(os.fsencode(SOURCES)).hexdigest()[:16]
     target = directory / "build" / "pvc-agent-checked"
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
@@ -29,6 +34,21 @@ def build_agent(directory: Path) -> Path:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     return target
+
+
+def build_hostile_agent(directory: Path, changes: Mapping[str, tuple[str, str]]) -> Path:
+    """The same from changed sources: for each file a text that is in it once, and what stands there instead."""
+    sources = directory / "agent"
+    shutil.copytree(SOURCES, sources, ignore=shutil.ignore_patterns("build", "pvc-agent"))
+    for name, (old, new) in changes.items():
+        text = (sources / name).read_text()
+        assert text.count(old) == 1, (name, old)
+        (sources / name).write_text(text.replace(old, new))
+    program = directory / "hostile"
+    argv = ["gcc", "-std=c11", "-D_GNU_SOURCE", '-DPVC_RELEASE="0"', "-o", program, *sources.glob("*.c")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return program
 
 
 @dataclass(eq=False)

@@ -1,9 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guest whose root speaks to the supervisor: it loses its session, and nobody else notices."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -27,6 +29,7 @@ from pvc.channel.frames import (
     parse_hello,
 )
 from pvc.supervisor.agent import MAX_CREDIT, MAX_STREAMS, Agent
+from tests.waits import until
 
 NUMBER = 77
 
@@ -36,12 +39,12 @@ class Peer:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        self._socket = connection
+        self.socket = connection
         self._decoder = Decoder()
         self._frames: list[Frame] = []
 
     async def send(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self._socket, data)
+        await asyncio.get_running_loop().sock_sendall(self.socket, data)
 
     async def next(self, *kinds: Kind) -> Frame:
         """The next frame of these kinds."""
@@ -51,7 +54,15 @@ class Peer:
                     frame = self._frames.pop(0)
                     if frame.kind in kinds:
                         return frame
-                self._frames += self._decoder.feed(await asyncio.get_running_loop().sock_recv(self._socket, 1 << 18))
+                self._frames += self._decoder.feed(await asyncio.get_running_loop().sock_recv(self.socket, 1 << 18))
+
+    async def end(self) -> None:
+        """Say no more, and return once all that was said has been taken: then the other side ends, too."""
+        self.socket.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(60):
+            with contextlib.suppress(ConnectionResetError):
+                while await asyncio.get_running_loop().sock_recv(self.socket, 1 << 18):
+                    pass
 
     async def greet(self) -> None:
         """A session."""
@@ -69,7 +80,8 @@ def play(talk: Callable[[Agent, Peer], Awaitable[None]]) -> None:
         agent = Agent("vm0", ours, lambda: False, lambda: None)
         task = asyncio.create_task(agent.run())
         try:
-            await talk(agent, Peer(theirs))
+            async with asyncio.timeout(300):
+                await talk(agent, Peer(theirs))
         finally:
             theirs.close()
             async with asyncio.timeout(60):
@@ -81,9 +93,7 @@ def play(talk: Callable[[Agent, Peer], Awaitable[None]]) -> None:
 
 
 async def connected(agent: Agent) -> None:
-    async with asyncio.timeout(60):
-        while not agent.connected:
-            await asyncio.sleep(0.01)
+    await until(lambda: agent.connected)
 
 
 OPEN = pack(Kind.OPEN, FROM_AGENT | 1, pack_words([("op", "accepted"), ("parent", "1")]))
@@ -141,11 +151,13 @@ def test_whatever_comes(parts: list[bytes]) -> None:
         await peer.greet()
         await connected(agent)
         calls = [call(agent, ("op", "exec"), window=0) for _ in range(3)]
+        honest = call(agent, ("op", "exec"))
+        await peer.send(pack(Kind.DATA, honest.stream, b"may come"))
         for part in parts:
             await peer.send(part)
-        await peer.send(pack(Kind.PING, 0, b"x"))
-        await asyncio.sleep(0)
+        await peer.end()
         assert all(not each.out for each in calls)
+        assert honest.out == b"may come"
 
     play(talk)
 
@@ -154,11 +166,14 @@ def test_a_guest_that_does_not_read_costs_a_bounded_amount() -> None:
     async def talk(agent: Agent, peer: Peer) -> None:
         await peer.greet()
         await connected(agent)
-        for _ in range(3000):
-            await peer.send(pack(Kind.PING, 0, bytes(MAX_PAYLOAD)))
-            if agent._out_bytes >= module._MAX_OUT:
-                break
-        await asyncio.sleep(0.05)
+        last = call(agent, ("op", "exec"))
+        ping = pack(Kind.PING, 0, bytes(MAX_PAYLOAD))
+        while agent._out_bytes < module._MAX_OUT:
+            await peer.send(ping)
+        await peer.send(ping * 20)
+        # Frames are taken in their order: with this one, all PINGs were.
+        await peer.send(pack(Kind.CLOSE, last.stream, pack_words([("exit", "0")])))
+        await last.wait()
         assert agent._out_bytes <= module._MAX_OUT + 2 * MAX_PAYLOAD
         with pytest.raises(Exception, match="takes nothing any more"):
             call(agent, ("op", "exec"))
@@ -170,9 +185,11 @@ def test_a_flood_of_notes_waits_for_who_reads_them() -> None:
     """NOTEs need no CREDIT: the guest is not read on while its client has not taken what came."""
 
     class Slow(Call):
-        hold = asyncio.Event()
+        hold: asyncio.Event
+        asked = False
 
         async def ready(self) -> None:
+            self.asked = True
             await self.hold.wait()
 
     async def talk(agent: Agent, peer: Peer) -> None:
@@ -183,7 +200,8 @@ def test_a_flood_of_notes_waits_for_who_reads_them() -> None:
         slow.stream = agent.open([("op", "exec")], slow)
         note = pack(Kind.NOTE, slow.stream, pack_words([("x", "y" * 60_000)]))
         flood = asyncio.create_task(peer.send(note * 500))
-        await asyncio.sleep(0.2)
+        # Its reader is held, and so the socket fills up.
+        await until(lambda: slow.asked and not select.select([], [peer.socket], [], 0)[1])
         assert not flood.done()
         assert len(slow.notes) < 40
         slow.hold.set()
@@ -211,9 +229,7 @@ def test_streams_are_counted() -> None:
 def test_another_protocol_is_named() -> None:
     async def talk(agent: Agent, peer: Peer) -> None:
         await peer.send(pack_hello(Hello(0, NUMBER, 2, "9.9")))
-        async with asyncio.timeout(60):
-            while not agent.problem:
-                await asyncio.sleep(0.01)
+        await until(lambda: agent.problem)
         assert agent.problem == "the agent of vm0 speaks protocol 2, pvc speaks 1"
         with pytest.raises(Exception, match="speaks protocol 2"):
             agent.check()
@@ -229,9 +245,7 @@ def test_a_guest_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         await peer.greet()
         await connected(agent)
         lost = call(agent, ("op", "exec"))
-        async with asyncio.timeout(60):
-            while agent.problem != "the guest does not answer" and lost.result is None:
-                await asyncio.sleep(0.005)
+        await until(lambda: agent.problem == "the guest does not answer" or lost.result is not None)
         assert "the guest has said nothing for" in (await lost.wait())["error"]
         await peer.greet()
         await connected(agent)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The supervisor's side of pvc-node's socket, against a server in this process."""
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from pvc import codec
-from pvc.errors import HostError, JobError, PvcError, StateError
+from pvc.errors import ConfigError, HostError, JobError, PvcError, StateError
 from pvc.model.node import NodeGrant
+from pvc.supervisor import attach as module
 from pvc.supervisor.attach import SOCKET, attach, attach_vm, find_socket
 
 pytestmark = pytest.mark.allow_sockets  # a Unix socket in the test's own directory
@@ -96,7 +97,7 @@ def test_the_taps_of_one_vm(serve: Callable[..., Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "kind"), [(4, JobError), (5, StateError), (6, HostError), (1, PvcError), (99, PvcError)]
+    ("code", "kind"), [(3, ConfigError), (4, JobError), (5, StateError), (6, HostError), (1, PvcError), (99, PvcError)]
 )
 def test_a_refusal_keeps_text_hint_and_code(serve: Callable[[Answer], Path], code: int, kind: type[PvcError]) -> None:
     refusal = {"ok": False, "exit_code": code, "error": "etcd does not answer", "hint": "start it"}
@@ -132,26 +133,42 @@ def test_a_server_that_ends_in_the_middle_is_asked_again(serve: Callable[..., Pa
     assert asyncio.run(attach(serve(*answers), 12)).grant == GRANT
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
-    before = time.monotonic()
+@pytest.fixture
+def on_pause(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What is done, one each time, when ``attach`` pauses before it tries again."""
+    found: list[Callable[[], None]] = []
+    sleep = asyncio.sleep
+
+    async def pause(pause_s: float) -> None:
+        if found:
+            found.pop(0)()
+        await sleep(pause_s)
+
+    monkeypatch.setattr(module.asyncio, "sleep", pause)
+    return found
+
+
+def test_nobody_listens(tmp_path: Path, on_pause: list[Callable[[], None]]) -> None:
+    told: list[str] = []
+    on_pause.append(lambda: told.append("again"))
     with pytest.raises(HostError, match=r"does not answer at .*sock") as caught:
         asyncio.run(attach(tmp_path / "sock", 12, retry_s=0.2))
-    assert time.monotonic() - before >= 0.2
+    assert told == ["again"]
     assert "pvc-node" in (caught.value.hint or "")
 
 
-def test_it_waits_for_a_server_that_restarts(serve: Callable[[Answer], Path], tmp_path: Path) -> None:
+def test_it_waits_for_a_server_that_restarts(
+    serve: Callable[[Answer], Path], tmp_path: Path, on_pause: list[Callable[[], None]]
+) -> None:
     (tmp_path / "sock").touch()  # what a dead server leaves is refused, not absent
 
     def restart() -> None:
-        time.sleep(0.2)
         (tmp_path / "sock").unlink()
         serve(lambda connection: say(connection, {"ok": True, "grant": codec.to_data(GRANT), "fds": 0}))
 
-    thread = threading.Thread(target=restart)
-    thread.start()
+    on_pause.append(restart)
     assert asyncio.run(attach(tmp_path / "sock", 12)).grant == GRANT
-    thread.join()
+    assert not on_pause
 
 
 def test_where_it_listens() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Consoles over socket pairs: no address is opened."""
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import pytest
 
 from pvc.supervisor import console as module
 from pvc.supervisor.console import Console
+from tests.waits import until
 
 pytestmark = pytest.mark.allow_sockets  # pairs only
 
@@ -57,9 +59,10 @@ def with_console(tmp_path: Path, use: Callable[[Console, socket.socket], Awaitab
     return asyncio.run(main())
 
 
-async def say(qemu: socket.socket, data: bytes) -> None:
+async def say(console: Console, qemu: socket.socket, data: bytes) -> None:
+    """Return once the console has taken it; what is said twice in a row must differ."""
     await asyncio.get_running_loop().sock_sendall(qemu, data)
-    await asyncio.sleep(0.01)
+    await until(lambda: console.recent.endswith(data))
 
 
 def test_watchers_hear_the_same_and_late_ones_get_a_replay(tmp_path: Path) -> None:
@@ -67,10 +70,10 @@ def test_watchers_hear_the_same_and_late_ones_get_a_replay(tmp_path: Path) -> No
 
     async def use(console: Console, qemu: socket.socket) -> None:
         with console.watch(first):
-            await say(qemu, b"boot ")
+            await say(console, qemu, b"boot ")
             with console.watch(late):
-                await say(qemu, b"login: ")
-            await say(qemu, b"bye")
+                await say(console, qemu, b"login: ")
+            await say(console, qemu, b"bye")
 
     console = with_console(tmp_path, use)
     assert first.data == b"boot login: bye"
@@ -84,7 +87,7 @@ def test_replay_is_bounded(tmp_path: Path) -> None:
 
     async def use(console: Console, qemu: socket.socket) -> None:
         for i in range(20):
-            await say(qemu, bytes([65 + i]) * 10_000)
+            await say(console, qemu, bytes([65 + i]) * 10_000)
         with console.watch(watcher):
             pass
 
@@ -98,7 +101,7 @@ def test_typing_reaches_qemu_and_is_harmless_after_its_end(tmp_path: Path) -> No
         await console.send(b"root\n")
         assert await asyncio.get_running_loop().sock_recv(qemu, 100) == b"root\n"
         qemu.close()
-        await asyncio.sleep(0.01)
+        await console.ended
         await console.send(b"anybody?\n")
 
     with_console(tmp_path, use)
@@ -110,9 +113,9 @@ def test_a_watcher_that_does_not_read_is_dropped(tmp_path: Path) -> None:
     async def use(console: Console, qemu: socket.socket) -> None:
         with console.watch(stuck), console.watch(good):
             stuck.transport.queued = module.WATCHER_BYTES + 1
-            await say(qemu, b"one")
+            await say(console, qemu, b"one")
             stuck.transport.queued = 0
-            await say(qemu, b"two")
+            await say(console, qemu, b"two")
 
     with_console(tmp_path, use)
     assert stuck.transport.aborted
@@ -125,7 +128,7 @@ def test_the_log_is_bounded_and_keeps_the_newest(tmp_path: Path, monkeypatch: py
 
     async def use(console: Console, qemu: socket.socket) -> None:
         for i in range(50):
-            await say(qemu, b"%099d\n" % i)
+            await say(console, qemu, b"%099d\n" % i)
 
     console = with_console(tmp_path, use)
     log = console.read_log()
@@ -137,6 +140,6 @@ def test_the_log_is_bounded_and_keeps_the_newest(tmp_path: Path, monkeypatch: py
 
 def test_without_a_writable_disk_the_last_output_is_still_there(tmp_path: Path) -> None:
     async def use(console: Console, qemu: socket.socket) -> None:
-        await say(qemu, b"hello")
+        await say(console, qemu, b"hello")
 
     assert with_console(tmp_path / "missing", use).read_log() == b"hello"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Persistent drives: one writer at a time, whoever is killed and whenever; what is refused, and with which words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What supervisors keep of their own words, and the ends of logs."""
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def test_each_vm_has_its_lines_and_those_of_the_node() -> None:
     journal.note(None, "no KVM here")
     journal.note(1, "vm1 failed: \x1b[2Jgone\nand more")
     assert texts(journal.read(0)) == ["vm0 booting", "no KVM here"]
-    assert texts(journal.read(1)) == ["no KVM here", "vm1 failed:  [2Jgone and more"]
+    assert texts(journal.read(1)) == ["no KVM here", "vm1 failed: ?[2Jgone and more"]
     assert len(texts(journal.read(None))) == 3
 
 
@@ -64,6 +65,14 @@ def test_what_is_logged_is_of_the_vm_that_it_begins_with() -> None:
         logger.removeHandler(journal)
     assert texts(journal.read(7)) == ["warning: vm7: cannot pin", "listens"]
     assert texts(journal.read(3)) == ["listens"]
+
+
+def test_the_newest_lines_are_kept() -> None:
+    journal = Journal()
+    for number in range(5000):
+        journal.note(None, f"line {number}")
+    kept = texts(journal.read(None))
+    assert (kept[0], kept[-1], len(kept)) == ("line 1000", "line 4999", 4000)
 
 
 def test_a_watcher_hears_its_vm_until_it_reads_no_more() -> None:

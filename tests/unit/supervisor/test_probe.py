@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 import asyncio
@@ -5,6 +6,7 @@ import asyncio
 import pytest
 
 from pvc.supervisor.probe import Answer, wait_banner
+from tests.waits import until
 
 pytestmark = pytest.mark.allow_sockets
 
@@ -23,12 +25,10 @@ def test_a_port_that_refuses_is_told_from_one_that_is_silent() -> None:
         told: list[Answer] = []
         server, port = await _serve(b"220 no sshd\r\n")
         probe = asyncio.create_task(wait_banner("127.0.0.1", port, told.append))
-        while not told:
-            await asyncio.sleep(0.01)
+        await until(lambda: told)
         server.close()
         await server.wait_closed()
-        while Answer.REFUSED not in told:
-            await asyncio.sleep(0.01)
+        await until(lambda: Answer.REFUSED in told)
         server, _ = await _serve(b"a notice\r\nSSH-2.0-x\r\n", port)
         await probe
         server.close()

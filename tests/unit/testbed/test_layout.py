@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pure part of the testbed: names, addresses, files, mounts and Slurm's configuration."""
 
 from __future__ import annotations
@@ -71,10 +72,11 @@ def test_underlay_carries_1500_bytes_in_vxlan() -> None:
 
 def test_users_replace_those_of_the_machine() -> None:
     lines = file(plan(), "etc/passwd").content.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["root", "munge", "nobody", "student", "teacher"]
+    assert [line.split(":")[0] for line in lines] == ["root", "munge", "nobody", "student", "teacher", "mallory"]
     assert "student:*:30001:30001:student:/home/student:/bin/bash" in lines
     groups = file(plan(), "etc/group").content.splitlines()
-    assert groups == ["root:x:0:", "kvm:x:106:student,teacher", "adm:x:4:", "student:*:30001:", "teacher:*:30002:"]
+    users = ["student:*:30001:", "teacher:*:30002:", "mallory:*:30003:"]
+    assert groups == ["root:x:0:", "kvm:x:106:student,teacher,mallory", "adm:x:4:", *users]
 
 
 def test_secrets_are_private() -> None:
@@ -111,6 +113,11 @@ def test_nodes_do_not_share_what_is_a_nodes_own() -> None:
         sources = [bind.source for each in wanted.nodes for bind in each.view.binds if bind.target == target]
         assert len(sources) == 4
         assert len(set(sources)) == 1, target
+
+
+def test_every_node_shows_taps_to_its_users_as_usual_distributions_do() -> None:
+    for node in plan().nodes:
+        assert [(each.target, each.mode) for each in node.view.devices] == [("/dev/net/tun", 0o666)]
 
 
 def test_mount_points_below_a_farm_are_its_own() -> None:

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What root sees of a node and of the site (pvc-node status), and what is done about leftovers (pvc-node repair)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from pvc.cli import output
+from pvc.errors import HostError, PvcError
+from pvc.texts import clean_text
+
+if TYPE_CHECKING:
+    from pvc.model.nodeview import NodeJob, NodeView, SiteCluster
+    from pvc.node.context import Context
+
+_MOST = 20
+
+
+def print_node(view: NodeView) -> None:
+    """The node for people."""
+    word = "pvc-node serves" if view.serving else "pvc-node does not serve: each prolog does its work slowly"
+    output.say(f"node {clean_text(view.node)}: {word}; {len(view.jobs)} jobs of pvc")
+    if view.jobs:
+        header = ("JOB", "USER", "SINCE", "STATE", "SLURM", "VMS", "VNIS", "PORTS", "DEVICES")
+        output.print_table(header, [_row(job) for job in view.jobs])
+    for job in view.jobs:
+        texts = [job.text, *(fault.text for fault in job.upkeep.standing)]
+        texts += [f"put back, after somebody undid it: {each.text}" for each in job.upkeep.mended[-1:]]
+        for text in filter(None, texts):
+            output.say(f"job {job.job_id}: {clean_text(text)}")
+    for share in view.shares:
+        output.say(f"{share.what}: {share.used} of {share.of}{f' {share.unit}' if share.unit else ''}")
+    if view.unswept:
+        output.say("left over: directories of ended jobs; pvc-node serve removes them")
+    left = [str(job.job_id) for job in view.jobs if job.is_left_over]
+    if left:
+        output.say(f"left over: {_some(left)}; pvc-node repair asks before it removes them")
+    for problem in view.problems:
+        output.say(f"not known: {clean_text(problem)}", error=True)
+
+
+def _row(job: NodeJob) -> tuple[object, ...]:
+    slurm = {None: "?", True: "yes", False: "no"}[job.known]
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.since)) if job.since else None
+    numbers = [str(each) for each in job.vnis]
+    ports = [str(each) for each in job.ports]
+    return (
+        job.job_id,
+        job.user or None,
+        since,
+        job.phase.value,
+        slurm,
+        job.vms,
+        _some(numbers),
+        _some(ports),
+        _some(list(job.devices)),
+    )
+
+
+def print_site(clusters: Sequence[SiteCluster]) -> None:
+    """All clusters of the site for people."""
+    rows = [
+        (each.job_id, each.user or None, each.state.lower() or "not in Slurm", each.elapsed or None,
+         ",".join(each.nodes[:_MOST]), _some([str(vni) for vni in each.vnis]))
+        for each in clusters
+    ]  # fmt: skip
+    output.print_table(("JOB", "USER", "STATE", "TIME", "NODES", "VNIS"), rows)
+
+
+def repair(context: Context, node: str, *, yes: bool) -> bool:
+    """Remove what belongs to no job, each after a question; whether all of it is gone."""
+    from pvc.node.overview import view_node
+    from pvc.node.reclaim import remove_left_over
+
+    view = view_node(context, node)
+    if any(job.known is None for job in view.jobs):
+        raise HostError(
+            "nobody knows which jobs this node has: " + "; ".join(view.problems), hint="is slurmctld there?"
+        )
+    left = [job for job in view.jobs if job.is_left_over]
+    if not left:
+        output.say("nothing is left over")
+    clean = True
+    for job in left:
+        what = f": {job.text}" if job.text else ""
+        output.say(clean_text(f"job {job.job_id} ({job.phase.value}, Slurm has it no more){what}"))
+        if not yes and not click.confirm("Remove what is left of it?"):
+            clean = False
+            continue
+        try:
+            output.say(clean_text(f"job {job.job_id}: {remove_left_over(context, node, job.job_id)}"))
+        except PvcError as err:
+            clean = False
+            output.say(clean_text(f"job {job.job_id}: {err}"), error=True)
+    return clean
+
+
+def _some(texts: list[str]) -> str | None:
+    more = f" and {len(texts) - 4} more" if len(texts) > 4 else ""
+    return ", ".join(texts[:4]) + more if texts else None

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What root is shown of a node, and of a site: whose clusters there are, what they hold, and what is left over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pvc.model.netview import Upkeep
+
+
+class JobPhase(StrEnum):
+    """How far a job is on a node."""
+
+    READY = "ready"
+    REFUSED = "refused"
+    UNFINISHED = "unfinished"  # being set up or torn down, or left so
+    UNREADABLE = "unreadable"
+    NOBODYS = "nobody's"  # there is something of it, and no record
+
+
+@dataclass(frozen=True)
+class NodeJob:
+    """A job on this node. ``known``: whether Slurm has it here; None: Slurm did not answer."""
+
+    job_id: int
+    phase: JobPhase
+    known: bool | None
+    uid: int | None = None
+    user: str = ""
+    since: float | None = None  # seconds since the epoch
+    vms: int = 0
+    vnis: tuple[int, ...] = ()
+    ports: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
+    text: str = ""  # why it is refused, what is left of it
+    upkeep: Upkeep = field(default_factory=Upkeep)
+
+    @property
+    def is_left_over(self) -> bool:
+        """Whether it is here, and no job of Slurm's is."""
+        return self.known is False
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of something that a node has so much of: what is used."""
+
+    what: str
+    used: int
+    of: int
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """A node. ``problems``: why some of this is not known."""
+
+    node: str
+    serving: bool
+    jobs: tuple[NodeJob, ...]
+    shares: tuple[Share, ...]
+    unswept: bool  # directories of ended jobs are still to be removed
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SiteCluster:
+    """A cluster that the state store has. ``state`` is Slurm's word; empty: Slurm has no such job."""
+
+    job_id: int
+    nodes: tuple[str, ...]
+    vnis: tuple[int, ...]
+    user: str = ""
+    state: str = ""
+    elapsed: str = ""

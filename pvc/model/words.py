@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words from the launcher to its supervisors, a line each on their standard input, behind the cluster's description."""
+
+from __future__ import annotations
+
+# Before the end of their input it says that this is no accident: see ClusterSpec.ends_job.
+BYE = b"bye\n"
+# Answers to SIGTERM (EventKind.TOLD): the job is preempted and has a time of grace, or this is its end.
+STAY = b"stay\n"
+LEAVE = b"leave\n"
