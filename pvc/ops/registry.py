@@ -61,9 +61,9 @@ def _join_nodes(leader: QueuedJob, queue: Mapping[int, QueuedJob]) -> str:
 def _list(job: QueuedJob, record: ClusterRecord | None, nodes: str) -> ListedCluster:
     waits = job.state == "PENDING"
     definition = record.definition if record else job.comment.removeprefix(COMMENT_PREFIX)
-    state = job.state.lower()
-    if record is None and job.state == "RUNNING":
-        state = "starting" if job.user == _user_name() else "running"
+    state = "running" if job.runs else job.state.lower()
+    if record is None and job.runs and job.user == _user_name():
+        state = "starting"
     return ListedCluster(
         job_id=job.job_id,
         name=job.name,
@@ -189,9 +189,7 @@ def _check_coming(queue: Sequence[QueuedJob], name: str | None) -> None:
         if job.comment.startswith(COMMENT_PREFIX) and not job.component and name in (None, job.name):
             if job.state == "SUSPENDED":
                 raise _suspended(job.job_id)
-            state = (
-                "is still starting" if job.state == "RUNNING" else f"does not run yet: its job is {job.state.lower()}"
-            )
+            state = "is still starting" if job.runs else f"does not run yet: its job is {job.state.lower()}"
             raise JobError(f"cluster {job.job_id} {state}", hint="pvc ps shows it; try again when it runs")
 
 

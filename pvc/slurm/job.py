@@ -13,15 +13,15 @@ from pvc.slurm.ask import ask, ask_rows
 from pvc.slurm.nodes import expand_nodes
 
 _MIB = 1024 * 1024
-# squeue(1), "JOB STATE CODES": in these a job's processes are on its nodes. It is not over that one is being signalled.
-_LIVE_STATES = frozenset({"RUNNING", "CONFIGURING", "SIGNALING", "RESIZING", "STAGE_OUT", "STOPPED"})
+# squeue(1), "JOB STATE CODES": what a running job is called. While Slurm signals it, or changes its size, squeue names
+# that in the place of RUNNING, so a job that was just told to go is SIGNALING until all its nodes have answered.
+_RUNNING_STATES = frozenset({"RUNNING", "SIGNALING", "RESIZING"})
+# In these a job's processes are on its nodes.
+_LIVE_STATES = _RUNNING_STATES | {"CONFIGURING", "STAGE_OUT", "STOPPED"}
 # States in which a job has its nodes and is not about to leave them, whether its processes go on or stand still.
-_HELD_STATES = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"})
+_HELD_STATES = _RUNNING_STATES | {"SUSPENDED", "STOPPED"}
 # squeue(1), "JOB STATE CODES": states in which a job's nodes are, or will be, its own
-LIVE_STATES = frozenset(
-    {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "COMPLETING", "RESIZING"}
-    | {"REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
-)
+_OWNING_STATES = _LIVE_STATES | {"PENDING", "SUSPENDED", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 # States that a job does not leave again. What is in neither set is no word that it has ended.
 _ENDED_STATES = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
@@ -74,6 +74,11 @@ class QueuedJob:
     reason: str
     comment: str
     component: int = 0  # of a heterogeneous job
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has begun and goes on, whatever Slurm is doing with it."""
+        return self.state in _RUNNING_STATES
 
 
 def read_components(environ: Mapping[str, str]) -> tuple[JobInfo, ...]:
@@ -151,12 +156,17 @@ class JobState:
     @property
     def lives(self) -> bool:
         """Whether its processes go on."""
-        return self.state in _LIVE_STATES
+        return is_live(self.state)
 
     @property
     def holds_nodes(self) -> bool:
         """Whether it runs, or is suspended and will go on."""
         return self.state in _HELD_STATES
+
+
+def is_live(state: str) -> bool:
+    """Whether in this state, by squeue's word, a job's processes go on."""
+    return state in _LIVE_STATES
 
 
 _STATE_COLUMNS = ("%A", "%T", "%N", "%e")
@@ -375,7 +385,7 @@ def parse_queue(rows: Sequence[Sequence[str]]) -> tuple[QueuedJob, ...]:
     """
     jobs: dict[int, QueuedJob] = {}
     for number, name, state, user, elapsed, nodes, reason, comment, place in rows:
-        if number.strip().isdecimal() and state in LIVE_STATES:
+        if number.strip().isdecimal() and state in _OWNING_STATES:
             component = _parse_component(place)
             job = QueuedJob(int(number), name, state, user, elapsed, nodes, reason, comment, component)
             jobs.setdefault(job.job_id, job)

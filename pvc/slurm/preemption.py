@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pvc.slurm.ask import ask
 from pvc.slurm.clock import read_clock
-from pvc.slurm.job import SQUEUE, parse_moment, read_partitions
+from pvc.slurm.job import SQUEUE, is_live, parse_moment, read_partitions
 
 # squeue(1), --Format: none of these holds a blank. The number is a width, and what is longer would be cut.
 _FORMAT = "JobID:24 ,State:24 ,PreemptTime:24 ,EndTime:24 ,Partition:256"
@@ -51,7 +51,7 @@ def parse_preempted(text: str) -> tuple[Preempted, ...]:
         words = line.split()
         moment = parse_moment(words[2]) if len(words) == 5 and words[0].isdecimal() else None
         if moment is not None:
-            found.append(Preempted(int(words[0]), words[1] == "RUNNING", moment, parse_moment(words[3]), words[4]))
+            found.append(Preempted(int(words[0]), is_live(words[1]), moment, parse_moment(words[3]), words[4]))
     return tuple(found)
 
 

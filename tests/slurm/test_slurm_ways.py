@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -106,6 +108,14 @@ def phases(tb: Testbed, job_id: int) -> list[str]:
     return [row["phase"] for row in rows]
 
 
+def iter_until(lines: IO[str], words: str) -> Iterator[str]:
+    """What is printed, until and with the line that has these words; all of it, if none has."""
+    for line in lines:
+        yield line
+        if words in line:
+            return
+
+
 def test_a_cluster_makes_room(ways: Testbed, nodes: dict[str, Snapshot]) -> None:
     """PreemptMode=CANCEL without a time of grace: its user reads why, and the rival gets clean nodes."""
     cluster = Cluster(ways, "pxe:2", "-p", "cancel", "-N2", size=()).wait_running()
@@ -121,13 +131,19 @@ def test_a_cluster_makes_room(ways: Testbed, nodes: dict[str, Snapshot]) -> None
 
 
 def test_a_cluster_with_a_time_of_grace(ways: Testbed, nodes: dict[str, Snapshot]) -> None:
-    """Slurm's first SIGTERM is a warning: the VMs go on until the grace is over, which their user reads."""
+    """Slurm's first SIGTERM is a warning: the VMs go on until the grace is over, which their user reads.
+
+    One node hears of it later. Until then Slurm says of the job that it is being signalled, and not that it runs.
+    """
     cluster = Cluster(ways, "pxe:2", "-p", "grace", "-N2", size=()).wait_running()
     try:
+        kill(ways, "n2", "^[^ ]*slurmd -D", signal.SIGSTOP)
         rival = Rival(ways)
-        line = next(text for text in cluster.process.stdout if "its VMs end" in text)
+        said = list(iter_until(cluster.process.stdout, "its VMs end"))
+        kill(ways, "n2", "^[^ ]*slurmd -D", signal.SIGCONT)
+        line = said[-1]
         left = re.search(rf"job {cluster.job_id} and its VMs end in (\d+) s: Slurm wants its nodes for another", line)
-        assert left is not None, line
+        assert left is not None, said
         assert 0 < int(left[1]) <= 20, line
         assert phases(ways, cluster.job_id) == ["booting", "booting"]
         said = cluster.end()

@@ -8,12 +8,14 @@ import pytest
 from pvc.slurm.clock import parse_clock
 from pvc.slurm.preemption import Grace, Preempted, parse_preempted, plan_grace
 
-# What squeue 22.05 says: a job that may stay, one with a time of grace and no limit, one with a limit, one that went.
+# What squeue 22.05 says: a job that may stay, one with a time of grace and no limit, one with a limit, one that
+# went, one whose nodes have not all answered to the signal.
 SAID = """\
 8                        RUNNING                  N/A                      NONE                     debug
 7                        RUNNING                  1796048605               NONE                     low
 6                        RUNNING                  1796048600               1796048620               low
 5                        PREEMPTED                1796048500               1796048515               low
+4                        SIGNALING                1796048605               NONE                     low
 """
 
 
@@ -22,6 +24,7 @@ def test_what_squeue_says() -> None:
         Preempted(7, True, 1796048605.0, None, "low"),
         Preempted(6, True, 1796048600.0, 1796048620.0, "low"),
         Preempted(5, False, 1796048500.0, 1796048515.0, "low"),
+        Preempted(4, True, 1796048605.0, None, "low"),
     )
     assert parse_preempted("") == ()
 
