@@ -5,6 +5,8 @@ from __future__ import annotations
 
 # Before the end of their input it says that this is no accident: see ClusterSpec.ends_job.
 BYE = b"bye\n"
-# Answers to SIGTERM (EventKind.TOLD): the job is preempted and has a time of grace, or this is its end.
+# Answers to SIGTERM (EventKind.TOLD): Slurm is being asked; then, that the job is preempted and has a time of grace, or
+# that this is its end.
+ASKING = b"asking\n"
 STAY = b"stay\n"
 LEAVE = b"leave\n"

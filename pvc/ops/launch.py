@@ -21,7 +21,7 @@ from pvc.errors import GuestError, HostError, JobError, PvcError
 from pvc.host.secrecy import forbid_dumps
 from pvc.model.cluster import ClusterKeys, ClusterRecord, ClusterSpec, Placement
 from pvc.model.event import Event, EventKind
-from pvc.model.words import LEAVE, STAY
+from pvc.model.words import ASKING, LEAVE, STAY
 from pvc.ops import shell
 from pvc.ops.describe import list_nodes, make_record, make_spec, place_vms
 from pvc.ops.display import Display
@@ -289,6 +289,7 @@ class Launcher:
     def _answer_end(self) -> None:
         """Slurm's SIGTERM has reached a supervisor; if this launcher is ending, too, the end of its input is coming."""
         if not self._ending and self._signal is None and self._supervisors is not None:
+            self._supervisors.tell(ASKING)
             self._supervisors.tell(STAY if self._grace.may_stay() else LEAVE)
 
     def on_lost(self, node: str, why: str) -> None:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from pvc.model.words import BYE, LEAVE, STAY
+from pvc.model.words import ASKING, BYE, LEAVE, STAY
 
 LOG = logging.getLogger(__name__)
-# A launcher that stands still (Ctrl-Z) gives no answer. Slurm kills what has not ended KillWait after its SIGTERM.
+# A launcher that stands still (Ctrl-Z) gives no answer. One that does not waits for Slurm, whose controller may be busy
+# for seconds. Slurm kills what has not ended KillWait after its SIGTERM, 30 s by default.
 _ANSWER_S = 4.0
+_SLURM_S = 15.0
 
 
 class Leave(Protocol):
@@ -42,6 +44,7 @@ class Dismissal:
         self._has_launcher = False
         self._dismissed = False
         self._waits: asyncio.TimerHandle | None = None
+        self._asked = 0.0
         for number in (signal.SIGINT, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._obey)
         self._loop.add_signal_handler(signal.SIGTERM, self._ask)
@@ -61,7 +64,8 @@ class Dismissal:
         if not self._has_launcher:
             self._obey()
         elif self._waits is None:
-            self._waits = self._loop.call_later(_ANSWER_S, self._obey)
+            self._asked = self._loop.time()
+            self._waits = self._loop.call_at(self._asked + _ANSWER_S, self._obey)
             self._tell()
 
     def _settle(self) -> bool:
@@ -87,6 +91,8 @@ class Dismissal:
         for word in said.splitlines(keepends=True):
             if word == BYE:
                 self._dismissed = True
+            elif word == ASKING and self._settle():
+                self._waits = self._loop.call_at(self._asked + _SLURM_S, self._obey)
             elif word == STAY and self._settle():
                 LOG.info("Slurm sent SIGTERM; the job has a time of grace")
             elif word == LEAVE and self._waits is not None:

@@ -37,6 +37,7 @@ PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE 
 """
 # The nodes' names in Slurm resolve nowhere, and are not their hosts'.
 NAMES = {"n1": "c1", "n2": "c2"}
+SLURMD, SLURMCTLD = "^[^ ]*slurmd -D", "^[^ ]*slurmctld -D"
 # As large as numbers of jobs are that no federation gave; the next one is the first again.
 FIRST_JOB, LAST_JOB = 67_100_000, 67_108_863
 
@@ -133,14 +134,21 @@ def test_a_cluster_makes_room(ways: Testbed, nodes: dict[str, Snapshot]) -> None
 def test_a_cluster_with_a_time_of_grace(ways: Testbed, nodes: dict[str, Snapshot]) -> None:
     """Slurm's first SIGTERM is a warning: the VMs go on until the grace is over, which their user reads.
 
-    One node hears of it later. Until then Slurm says of the job that it is being signalled, and not that it runs.
+    One node hears of it later. Until then Slurm says of the job that it is being signalled, and not that it runs. And
+    its controller takes longer to say so than supervisors wait for a launcher that does not answer.
     """
     cluster = Cluster(ways, "pxe:2", "-p", "grace", "-N2", size=()).wait_running()
     try:
-        kill(ways, "n2", "^[^ ]*slurmd -D", signal.SIGSTOP)
+        for node in ways.nodes():
+            kill(ways, node, SLURMD, signal.SIGSTOP)
         rival = Rival(ways)
+        wait_until(lambda: state_of(ways, cluster.job_id) == "SIGNALING", PATIENCE_S, "the cluster need not go")
+        kill(ways, "login", SLURMCTLD, signal.SIGSTOP)
+        kill(ways, "n1", SLURMD, signal.SIGCONT)
+        time.sleep(6)
+        kill(ways, "login", SLURMCTLD, signal.SIGCONT)
         said = list(iter_until(cluster.process.stdout, "its VMs end"))
-        kill(ways, "n2", "^[^ ]*slurmd -D", signal.SIGCONT)
+        kill(ways, "n2", SLURMD, signal.SIGCONT)
         line = said[-1]
         left = re.search(rf"job {cluster.job_id} and its VMs end in (\d+) s: Slurm wants its nodes for another", line)
         assert left is not None, said

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pvc.model.words import BYE, LEAVE, STAY
+from pvc.model.words import ASKING, BYE, LEAVE, STAY
 from pvc.supervisor.dismissal import Dismissal
 
 
@@ -92,6 +92,30 @@ def test_no_answer_is_the_end(pipe: tuple[int, int], monkeypatch: pytest.MonkeyP
         return heard
 
     assert asyncio.run(tell()) == Heard(1, [True])
+
+
+def test_a_launcher_that_waits_for_slurm_is_waited_for(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its word counts for those that asked, and not for ever."""
+    monkeypatch.setattr("pvc.supervisor.dismissal._ANSWER_S", 60.0)
+    monkeypatch.setattr("pvc.supervisor.dismissal._SLURM_S", 0.05)
+
+    async def tell() -> Heard:
+        heard = Heard()
+        Dismissal(pipe[0], heard.ask, heard.leave)
+        os.write(pipe[1], ASKING)
+        await asyncio.sleep(0.1)
+        assert heard == Heard()
+        for number, words in ((1, ASKING + STAY), (2, ASKING)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            while heard.asked < number:
+                await settle()
+            assert heard == Heard(number)
+            os.write(pipe[1], words)
+        while not heard.left:
+            await settle()
+        return heard
+
+    assert asyncio.run(tell()) == Heard(2, [True])
 
 
 @pytest.mark.parametrize(("word", "abandoned"), [(b"", True), (BYE, False), (STAY + BYE, False)])
