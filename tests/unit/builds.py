@@ -39,7 +39,8 @@ def make(config: pytest.Config, source: Path, *words: str, rests_on: Iterable[Pa
             build.mkdir()
         # MAKEFLAGS: this may run below another make, whose job server is not ours.
         env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-        argv = ["make", "-s", "-j2", "-C", os.fspath(source), *words, f"BUILD={build}"]
+        # Names with blanks would be several targets: a checkout may lie below one.
+        argv = ["make", "-s", "-j2", "-C", os.fspath(source), *words, f"BUILD={os.path.relpath(build, source)}"]
         said = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False, env=env)
         assert said.returncode == 0, said.stdout + said.stderr
         done.touch()
