@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -293,6 +294,36 @@ def test_a_wrong_command_is_found(line: str) -> None:
 )
 def test_commands_are_taken_apart(line: str, commands: list[list[str]]) -> None:
     assert list(find_commands(line)) == commands
+
+
+@pytest.mark.allow_run  # bash, which runs nothing of the pages
+@pytest.mark.parametrize("page", sorted({block.page for block in blocks() if block.language == "bash"}), ids=_name)
+def test_scripts_are_bash(page: Path) -> None:
+    text = "".join(block.text for block in blocks() if block.page == page and block.language == "bash")
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_files_of_conf_that_pages_name_are_there() -> None:
+    named = {
+        (page.relative_to(ROOT).as_posix(), name)
+        for page in TEXTS
+        for name in re.findall(r"(?<![\w/.])conf/[\w./*-]*\w", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    assert not [each for each in named if not list(ROOT.glob(each[1]))]
+
+
+@pytest.mark.allow_run  # awk
+def test_the_parts_of_the_package_list_are_found() -> None:
+    """The administrator's page asks conf/debian-packages.txt for the packages below some headings."""
+    text = (DOCS / "tutorials/administrator.md").read_text(encoding="utf-8")
+    (function,) = re.findall(r"^list\(\) .*$", text, re.MULTILINE)
+    parts = set(re.findall(r'\$\(list ("[^"]+")', text))
+    assert len(parts) == 5
+    for part in parts:
+        done = subprocess.run(["bash", "-c", f"{function}\nlist {part}"], cwd=ROOT, capture_output=True, text=True)
+        assert re.fullmatch(r"([a-z0-9.+-]+\n)+", done.stdout), part
 
 
 # --- configuration
