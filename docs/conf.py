@@ -23,6 +23,8 @@ TOP = Path(__file__).resolve().parents[1]
 project = "pvc"
 version = release = pvc.__version__
 language = "en"
+# Options are written with two hyphens, which would become a dash.
+smartquotes = False
 root_doc = "docs/index"
 # README.md is for a forge's first page; docs/index.md says the same here.
 include_patterns = ["HACKING.md", "NEWS.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**.md", "man/*.rst"]
