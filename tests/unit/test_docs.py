@@ -192,11 +192,19 @@ def _find_in_segment(words: list[str]) -> Iterator[list[str]]:
             yield words[start:]
 
 
+def examples() -> Iterator[Block]:
+    """The examples of the manual, each line a block: those that begin with a prompt below an indentation."""
+    for page in sorted((ROOT / "man").glob("*.rst")):
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+            if re.match(r" {4}[$#] ", line):
+                yield Block(page, number, "console", line)
+
+
 def documented() -> list[tuple[str, list[str]]]:
-    """Every command of pvc that a page shows, with its place."""
+    """Every command of pvc that a page or an example of the manual shows, with its place."""
     return [
         (f"{block}: {' '.join(words)}", words)
-        for block in blocks()
+        for block in [*blocks(), *examples()]
         for line in shell_lines(block)
         for words in find_commands(line)
     ]
