@@ -13,7 +13,7 @@ SUITES := trixie sid
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix check deps venv spank agent bpf headers bench fuzz fmt man golden clean need-venv
+.PHONY: help demo test test-matrix check deps venv spank agent bpf headers bench fuzz fmt man docs golden clean need-venv
 
 help:  ## List the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,11 @@ man: need-venv  ## Write the generated parts of the manual, and the pages as man
 	mkdir -p man/build
 	for page in man/*.rst; do $(BIN)/rst2man "$$page" "man/build/$$(basename "$$page" .rst)"; done
 
+docs:  ## Build the documentation as HTML: build/docs/index.html. A dead link or any other warning fails.
+	@tools/venv docs
+	@rm -rf build/docs
+	.venv-docs/bin/sphinx-build -q -E -W --keep-going -c docs -d build/doctrees -b html . build/docs
+
 golden: need-venv  ## Write the expected plans and command lines of the tests again; the diff is for review.
 	PVC_GOLDEN=write $(PYTEST) -q tests/unit/plan
 
@@ -72,7 +77,7 @@ clean:  ## Remove what was built, the venv included.
 	$(MAKE) --no-print-directory -C agent clean
 	$(MAKE) --no-print-directory -C bpf clean
 	$(MAKE) --no-print-directory -C tests/fuzz clean
-	rm -rf $(VENV) .venv.lock build dist *.egg-info man/build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-docs .venv.lock build dist *.egg-info man/build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 need-venv:

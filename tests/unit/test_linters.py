@@ -30,7 +30,8 @@ def tracked_files() -> list[Path]:
     )
     if done.returncode == 0:
         return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
-    built = {".venv", "build", "dist", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
+    built = {".venv", ".venv-docs", "build", "dist", "__pycache__"}
+    built |= {".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
     return [path for path in ROOT.rglob("*") if path.is_file() and not built & set(path.relative_to(ROOT).parts)]
 
 
