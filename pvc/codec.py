@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen dataclasses to JSON-able data and back, strictly.
+"""Frozen dataclasses to JSON-able data and back, strictly; and documents that outlast a version of pvc.
 
 ``from_data`` refuses unknown keys, missing keys and wrong types, so it also guards the trust
-boundaries: what comes from another process is rebuilt field by field or refused.
+boundaries: what comes from another process is rebuilt field by field or refused. A document that another version
+may read has a ``Format``, and with it a version.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import enum
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 _Decoder = Callable[[Any, str], Any]
 _NETWORKS = (IPv4Network, IPv6Network)
+_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})", re.ASCII)
 
 
 def to_data(value: Any) -> Any:
@@ -38,13 +41,13 @@ def to_data(value: Any) -> Any:
     return value
 
 
-def from_data(cls: type[T], data: Any) -> T:
-    """The value of type ``cls`` that ``to_data`` turned into ``data``.
+def from_data(cls: type[T], data: Any, *, loose: bool = False) -> T:
+    """The value of type ``cls`` that ``to_data`` turned into ``data``. ``loose``: unknown keys are left out.
 
     :raise ValueError: a key is missing or unknown, or a value has the wrong type; the message gives its path.
     """
     kind: Any = cls
-    decoded: T = _decoder(kind)(data, "")
+    decoded: T = _decoder(kind, loose)(data, "")
     return decoded
 
 
@@ -72,6 +75,58 @@ def read_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+class OtherVersionError(ValueError):
+    """A document is of a major version that this pvc does not know; the message names both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How documents are written that another version of pvc may read: with ``major`` and ``minor`` beside their fields.
+
+    Within a major version a reader leaves out the fields that it does not know, and a field that is missing has its
+    default. Version 0.1.0 of pvc wrote no version: its documents are what 1.0 is in each format.
+    """
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+    def mark(self, data: dict[str, Any]) -> dict[str, Any]:
+        """``data`` with the version in which it is written."""
+        return {"version": str(self), **data}
+
+    def dumps(self, value: Any) -> str:
+        """One line of JSON."""
+        return dumps(self.mark(to_data(value)))
+
+    def loads(self, cls: type[T], text: str | bytes, *, exactly: bool = False) -> T:
+        """The inverse of ``dumps``. ``exactly``: a field that is not known is an error, as for who plans by them.
+
+        :raise OtherVersionError: it is of another major version.
+        :raise ValueError: not JSON, or not a ``cls``.
+        """
+        data = read_json(text)
+        self.check(data)
+        return from_data(cls, {key: data[key] for key in data if key != "version"}, loose=not exactly)
+
+    def check(self, data: Any) -> None:
+        """Refuse what ``mark`` would not have given this major version.
+
+        :raise OtherVersionError: it is of another one.
+        :raise ValueError: it is no document, or what it has for a version is none.
+        """
+        if not isinstance(data, dict):
+            raise _wrong("", "an object", data)
+        text = data.get("version", "1.0")
+        match = _VERSION.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f"version: {text!r:.40} is none")
+        if int(match[1]) != self.major:
+            raise OtherVersionError(f"it is of format {text}, and this pvc reads {self.major}.x")
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
@@ -81,19 +136,19 @@ def _wrong(path: str, expected: str, data: Any) -> ValueError:
 
 
 @cache
-def _decoder(kind: Any) -> _Decoder:
+def _decoder(kind: Any, loose: bool) -> _Decoder:
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
     if kind is Any:
         return lambda data, _path: data
     if origin in (types.UnionType, typing.Union):
-        return _union(arguments)
+        return _union(arguments, loose=loose)
     if origin is tuple:
-        return _sequence(arguments)
+        return _sequence(arguments, loose=loose)
     if origin is dict:
-        return _mapping(arguments[1])
+        return _mapping(arguments[1], loose=loose)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _dataclass(kind)
+        return _dataclass(kind, loose=loose)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _enum(kind)
     if kind in _NETWORKS:
@@ -145,8 +200,11 @@ def _network(kind: Any) -> _Decoder:
     return decode
 
 
-def _union(arguments: tuple[Any, ...]) -> _Decoder:
-    inner = [_decoder(argument) for argument in arguments if argument is not type(None)]
+def _union(arguments: tuple[Any, ...], *, loose: bool) -> _Decoder:
+    kinds = [argument for argument in arguments if argument is not type(None)]
+    # What is one of them field by field is not taken for another with some left out.
+    passes = (False, True) if loose and len(kinds) > 1 else (loose,)
+    inner = [_decoder(kind, each) for each in passes for kind in kinds]
     optional = type(None) in arguments
 
     def decode(data: Any, path: str) -> Any:
@@ -163,9 +221,9 @@ def _union(arguments: tuple[Any, ...]) -> _Decoder:
     return decode
 
 
-def _sequence(arguments: tuple[Any, ...]) -> _Decoder:
+def _sequence(arguments: tuple[Any, ...], *, loose: bool) -> _Decoder:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        item = _decoder(arguments[0])
+        item = _decoder(arguments[0], loose)
 
         def decode(data: Any, path: str) -> Any:
             if not isinstance(data, list | tuple):
@@ -173,7 +231,7 @@ def _sequence(arguments: tuple[Any, ...]) -> _Decoder:
             return tuple(item(entry, f"{path}[{i}]") for i, entry in enumerate(data))
 
         return decode
-    items = [_decoder(argument) for argument in arguments]
+    items = [_decoder(argument, loose) for argument in arguments]
 
     def decode_fixed(data: Any, path: str) -> Any:
         if not isinstance(data, list | tuple) or len(data) != len(items):
@@ -183,8 +241,8 @@ def _sequence(arguments: tuple[Any, ...]) -> _Decoder:
     return decode_fixed
 
 
-def _mapping(value_kind: Any) -> _Decoder:
-    inner = _decoder(value_kind)
+def _mapping(value_kind: Any, *, loose: bool) -> _Decoder:
+    inner = _decoder(value_kind, loose)
 
     def decode(data: Any, path: str) -> Any:
         if not isinstance(data, dict):
@@ -194,9 +252,9 @@ def _mapping(value_kind: Any) -> _Decoder:
     return decode
 
 
-def _dataclass(kind: Any) -> _Decoder:
+def _dataclass(kind: Any, *, loose: bool) -> _Decoder:
     hints = typing.get_type_hints(kind)
-    fields = {field.name: _decoder(hints[field.name]) for field in dataclasses.fields(kind)}
+    fields = {field.name: _decoder(hints[field.name], loose) for field in dataclasses.fields(kind)}
     required = {
         field.name
         for field in dataclasses.fields(kind)
@@ -206,11 +264,12 @@ def _dataclass(kind: Any) -> _Decoder:
     def decode(data: Any, path: str) -> Any:
         if not isinstance(data, dict):
             raise _wrong(path, f"an object ({kind.__name__})", data)
-        unknown = data.keys() - fields.keys()
+        unknown = set() if loose else data.keys() - fields.keys()
         missing = required - data.keys()
         if unknown or missing:
             what = f"unknown {sorted(unknown)}" if unknown else f"missing {sorted(missing)}"
             raise ValueError(f"{path or kind.__name__}: {what}")
-        return kind(**{key: fields[key](entry, f"{path}.{key}" if path else key) for key, entry in data.items()})
+        known = ((key, entry) for key, entry in data.items() if key in fields)
+        return kind(**{key: fields[key](entry, f"{path}.{key}" if path else key) for key, entry in known})
 
     return decode

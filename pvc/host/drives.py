@@ -18,9 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pvc import codec
+from pvc.codec import OtherVersionError
 from pvc.host.locks import is_locked, try_lock
-from pvc.model.drive import Lease
+from pvc.model.drive import LEASE, Lease
 from pvc.plan.disks import plan_empty
 from pvc.plan.drives import is_plain
 
@@ -112,11 +112,15 @@ class OwnLease:
 
 @dataclass(frozen=True)
 class FoundLease:
-    """Somebody's lease; ``lease`` None: it is damaged. ``locked`` as of ``is_locked``."""
+    """Somebody's lease; ``lease`` None: it is damaged. ``locked`` as of ``is_locked``.
+
+    ``foreign``: it is of another major version, in words.
+    """
 
     path: Path
     lease: Lease | None
     locked: bool | None
+    foreign: str = ""
 
     def remove(self) -> None:
         """Forget a dead holder.
@@ -136,7 +140,7 @@ def publish_lease(drive: Path, lease: Lease) -> OwnLease:
     fd, unnamed = _open_unnamed(drive.parent, prefix)
     try:
         try_lock(fd)
-        data = codec.dumps(lease).encode()
+        data = LEASE.dumps(lease).encode()
         if os.write(fd, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
         os.fchmod(fd, 0o644)
@@ -182,7 +186,9 @@ def _read_lease(path: Path) -> FoundLease:
             return FoundLease(path, None, None)
         locked = is_locked(fd)
         try:
-            lease = codec.loads(Lease, os.read(fd, _MAX_LEASE))
+            lease = LEASE.loads(Lease, os.read(fd, _MAX_LEASE))
+        except OtherVersionError as err:
+            return FoundLease(path, None, locked, str(err))
         except ValueError:
             return FoundLease(path, None, locked)
         return FoundLease(path, lease if is_plain(lease) else None, locked)

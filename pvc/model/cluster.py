@@ -5,8 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pvc.codec import Format
 from pvc.model.request import Size
 from pvc.model.vm import Accel, VmTemplate
+
+# What starts a cluster: from pvc alloc to the launcher, which may run days later, and from there to the supervisors
+LAUNCH = Format(1, 0)
+# What a running cluster keeps in its owner's directory for commands that come later
+CLUSTER = Format(1, 0)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pvc.codec import Format
+
+LEASE = Format(1, 0)  # files beside drives, for supervisors of all nodes that reach them
+
 
 class Mmp(StrEnum):
     """Multi-mount protection: who may have a drive at the same time."""

@@ -15,7 +15,7 @@ from pvc.node.strays import find as find_strays
 from pvc.node.teardown import tear_down
 from pvc.slurm import control
 from pvc.state import membership
-from pvc.state.ledger import Ledger, Record, UnreadableError, read_jobs
+from pvc.state.ledger import ForeignError, Ledger, Record, UnreadableError, read_jobs
 
 LOG = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ def reclaim(context: Context, node: str | None) -> Outcome:
             record = context.read_record(job_id)
         except UnreadableError as err:
             context.tell(job_id, f"{err}; {err.find_hint()}")
-            live[job_id] = is_unreadable
+            if not isinstance(err, ForeignError):  # which is for another version, so there is nothing to look at again
+                live[job_id] = is_unreadable
             continue
         if record is None or record.boot != boot:
             # One without a record may be a set-up that begins this moment: that shows when its lock is free.
@@ -69,12 +70,17 @@ def reclaim(context: Context, node: str | None) -> Outcome:
 def remove_left_over(context: Context, node: str, job_id: int) -> str:
     """Undo what is here of a job that Slurm does not have here any more; a line for people.
 
+    What only another version of pvc can undo goes by its name: root was asked.
+
     :raise PvcError: Slurm has it, or does not answer; or something could not be undone.
     """
     if job_id in control.read_node_jobs(node):
         raise JobError(f"Slurm has job {job_id} on this node")
     adopt(context, job_id)
-    return tear_down(context, job_id)
+    said = tear_down(context, job_id, by_name=True)
+    if context.forgetful:  # no action said so, but the store may count this node to the job's cluster
+        reclaim_memberships(context, node)
+    return said
 
 
 def reclaim_memberships(context: Context, node: str) -> bool:

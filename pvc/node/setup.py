@@ -31,7 +31,7 @@ from pvc.plan.placement import place
 from pvc.plan.switch import count_meters, is_switched
 from pvc.slurm import nodenames
 from pvc.state import membership
-from pvc.state.ledger import Ledger, Ready, Record, Refusal, UnreadableError, read_jobs
+from pvc.state.ledger import ForeignError, Ledger, Ready, Record, Refusal, UnreadableError, read_jobs
 from pvc.texts import clean_lines, clean_text
 
 LOG = logging.getLogger(__name__)
@@ -65,12 +65,12 @@ def set_up(context: Context, job: JobFacts, request_text: str, *, again: bool = 
     :raise HostError: this node cannot do its part; nothing of it is left.
     """
     # Any number of steps may ask at once, at their user's will: what is answered needs no lock.
-    if not again and _is_answered(context, job):
-        return "was there"
+    if not again and (found := _find_answer(context, job)):
+        return found
     with context.job_lock(job.job_id):
         ledger = Ledger(context.state_dir, job.job_id)
-        if not again and _is_answered(context, job):
-            return "was there"
+        if not again and (found := _find_answer(context, job)):
+            return found
         record = Record(job.job_id, job.uid, read_boot_id(), opened_ns=time.time_ns())
         try:
             # A refusal that the ledger had no room for would count before what is done now.
@@ -81,15 +81,20 @@ def set_up(context: Context, job: JobFacts, request_text: str, *, again: bool = 
                 undo_recorded(context, ledger)
             ledger.open(record)
             return _build(context, job, request_text, ledger, record)
+        except ForeignError as err:
+            # An earlier set-up that only another version can undo: this one is refused beside it.
+            error = JobError(f"this node cannot set up job {job.job_id}", hint="ask its administrator")
+            error.__cause__ = err
+            return _refuse(context, Ledger(context.runtime_dir, job.job_id), record, error)
         except Exception as err:  # noqa: BLE001 - whatever it is, it is undone, and is a refusal or a fault
-            found = _explain(err)
-            if isinstance(found, HostError) and not is_shortage(found):
+            why = _explain(err)
+            if isinstance(why, HostError) and not is_shortage(why):
                 _undo_half(context, ledger, keep_record=False)
                 if not ledger.exists():
                     context.forget_lock(job.job_id)
-                raise found from found.__cause__
+                raise why from why.__cause__
             _undo_half(context, ledger, keep_record=True)
-            return _refuse(context, ledger, record, found)
+            return _refuse(context, ledger, record, why)
         except BaseException:
             _undo_half(context, ledger, keep_record=False)
             raise
@@ -134,11 +139,18 @@ def _planning() -> Iterator[None]:
         raise JobError(f"pvc-node cannot plan this request: {type(err).__name__}", hint="its log has more") from None
 
 
-def _is_answered(context: Context, job: JobFacts) -> bool:
-    record = context.read_record(job.job_id)
-    if record is None or (record.uid, record.boot) != (job.uid, read_boot_id()):
-        return False
-    return record.refusal is not None or Ledger(context.state_dir, job.job_id).read_ready() is not None
+def _find_answer(context: Context, job: JobFacts) -> str | None:
+    """What a set-up that was done or refused says now; None: there was none."""
+    try:
+        record = context.read_record(job.job_id)
+        if record is None or (record.uid, record.boot) != (job.uid, read_boot_id()):
+            return None
+        answered = record.refusal is not None or Ledger(context.state_dir, job.job_id).read_ready() is not None
+    except UnreadableError as err:
+        # The cluster may run: what is not understood is left alone, and no step of its user's is a reason to drain.
+        context.tell(job.job_id, f"{err}; {err.find_hint()}")
+        return f"left as it is: {err}"
+    return "was there" if answered else None
 
 
 def _undo_half(context: Context, ledger: Ledger, *, keep_record: bool) -> None:

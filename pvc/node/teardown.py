@@ -10,17 +10,20 @@ from pvc.errors import ConfigError, HostError, PvcError, StateError, is_shortage
 from pvc.node import apply, strays
 from pvc.node.context import Context
 from pvc.plan import actions
-from pvc.state.ledger import Ledger, UnreadableError
+from pvc.state.ledger import ForeignError, Ledger, UnreadableError
 
 LOG = logging.getLogger(__name__)
 
 
-def tear_down(context: Context, job_id: int, wanted: Callable[[Ledger], bool] = lambda _: True) -> str:
+def tear_down(
+    context: Context, job_id: int, wanted: Callable[[Ledger], bool] = lambda _: True, *, by_name: bool = False
+) -> str:
     """Undo everything recorded of a job; a line for the log. Nothing recorded is fine.
 
     What cannot be undone now and is no fault of this node is kept, and undone later by ``reclaim``: what the state
     store cannot be told, what a user still holds, what there is no room or memory for, what is in a place of others.
-    ``wanted``: asked with the job's ledger when nobody else can change it.
+    What is recorded in another major version is left alone, which is no fault either.
+    ``wanted``: asked with the job's ledger when nobody else can change it. ``by_name``: as of ``undo_recorded``.
 
     :raise HostError: something of this node could not be undone; it is kept in the ledger.
     """
@@ -31,10 +34,14 @@ def tear_down(context: Context, job_id: int, wanted: Callable[[Ledger], bool] = 
             spare.remove()
             context.forget_lock(job_id)
             return "nothing to undo"
-        if not wanted(ledger):
-            return "left as it is"
         try:
-            undo_recorded(context, ledger)
+            if not wanted(ledger):
+                return "left as it is"
+            undo_recorded(context, ledger, by_name=by_name)
+        except ForeignError as err:
+            spare.remove()
+            context.tell(job_id, f"{err}; {err.find_hint()}")
+            return f"left as it is: {err}"
         except PvcError as err:
             if isinstance(err, HostError) and not is_shortage(err):
                 raise
@@ -45,16 +52,20 @@ def tear_down(context: Context, job_id: int, wanted: Callable[[Ledger], bool] = 
         return "undone"
 
 
-def undo_recorded(context: Context, ledger: Ledger, *, keep_record: bool = False) -> None:
+def undo_recorded(context: Context, ledger: Ledger, *, keep_record: bool = False, by_name: bool = False) -> None:
     """Undo the ledger's actions in reverse and forget them. The caller holds the job's lock.
 
+    ``by_name``: where they are of another major version, what bears the job's name is removed, and the ledger with it.
+
+    :raise ForeignError: they are of another major version; nothing is changed.
     :raise HostError: some could not be undone (kept).
     :raise JobError: only what a user keeps could not be undone (kept).
     :raise StateError: only the state store's could not be undone (kept).
     :raise ConfigError: only the job's directory could not, where others may write to what is above it (kept).
     """
+    steps = _read_actions(context, ledger, by_name=by_name)
     ledger.unready()
-    left, errors = apply.undo(_read_actions(context, ledger), context.hands())
+    left, errors = apply.undo(steps, context.hands())
     try:
         if left or keep_record:
             ledger.keep(left)
@@ -74,14 +85,23 @@ def _name_left(err: PvcError) -> str:
     return "the state store" if isinstance(err, StateError) else "what its user keeps"
 
 
-def _read_actions(context: Context, ledger: Ledger) -> list[actions.Action]:
-    """What is to be undone; where that is not understood, what is, and what bears the job's name besides."""
+def _read_actions(context: Context, ledger: Ledger, *, by_name: bool) -> list[actions.Action]:
+    """What is to be undone; where that is not understood, what is, and what bears the job's name besides.
+
+    :raise ForeignError: it is of another major version, and ``by_name`` does not allow to undo it nevertheless.
+    """
+    understood: list[actions.Action] = []
     try:
         return ledger.read_actions()
+    except ForeignError as err:
+        if not by_name:
+            raise
+        LOG.warning("%s; what bears the job's name is removed", err)
     except UnreadableError as err:
         LOG.warning("%s; what bears the job's name is removed", err)
-        context.forgetful = True
-        return [*strays.collect(context, int(ledger.path.name)), *ledger.read_actions(any_left_out=True)]
+        understood = ledger.read_actions(any_left_out=True)
+    context.forgetful = True
+    return [*strays.collect(context, int(ledger.path.name)), *understood]
 
 
 def _worst(errors: list[PvcError]) -> PvcError:

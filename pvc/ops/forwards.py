@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from pvc import codec, run
 from pvc.errors import HostError, PvcError, UsageError, rebuild_error
 from pvc.files import ensure_private_dir, write_atomic
+from pvc.model.cluster import CLUSTER
 from pvc.model.forward import Forward
 from pvc.ops.jobdir import JobDir
 from pvc.ops.launch import find_pvc
@@ -57,7 +58,7 @@ def registered(jobdir: JobDir, forwards: Sequence[Forward], *, program: bool = F
             raise FileNotFoundError(jobdir.record_path)
         ensure_private_dir(folder)
         running = Running(os.getpid(), socket.gethostname(), time.time(), tuple(forwards), program)
-        write_atomic(path, codec.dumps(running), mode=0o600)
+        write_atomic(path, CLUSTER.dumps(running), mode=0o600)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as err:
         raise HostError("cannot register the forwards: has the cluster ended?") from err
@@ -76,7 +77,7 @@ def list_running(jobdir: JobDir) -> tuple[Running, ...]:
     found = []
     for path in sorted((jobdir.path / "forwards").glob("*.json")):
         try:
-            running = codec.loads(Running, path.read_bytes())
+            running = CLUSTER.loads(Running, path.read_bytes())
         except (OSError, ValueError):
             continue
         if running.host == socket.gethostname() and not _is_locked(path):

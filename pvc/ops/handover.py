@@ -12,8 +12,9 @@ import binascii
 import zlib
 from dataclasses import dataclass
 
-from pvc import codec
+from pvc.codec import OtherVersionError
 from pvc.errors import UsageError
+from pvc.model.cluster import LAUNCH
 from pvc.ops.definition import LaunchOrder
 
 VARIABLE = "PVC_LAUNCH"
@@ -44,7 +45,7 @@ def encode(handover: Handover) -> str:
 
     :raise UsageError: it does not fit, which only large user-data can cause.
     """
-    text = base64.b64encode(zlib.compress(codec.dumps(handover).encode(), 1)).decode()
+    text = base64.b64encode(zlib.compress(LAUNCH.dumps(handover).encode(), 1)).decode()
     if len(text) > _MAX_TEXT:
         raise UsageError(
             f"the cluster's description has {len(text) // 1024} KiB packed; {_MAX_TEXT // 1024} KiB fit",
@@ -59,6 +60,11 @@ def decode(text: str) -> Handover:
     :raise UsageError: not what ``encode`` makes.
     """
     try:
-        return codec.loads(Handover, zlib.decompress(base64.b64decode(text, validate=True)))
+        return LAUNCH.loads(Handover, zlib.decompress(base64.b64decode(text, validate=True)))
+    except OtherVersionError as err:
+        raise UsageError(
+            f"{VARIABLE} in the environment is of another version of pvc",
+            hint="submit the cluster again with this pvc, or let the job run the one that it was submitted with",
+        ) from err
     except (ValueError, binascii.Error, zlib.error) as err:
-        raise UsageError(f"{VARIABLE} in the environment is damaged, or of another version of pvc") from err
+        raise UsageError(f"{VARIABLE} in the environment is damaged") from err

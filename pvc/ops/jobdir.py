@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvc import codec
+from pvc.codec import OtherVersionError
 from pvc.errors import HostError, JobError
 from pvc.files import ensure_own_dir, ensure_private_dir, remove_tree, write_atomic
-from pvc.model.cluster import ClusterKeys, ClusterRecord
+from pvc.model.cluster import CLUSTER, ClusterKeys, ClusterRecord
 
 LOG = logging.getLogger(__name__)
 # More than the keys and the description of most clusters.
@@ -189,7 +189,7 @@ class JobDir:
 
     def write_record(self, record: ClusterRecord) -> None:
         """Publish the cluster; readers see all of it or nothing."""
-        write_atomic(self.record_path, codec.dumps(record), mode=0o600)
+        write_atomic(self.record_path, CLUSTER.dumps(record), mode=0o600)
 
     def read_record(self) -> ClusterRecord:
         """The cluster of this directory.
@@ -197,11 +197,16 @@ class JobDir:
         :raise JobError: there is none, or its description is damaged.
         """
         try:
-            return codec.loads(ClusterRecord, self.record_path.read_bytes())
+            return CLUSTER.loads(ClusterRecord, self.record_path.read_bytes())
         except FileNotFoundError:
             raise JobError(
                 f"job {self.path.name} has no running cluster", hint="pvc ps lists yours; pvc start boots that of a job"
             ) from None
+        except OtherVersionError as err:
+            raise JobError(
+                f"cannot read {self.record_path}",
+                hint="the cluster runs with another version of pvc: use that one for it, or end it by scancel",
+            ) from err
         except (ValueError, OSError) as err:
             raise JobError(f"cannot read {self.record_path}") from err
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from pvc import codec, run
-from pvc.model.cluster import ClusterSpec
+from pvc.model.cluster import LAUNCH, ClusterSpec
 from pvc.model.event import Event
 from pvc.model.words import BYE
 from pvc.ops.loop import Loop
@@ -71,7 +71,7 @@ class Supervisors:
 
     def send(self, spec: ClusterSpec) -> None:
         """Give all of them the description; their input stays open as the sign that this launcher lives."""
-        line = codec.dumps(spec).encode() + b"\n"
+        line = LAUNCH.dumps(spec).encode() + b"\n"
         for step in self._steps:
             step.send(line)
 

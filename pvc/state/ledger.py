@@ -9,6 +9,9 @@
 
 The directory is there as long as anything may have to be undone; removing it is the last act of a
 tear-down. It is root's alone.
+
+All files of it have the version of ``LEDGER``, ``actions`` in a line before the first. What another version wrote is
+undone by its names: fields and actions that are not known are left out. What is of another major version is left alone.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pvc.codec import dumps, from_data, loads, to_data
+from pvc.codec import Format, OtherVersionError, from_data, read_json, to_data
 from pvc.errors import HostError
 from pvc.files import remove_tree, write_atomic
 from pvc.model.netview import Upkeep
@@ -32,7 +35,12 @@ from pvc.plan.inputs import Inputs
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+LEDGER = Format(1, 0)
 _HINT = "it stays as it is while Slurm has the job; when that has ended, what can be told by its name is removed"
+_FOREIGN_HINT = (
+    "nothing of this job is changed: start the pvc-node that wrote it again; once Slurm has ended the job, "
+    "pvc-node repair removes what bears its number"
+)
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
@@ -98,10 +106,14 @@ class Ready:
 
 
 class UnreadableError(HostError):
-    """What a ledger says is not understood: it was written by another version of pvc, or the disk lost some of it.
+    """What a ledger says is not understood: the disk lost some of it, or it was written by another version of pvc.
 
     Nothing may be concluded from it, and it stays as it is.
     """
+
+
+class ForeignError(UnreadableError):
+    """A ledger is of another major version: whoever wrote it can undo it, and this pvc must not."""
 
 
 class Ledger:
@@ -124,7 +136,7 @@ class Ledger:
 
     def write_record(self, record: Record) -> None:
         """Replace the record."""
-        write_atomic(self.path / "record.json", dumps(record), mode=0o600)
+        write_atomic(self.path / "record.json", LEDGER.dumps(record), mode=0o600)
 
     def read_record(self) -> Record | None:
         """The record; None when there is none.
@@ -135,53 +147,70 @@ class Ledger:
 
     def intend(self, steps: Sequence[actions.Action]) -> None:
         """Record actions before they are done; on disk, so that a power failure cannot forget a claim."""
-        lines = "".join(_encode(step) + "\n" for step in steps)
         fd = os.open(self.path / "actions", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w") as stream:
-            stream.write(lines)
+            stream.write(_encode_all(steps) if os.fstat(fd).st_size == 0 else _encode(steps))
             stream.flush()
             os.fdatasync(stream.fileno())
 
     def read_actions(self, *, any_left_out: bool = False) -> list[actions.Action]:
-        """Recorded actions in order of creation; a torn last line was never acted upon.
+        """Recorded actions in order of creation, but for those of another minor version that are not known here; a torn
+        last line was never acted upon.
 
         ``any_left_out``: those that are not understood are, instead of an error.
 
+        :raise ForeignError: they are of another major version.
         :raise UnreadableError: one is not understood.
         """
         try:
             lines = (self.path / "actions").read_text().split("\n")
         except FileNotFoundError:
+            self._check_record()  # nothing was done yet, but numbers may have been taken
             return []
         steps: list[actions.Action] = []
         for number, line in enumerate(lines[:-1], start=1):
             try:
-                steps.append(_decode(line))
-            except (ValueError, KeyError, TypeError) as err:
+                steps += _decode(line, first=number == 1)
+            except OtherVersionError as err:
+                raise ForeignError(f"{self.path}/actions is not understood", hint=_FOREIGN_HINT) from err
+            except (ValueError, TypeError) as err:
                 text = f"{self.path}/actions:{number} is not understood"
                 if not any_left_out:
                     raise UnreadableError(text, hint=_HINT) from err
                 LOG.warning("%s: it is left out", text)
         return steps
 
+    def _check_record(self) -> None:
+        """:raise ForeignError: the record is of another major version."""
+        try:
+            self.read_record()
+        except ForeignError:
+            raise
+        except UnreadableError:
+            pass
+
     def keep(self, steps: Sequence[actions.Action]) -> None:
         """Replace the recorded actions by those that are still to be undone."""
-        write_atomic(self.path / "actions", "".join(_encode(step) + "\n" for step in steps), mode=0o600, sync=True)
+        write_atomic(self.path / "actions", _encode_all(steps), mode=0o600, sync=True)
 
     def write_inputs(self, inputs: Inputs) -> None:
         """Record what the plan follows from."""
-        write_atomic(self.path / "inputs.json", dumps(inputs), mode=0o600)
+        write_atomic(self.path / "inputs.json", LEDGER.dumps(inputs), mode=0o600)
 
     def read_inputs(self) -> Inputs | None:
-        """What the plan followed from; None when that is not known, as after an update of pvc."""
+        """What the plan followed from; None when that is not known.
+
+        A plan that is made without a field that another version wrote is another plan, and the node would be changed to
+        be like it: so here, and here only, what is not known is not left out.
+        """
         try:
-            return _load(Inputs, self.path / "inputs.json")
+            return _load(Inputs, self.path / "inputs.json", exactly=True)
         except UnreadableError:
             return None
 
     def write_ready(self, ready: Ready) -> None:
         """Record that all is applied."""
-        write_atomic(self.path / "plan.json", dumps(ready), mode=0o600)
+        write_atomic(self.path / "plan.json", LEDGER.dumps(ready), mode=0o600)
 
     def read_ready(self) -> Ready | None:
         """What to tell a supervisor; None while the job is not set up.
@@ -192,7 +221,7 @@ class Ledger:
 
     def write_upkeep(self, upkeep: Upkeep) -> None:
         """Record what the last look at the job's networks found."""
-        write_atomic(self.path / "upkeep.json", dumps(upkeep), mode=0o600)
+        write_atomic(self.path / "upkeep.json", LEDGER.dumps(upkeep), mode=0o600)
 
     def read_upkeep(self) -> Upkeep:
         """The same; nothing found, where that is not known."""
@@ -207,8 +236,11 @@ class Ledger:
         """
         if (self.path / "plan.json").exists():
             return True
-        record = self.read_record()
-        return record is not None and record.refusal is not None and not self.read_actions()
+        try:
+            record = self.read_record()
+            return record is not None and record.refusal is not None and not self.read_actions()
+        except UnreadableError:
+            return True  # it stays as it is while Slurm has the job
 
     def unready(self) -> None:
         """From here on nobody attaches any more."""
@@ -228,14 +260,30 @@ def read_jobs(state: Path) -> list[int]:
         return []
 
 
-def _encode(step: actions.Action) -> str:
-    return json.dumps([type(step).__name__, to_data(_slim(step))], separators=(",", ":"))
+def _encode_all(steps: Sequence[actions.Action]) -> str:
+    return LEDGER.dumps({}) + "\n" + _encode(steps)
 
 
-def _decode(line: str) -> actions.Action:
-    name, data = json.loads(line)
-    step: actions.Action = from_data(_TYPES[name], data)
-    return step
+def _encode(steps: Sequence[actions.Action]) -> str:
+    named = ([type(step).__name__, to_data(_slim(step))] for step in steps)
+    return "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in named)
+
+
+def _decode(line: str, *, first: bool) -> Iterator[actions.Action]:
+    """One action or none: the version stands in the first line, and a minor version may have actions of its own.
+
+    :raise OtherVersionError: the version is of another major one.
+    :raise ValueError: it is not a line of a ledger.
+    """
+    data = read_json(line)
+    if first and isinstance(data, dict):
+        LEDGER.check(data)
+        return
+    name, fields = data
+    if not isinstance(name, str) or not isinstance(fields, dict):
+        raise ValueError("it is no action")
+    if name in _TYPES:
+        yield from_data(_TYPES[name], fields, loose=True)
 
 
 def _slim(step: actions.Action) -> actions.Action:
@@ -254,10 +302,12 @@ def _slim(step: actions.Action) -> actions.Action:
     return step
 
 
-def _load(kind: type[T], path: Path) -> T | None:
+def _load(kind: type[T], path: Path, *, exactly: bool = False) -> T | None:
     try:
-        return loads(kind, path.read_text())
+        return LEDGER.loads(kind, path.read_text(), exactly=exactly)
     except FileNotFoundError:
         return None
+    except OtherVersionError as err:
+        raise ForeignError(f"{path} is not understood", hint=_FOREIGN_HINT) from err
     except ValueError as err:
         raise UnreadableError(f"{path} is not understood", hint=_HINT) from err

@@ -6,6 +6,9 @@
     v1/jobs/<job>/same/<network>    what of networks.yaml all nodes must have alike, of the node that came first
     v1/vni/<vni>                    the job that holds it
 
+A value may have more words or fields in a later minor version of MEMBERSHIP, which stands in ``same``. The other values
+are so plain that every version can leave by them.
+
 All below the site's prefix (state.etcd). A node joins and reads the VNIs in one transaction; freeing them is
 conditional on no member being left. So a VNI is never free while a node may still send with it, and nobody has to wait
 for anybody.
@@ -19,6 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pvc import codec
 from pvc.errors import ConfigError, Problem, StateError
@@ -26,6 +30,7 @@ from pvc.model.network import EthernetNetwork
 from pvc.state.store import Absent, Delete, DeletePrefix, EmptyPrefix, Put, Store
 
 ROOT = "v1"
+MEMBERSHIP = codec.Format(1, 0)
 _TRIES = 4096
 _CLUSTER = "slurm-cluster"
 
@@ -48,7 +53,7 @@ class Member:
 
     def is_mine(self, value: str) -> bool:
         """Whether a value is this node's. A cluster may not be known: not by who wrote it, or not by who asks."""
-        address, _, cluster = value.partition(" ")
+        address, cluster = _words(value)
         return address == self.address and cluster in ("", self.cluster or cluster)
 
 
@@ -127,9 +132,15 @@ def restore(
     return taken
 
 
+def _words(value: str) -> tuple[str, str]:
+    """A node's address and Slurm cluster, which is "" where it is not known."""
+    address, cluster, *_ = [*value.split(" "), ""]
+    return address, cluster
+
+
 def _check_mine(member: Member, there: str) -> None:
     if not member.is_mine(there):
-        address, _, cluster = there.partition(" ")
+        address, cluster = _words(there)
         raise StateError(
             f"another machine is called {member.node} in the state store ({address}, Slurm cluster {cluster or '?'}), "
             "and has a job of the same number",
@@ -139,27 +150,38 @@ def _check_mine(member: Member, there: str) -> None:
 
 def _check_same(network: EthernetNetwork, first: str, cluster: str) -> None:
     mine = _describe(network)
-    theirs = codec.read_json(first) if first else mine
-    if not isinstance(theirs, dict):
-        raise StateError(f"what the store has of network {network.name} cannot be read: {first[:80]!r}")
+    theirs = _read_note(network, first) if first else mine
     if cluster and theirs.get(_CLUSTER, cluster) != cluster:
         raise StateError(
             f"Slurm cluster {theirs[_CLUSTER]} has a job of the same number in this state store",
             hint="each site needs an etcd-prefix of its own in batch.yaml",
         )
     problems = [
-        Problem(
-            "networks.yaml", 0, f"{network.name}.settings.{key}", f"{value} here, {theirs.get(key)} on another node"
-        )
+        Problem("networks.yaml", 0, f"{network.name}.settings.{key}", f"{value} here, {theirs[key]} on another node")
         for key, value in mine.items()
-        if theirs.get(key) != value
+        if theirs.get(key, value) != value  # not all versions write the same keys
     ]
     if problems:
         raise ConfigError(problems, hint="the nodes of a cluster need the same networks.yaml: copy it to all of them")
 
 
+def _read_note(network: EthernetNetwork, text: str) -> dict[str, Any]:
+    try:
+        found = codec.read_json(text)
+        MEMBERSHIP.check(found)
+    except codec.OtherVersionError as err:
+        raise StateError(
+            f"network {network.name} of this cluster is in the state store by another version of pvc",
+            hint="the nodes of a cluster need the same version of pvc-node: upgrade the older ones",
+        ) from err
+    except ValueError:
+        raise StateError(f"what the store has of network {network.name} cannot be read: {text[:80]!r}") from None
+    note: dict[str, Any] = found
+    return note
+
+
 def _note(network: EthernetNetwork, cluster: str) -> str:
-    return json.dumps({**_describe(network), **({_CLUSTER: cluster} if cluster else {})})
+    return json.dumps(MEMBERSHIP.mark({**_describe(network), **({_CLUSTER: cluster} if cluster else {})}))
 
 
 def _describe(network: EthernetNetwork) -> dict[str, str]:

@@ -212,6 +212,12 @@ def _bury(others: Sequence[drives.FoundLease], *, sole: bool) -> None:
 def _find_obstacle(path: Path, others: Sequence[drives.FoundLease], mine: Lease, reach: Reach) -> GuestError | None:
     """Who else has the drive, or may have it; None: all are dead."""
     for each in others:
+        if each.foreign:
+            # Whether its holder lives is told in words that this version does not know.
+            return GuestError(
+                f"persistent drive {path} has a lease of another version of pvc, {each.path}: {each.foreign}",
+                hint="use that version for this drive too, or remove the lease when no VM uses the drive",
+            )
         if each.lease is None:
             if each.locked is False and reach is Reach.ALL:
                 continue

@@ -15,12 +15,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pvc import codec, files
+from pvc import files
+from pvc.codec import OtherVersionError
 from pvc.errors import GuestError, JobError, PvcError, UsageError
 from pvc.host.kvm import AccelFacts, decide_accel
 from pvc.host.secrecy import forbid_dumps
 from pvc.host.topology import read_topology
-from pvc.model.cluster import ClusterSpec, NodeShare
+from pvc.model.cluster import LAUNCH, ClusterSpec, NodeShare
 from pvc.model.vm import Accel, has_disks, needs_libvirt
 from pvc.parse import parse_cpus_per_node
 from pvc.plan.numa import Pinning, plan_pinning
@@ -60,7 +61,12 @@ def read_spec(fd: int) -> ClusterSpec:
             raise UsageError("no description of a cluster on standard input; only 'pvc start' starts supervisors")
         data += chunk
     try:
-        return codec.loads(ClusterSpec, bytes(data))
+        return LAUNCH.loads(ClusterSpec, bytes(data))
+    except OtherVersionError as err:
+        raise UsageError(
+            "the launcher's description of the cluster is of another version of pvc",
+            hint="login nodes and compute nodes need the same version: upgrade the older one",
+        ) from err
     except ValueError as err:
         raise UsageError("the launcher's description of the cluster is not understood") from err
 

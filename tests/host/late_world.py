@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -59,7 +60,29 @@ def set_up_later() -> None:
     assert_clean(before)
 
 
-SCENARIOS = (begun_now, set_up_later)
+def written_by_others() -> None:
+    """What 0.1.0 set up is undone; what a later major version did is looked at once, and stays until root says so."""
+    before = snapshot()
+    setup.set_up(context(), job(), REQUEST)
+    ledger = Ledger(STATE, 12)
+    texts = {path: path.read_text() for path in ledger.path.iterdir()}
+    for path, text in texts.items():
+        path.write_text(re.sub(r'"version":"1[.]0"', '"version":"2.0"', text))
+    here = context()
+    for _ in range(2):
+        assert reclaim(here, None).clean
+    assert teardown.tear_down(here, 12).startswith("left as it is: ")
+    assert sorted(texts) == sorted(ledger.path.iterdir())
+    # Without a version, as 0.1.0 wrote it
+    for path, text in texts.items():
+        path.write_text(re.sub(r'[{]"version":"1[.]0"[}]\n|,?"version":"1[.]0"', "", text))
+    assert ledger.read_record() is not None
+    assert "version" not in "".join(path.read_text() for path in ledger.path.iterdir())
+    assert teardown.tear_down(here, 12) == "undone"
+    assert_clean(before)
+
+
+SCENARIOS = (begun_now, set_up_later, written_by_others)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pvc import codec
 from pvc.errors import GuestError
 from pvc.host.mounts import find_mount
-from pvc.model.drive import Lease, Mmp, PersistentDrive, Reach
+from pvc.model.drive import LEASE, Lease, Mmp, PersistentDrive, Reach
 from pvc.plan.drives import find_reach
 from tests.unit.supervisor.test_drives import hold
 from tests.waits import wait_until
@@ -81,16 +80,16 @@ def test_a_free_lock_proves_nothing_about_another_node(fuse: Path) -> None:
     grave = fuse / ".d.pvc-lease.0123456789abcdef"
     theirs = Lease("bob", os.environ.get("SLURM_CLUSTER_NAME", ""), 5, "c5", "n9", "another boot", "vm3", 1e9, Mmp.YES)
     # Of this node, before it booted: certain. Of another node: there is no Slurm here that could tell.
-    grave.write_text(codec.dumps(replace(theirs, node="n1")))
+    grave.write_text(LEASE.dumps(replace(theirs, node="n1")))
     hold(drive).release()
     assert os.listdir(fuse) == ["d"]
-    grave.write_text(codec.dumps(theirs))
+    grave.write_text(LEASE.dumps(theirs))
     with pytest.raises(
         GuestError, match=r"may be in use by vm3 of bob's job 5 on node n9.*: cannot ask Slurm"
     ) as caught:
         hold(drive)
     assert f"then: rm {grave}" in (caught.value.hint or "")
-    grave.write_text(codec.dumps(replace(theirs, slurm="elsewhere")))
+    grave.write_text(LEASE.dumps(replace(theirs, slurm="elsewhere")))
     with pytest.raises(GuestError, match=r"its job is of another Slurm cluster, elsewhere"):
         hold(drive)
     grave.unlink()

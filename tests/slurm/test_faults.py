@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -159,9 +160,9 @@ def test_membership_without_a_ledger(tb: Testbed, before: dict[str, Snapshot]) -
 
 
 DAMAGES = {
-    "an unknown field": 'sed -i \'s/{/{"colour":"blue",/\' record.json',
+    "a field of another type": 'sed -i \'s/"uid":/"uid":"nobody","was":/\' record.json',
     "a truncated record": "truncate -s 20 record.json",
-    "an unknown field of an action": 'sed -i \'s/{/{"colour":"blue",/\' actions',
+    "an action without its fields": "sed -i '$s/{.*}/{}/' actions",
     "nothing at all": "rm -r $PWD",
 }
 
@@ -181,6 +182,41 @@ def test_ledgers_that_are_not_understood(
     assert {vm["phase"] for vm in vms} <= {"booting", "reachable"}
     tb.run(["scancel", str(cluster.job_id)])
     cluster.end()
+    assert_over(tb, before)
+
+
+def test_records_of_a_later_minor_version(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
+    """As after a downgrade: what is not known is left out, and all else is undone."""
+    add = 'sed -i \'s/"version":"1[.]0"/"version":"1.9","colour":"blue"/\''
+    tb.root(f"cd /var/lib/pvc/jobs/{cluster.job_id} && {add} record.json plan.json inputs.json actions", "n2")
+    tb.root(f"""echo '["AddColour",{{"netns":"pvc-1"}}]' >> /var/lib/pvc/jobs/{cluster.job_id}/actions""", "n2")
+    kill(tb, "n2", "pvc-node serve")
+    wait_daemons(tb)
+    vms = json.loads(tb.run(["pvc", "status", "--json", "-j", str(cluster.job_id)]).out)["vms"]
+    assert {vm["phase"] for vm in vms} <= {"booting", "reachable"}
+    tb.run(["scancel", str(cluster.job_id)])
+    cluster.end()
+    assert_over(tb, before)
+    assert f"job {cluster.job_id}: /var/lib" not in tb.log("n2", "pvc-node")
+
+
+def test_records_of_another_major_version(tb: Testbed, before: dict[str, Snapshot], cluster: Cluster) -> None:
+    """They are for whoever wrote them: nothing is undone, no node is drained, and it is not said again and again."""
+    where = f"/var/lib/pvc/jobs/{cluster.job_id}"
+    tb.root(f'cd {where} && sed -i \'s/"version":"1[.]0"/"version":"2.0"/\' *', "n2")
+    kill(tb, "n2", "pvc-node serve")
+    wait_daemons(tb)
+    words = f"job {cluster.job_id}: {where}/record.json is not understood: it is of format 2.0, and this pvc "
+    wait_until(lambda: words in tb.log("n2", "pvc-node"), lack="no word of it")
+    tb.run(["scancel", str(cluster.job_id)])
+    cluster.end()
+    tb.wait_no_jobs()
+    assert tb.run(["sinfo", "-h", "-R"]).out == ""
+    assert f"pvc-{cluster.job_id}" in tb.root(["ip", "netns", "list"], "n2")
+    said = tb.log("n2", "pvc-node").count("is of format 2.0")
+    time.sleep(20)  # more than a round of looking for orphans
+    assert tb.log("n2", "pvc-node").count("is of format 2.0") == said
+    tb.root("pvc-node repair --yes", "n2")
     assert_over(tb, before)
 
 

@@ -23,7 +23,7 @@ from guests import Guest
 
 from pvc import codec
 from pvc.channel.doorword import find_door_word
-from pvc.model.cluster import ClusterKeys, ClusterSpec, NodeShare, Placement, VmGroup
+from pvc.model.cluster import LAUNCH, ClusterKeys, ClusterSpec, NodeShare, Placement, VmGroup
 from pvc.model.event import Event, EventKind
 from pvc.model.node import ImageCache, NodeGrant, VmGrant
 from pvc.model.request import Size
@@ -179,7 +179,7 @@ class Launched:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         assert self.process.stdin is not None
-        self.process.stdin.write(codec.dumps(spec).encode() + b"\n")
+        self.process.stdin.write(LAUNCH.dumps(spec).encode() + b"\n")
         self.process.stdin.flush()
 
     def _read(self) -> None:

@@ -48,11 +48,12 @@ def test_a_torn_last_line_was_never_acted_upon(ledger: Ledger) -> None:
     ledger.intend([actions.AddNetns("pvc-12")])
     with (ledger.path / "actions").open("a") as stream:
         stream.write('["AddNetns",{"net')
+    assert (ledger.path / "actions").read_text().startswith('{"version":"1.0"}\n')
     assert ledger.read_actions() == [actions.AddNetns("pvc-12")]
 
 
 def test_damage_elsewhere_is_named(ledger: Ledger) -> None:
-    (ledger.path / "actions").write_text('["Format",{"disk":"/dev/sda"}]\n')
+    (ledger.path / "actions").write_text('["Format","/dev/sda"]\n')
     with pytest.raises(HostError, match="actions:1 is not understood"):
         ledger.read_actions()
 
@@ -69,7 +70,7 @@ def test_record_and_readiness_round_trip(ledger: Ledger) -> None:
     assert ledger.read_ready() is None
 
 
-@pytest.mark.parametrize("text", ['{"job_id":12', "", '{"job_id":12,"uid":1000,"boot":"boot","colour":"blue"}'])
+@pytest.mark.parametrize("text", ['{"job_id":12', "", '{"job_id":12,"uid":"root","boot":"boot"}', "[]"])
 def test_what_is_not_understood_is_not_taken_for_nothing(ledger: Ledger, text: str) -> None:
     (ledger.path / "record.json").write_text(text)
     with pytest.raises(UnreadableError, match=r"record\.json is not understood"):
@@ -80,9 +81,9 @@ def test_what_is_understood_besides(ledger: Ledger) -> None:
     known = actions.AddNetns("pvc-12")
     ledger.intend([known])
     with (ledger.path / "actions").open("a") as stream:
-        stream.write('["AddNetns",{"netns":"pvc-13","colour":"blue"}]\n["Unknown",{}]\n[1]\n')
+        stream.write('["AddNetns",{"netns":13}]\n["Unknown",{}]\n[1]\n')
     ledger.intend([known])
-    with pytest.raises(UnreadableError, match="actions:2"):
+    with pytest.raises(UnreadableError, match="actions:3"):
         ledger.read_actions()
     assert ledger.read_actions(any_left_out=True) == [known, known]
 

@@ -20,7 +20,7 @@ from pvc.errors import GuestError
 from pvc.host import locks
 from pvc.host.drives import publish_lease
 from pvc.model.cluster import ClusterKeys, ClusterSpec, Placement
-from pvc.model.drive import Lease, Mmp, PersistentDrive
+from pvc.model.drive import LEASE, Lease, Mmp, PersistentDrive
 from pvc.model.node import VmGrant
 from pvc.model.vm import Accel, VmTemplate
 from pvc.plan.disks import plan_empty, plan_overlay
@@ -199,7 +199,7 @@ def test_a_raw_drive_whose_guest_wrote_a_header_stays_raw(tmp_path: Path) -> Non
 def test_a_lease_of_the_dead_is_buried_and_a_broken_one_explained(tmp_path: Path, raw: PersistentDrive) -> None:
     lease = Lease("bob", "", 5, "c5", "n9", "another boot", "vm3", 1e9, Mmp.YES)
     grave = tmp_path / ".data.raw.pvc-lease.0123456789abcdef"
-    grave.write_text(codec.dumps(lease))
+    grave.write_text(LEASE.dumps(lease))
     hold(raw).release()
     assert names(tmp_path) == ["data.raw"]
     shared = replace(raw, mmp=Mmp.CLUSTER)

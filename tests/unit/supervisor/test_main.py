@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pvc import codec
 from pvc.errors import UsageError
-from pvc.model.cluster import ClusterKeys, ClusterSpec, Placement
+from pvc.model.cluster import LAUNCH, ClusterKeys, ClusterSpec, Placement
 from pvc.model.event import Event, EventKind
 from pvc.model.vm import Accel, Phase
 from pvc.supervisor import events as events_module
@@ -42,7 +42,7 @@ def read_from(data: bytes) -> ClusterSpec:
 
 
 def test_the_launchers_line() -> None:
-    assert read_from(codec.dumps(SPEC).encode() + b"\n") == SPEC
+    assert read_from(LAUNCH.dumps(SPEC).encode() + b"\n") == SPEC
 
 
 @pytest.mark.parametrize("data", [b"", b"{}\n", b"{}", b"nonsense\n", b"\xff\n"])
