@@ -188,19 +188,3 @@ class GuestTimeoutError(GuestError, TimeoutError):
     def __init__(self, message: str, *, hint: str | None = None, gathered: Any = None) -> None:
         super().__init__(message, hint=hint)
         self.gathered = gathered
-
-
-def rebuild_error(exit_code: object, message: str, hint: str | None = None) -> PvcError:
-    """The error that another process has told by its exit code and its words, of the same class.
-
-    A code that no class has is that of the error that comes back, for a signal or another program may be behind it.
-    """
-    if exit_code == ConfigError.exit_code:
-        return ConfigError([Problem("", 0, "", message)], hint=hint)
-    for kind in (UsageError, JobError, StateError, HostError, GuestError):
-        if kind.exit_code == exit_code:
-            return kind(message, hint=hint)
-    error = PvcError(message, hint=hint)
-    if isinstance(exit_code, int) and 0 < exit_code < 256:
-        error.exit_code = exit_code
-    return error

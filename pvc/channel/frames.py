@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -148,11 +148,6 @@ def parse_words(payload: bytes) -> list[tuple[str, str]]:
         key, _, value = word.partition(b"=")
         found.append((key.decode(), value.decode(errors="surrogateescape")))
     return found
-
-
-def find_hint(words: Mapping[str, str]) -> str | None:
-    """What to do about an ``error``; it may be a guest that says so."""
-    return clean_text(words["hint"]) if "hint" in words else None
 
 
 class Decoder:

@@ -305,7 +305,7 @@ def give_order(
 ) -> None:
     """Give an order to VMs, and print how each is afterwards.
 
-    :raise GuestError: some could not carry it out; those that could have.
+    :raise PvcError: some could not carry it out; those that could have.
     """
     from pvc.ops.orders import check_results
 

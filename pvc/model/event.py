@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pvc.errors import HostError
+from pvc.model.failure import Failure
 from pvc.model.vm import Phase
 
 
@@ -35,3 +37,14 @@ class Event:
     hint: str | None = None
     exit_code: int | None = None
     last_words: tuple[str, ...] = ()  # of a VM that failed: the last lines of its console
+
+    @classmethod
+    def of_failure(cls, node: str, time: float, failure: Failure) -> Event:
+        """A node's share has failed."""
+        told = failure.error, failure.hint, failure.exit_code
+        return cls(EventKind.ERROR, node, time, detail=told[0], hint=told[1], exit_code=told[2])
+
+    @property
+    def failure(self) -> Failure:
+        """Of an ERROR: why."""
+        return Failure(self.exit_code or HostError.exit_code, self.detail or "failed without a reason", self.hint)

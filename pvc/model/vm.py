@@ -297,7 +297,10 @@ class VmStatus:
 
 @dataclass(frozen=True)
 class OrderResult:
-    """What became of an order to one VM, and how the VM is now; ``error`` None: it was carried out."""
+    """What became of an order to one VM, and how the VM is now; ``error`` None: it was carried out.
+
+    ``exit_code`` is that of the error's class.
+    """
 
     rank: int
     name: str
@@ -306,3 +309,4 @@ class OrderResult:
     detail: str = ""
     error: str | None = None
     hint: str | None = None
+    exit_code: int | None = None

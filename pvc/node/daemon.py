@@ -29,6 +29,7 @@ from pvc.codec import read_json, to_data
 from pvc.errors import HostError, PvcError
 from pvc.host import ended, ethernet, memory
 from pvc.host.secrecy import forbid_dumps
+from pvc.model.failure import Failure
 from pvc.model.node import Tap
 from pvc.node import netcheck, netview, probing, requests
 from pvc.node.apply import ensure_run_parent
@@ -200,7 +201,7 @@ class Daemon:
         try:
             answer, fds = self._obey(uid, _decode(text))
         except PvcError as err:
-            answer = {"ok": False, "exit_code": err.exit_code, "error": str(err), "hint": err.find_hint()}
+            answer = Failure.of(err).data()
         try:
             connection.sendall(json.dumps(answer).encode() + b"\n")
             for start in range(0, len(fds), _FDS_PER_MESSAGE):
@@ -224,8 +225,7 @@ class Daemon:
             )
         if record.refusal is not None:
             refusal = record.refusal
-            answer = {"ok": False, "exit_code": refusal.exit_code, "error": refusal.message, "hint": refusal.hint}
-            return answer, []
+            return Failure(refusal.exit_code, refusal.message, refusal.hint).data(), []
         ready = ledger.read_ready()
         if ready is None:
             raise HostError(f"the virtual cluster of job {job_id} is not set up on {self._name.read()}")

@@ -16,6 +16,7 @@ from pvc.errors import ConfigError, HostError, JobError, PvcError, UsageError, i
 from pvc.host import hostbridge, netlink, ovs, underlay, vfio
 from pvc.host.hostports import find_busy
 from pvc.model.cluster import NodeShare, Placement
+from pvc.model.failure import Failure
 from pvc.model.host import Grants, JobFacts, NodeFacts
 from pvc.model.request import Request, decode_request
 from pvc.node import apply, memberships
@@ -113,10 +114,11 @@ def _refuse(context: Context, ledger: Ledger, record: Record, why: PvcError) -> 
     """Keep a refusal for the launcher."""
     if isinstance(why, ConfigError):
         why = add_lines(why, context.conf_dir)
-    exit_code, hint = why.exit_code, why.find_hint()
+    told = Failure.of(why)
     if isinstance(why, HostError):
-        exit_code, hint = JobError.exit_code, "this node has no room or memory left: free some, or try another node"
-    refused = replace(record, refusal=Refusal(exit_code, clean_text(str(why)), hint))
+        hint = "this node has no room or memory left: free some, or try another node"
+        told = Failure(JobError.exit_code, told.error, hint)
+    refused = replace(record, refusal=Refusal(told.exit_code, clean_text(told.error), told.hint))
     try:
         ledger.open(refused)
     except OSError:

@@ -12,15 +12,15 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from pvc.channel.frames import CLIENT_BUDGET, WINDOW, ProtocolError, find_hint
+from pvc.channel.frames import CLIENT_BUDGET, WINDOW, ProtocolError
 from pvc.channel.mux import Accepted, Arrived, Closed, Ended, Event, Moved, Mux, Noted
-from pvc.errors import EndedError, GuestError, PvcError, SuspendedError
+from pvc.errors import EndedError, GuestError, HostError, PvcError, SuspendedError
 from pvc.host.peer import LOOK_S, is_lost
 from pvc.model.cluster import NodeEndpoint
+from pvc.model.failure import CONNECTION, Failure, is_of_guest
 from pvc.ops.control import Control, close_quietly, in_parallel, send_request
 from pvc.ops.loop import Loop
 from pvc.ops.status import find_endpoint, find_node
-from pvc.texts import clean_text
 
 _CHUNK = 1 << 17
 _CONNECT_S = 30.0
@@ -351,7 +351,7 @@ class Link:
         self._out.clear()
         self._loop.remove(self._fd)
         close_quietly(self._connection)
-        for event in self.mux.lose({"error": why, "from": "connection"}):
+        for event in self.mux.lose(dict(Failure(HostError.exit_code, why).words(CONNECTION))):
             self._tell(event)
 
 
@@ -391,15 +391,14 @@ def ask(agents: Agents, loop: Loop, rank: int, words: Words, timeout_s: float) -
 
 
 def check_result(rank: int, result: dict[str, str]) -> None:
-    """:raise GuestError: the stream ended with an error."""
-    if "error" in result:
-        text = clean_text(result["error"])
-        raise GuestError(
-            text if result.get("from") in ("supervisor", "connection") else f"vm{rank}: {text}", hint=find_hint(result)
-        )
+    """:raise PvcError: the stream ended with an error."""
+    failure = Failure.of_words(result)
+    if failure is not None:
+        raise (failure.about(f"vm{rank}") if is_of_guest(result) else failure).rebuild()
 
 
 def raise_closed(words: Mapping[str, str]) -> None:
-    """:raise GuestError: the words of a CLOSE tell of an error."""
-    if "error" in words:
-        raise GuestError(clean_text(words["error"]), hint=find_hint(words))
+    """:raise PvcError: the words of a CLOSE tell of an error."""
+    failure = Failure.of_words(words)
+    if failure is not None:
+        raise failure.rebuild()

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from pvc import codec
 from pvc.channel.doorword import find_door_word
-from pvc.errors import EndedError, HostError, JobError, PvcError, SuspendedError, rebuild_error
+from pvc.errors import EndedError, HostError, JobError, PvcError, SuspendedError
 from pvc.host.peer import keep_alive
 from pvc.model.cluster import ClusterRecord, NodeEndpoint
+from pvc.model.failure import Failure
 from pvc.model.vm import VmStatus
 from pvc.ops.jobdir import JobDir
 from pvc.ops.pulse import Pulse
@@ -322,8 +323,11 @@ def send_request(connection: ssl.SSLSocket, request: dict[str, Any], node: str) 
 def raise_refusal(answer: dict[str, Any], node: str) -> None:
     """:raise PvcError: the answer is a refusal; text, hint and exit code are the supervisor's."""
     if not answer.get("ok"):
-        text = f"{node}: {answer.get('error', 'refused')}"
-        raise rebuild_error(answer.get("exit_code", HostError.exit_code), text, answer.get("hint"))
+        try:
+            failure = Failure.of_data(answer)
+        except ValueError:
+            raise HostError(f"the supervisor on {node} answers nonsense") from None
+        raise failure.about(node).rebuild()
 
 
 def in_parallel(work: Callable[[Any], Result], items: Sequence[Any], at_once: int = _WORKERS) -> list[Result]:

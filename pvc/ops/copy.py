@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from pvc.channel.frames import find_hint
 from pvc.errors import GuestError, GuestTimeoutError, HostError
+from pvc.model.failure import Failure, is_lost
 from pvc.ops.agents import Agents, Stream, ask
 from pvc.ops.control import Control
 from pvc.ops.copied import Copied, Copies, Place, Progress, asked_name, parse_copy
@@ -22,7 +22,7 @@ from pvc.ops.status import find_node
 from pvc.ops.treefiles import Sent, Taken, TreeWriter, read_tree
 from pvc.ops.treeoutput import OutputWriter
 from pvc.ops.treepass import TreePass
-from pvc.texts import clean_lines, clean_text
+from pvc.texts import clean_lines
 
 _GLOB_S = 60.0
 _MOST_MATCHES = 10_000
@@ -234,7 +234,7 @@ class _Copier:
         left_s = None if self.deadline is None else self._left_s(0.0)
         if not self.loop.run_until(lambda: all(stream.closed for stream in streams), timeout_s=left_s):
             self.late = True
-        self.lost = self.lost or any((stream.result or {}).get("from") == "connection" for stream in streams)
+        self.lost = self.lost or any(is_lost(stream.result or {}) for stream in streams)
 
     def _left_s(self, other: float) -> float:
         return other if self.deadline is None else max(0.0, self.deadline - time.monotonic())
@@ -270,8 +270,9 @@ def _judge(result: Copied, stream: Speaking) -> None:
         return
     words = stream.result
     lines = [line.removeprefix("pvc-agent: ") for line in clean_lines(stream.said.decode(errors="replace"))]
-    if "error" in words:
-        result.error, result.hint = clean_text(words["error"]), find_hint(words)
+    failure = Failure.of_words(words)
+    if failure is not None:
+        result.error, result.hint = failure.error, failure.hint
     elif words.get("exit") != "0":
         result.error = "; ".join(lines[:5]) or "the agent could not copy it"
         if "No space left" in result.error:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pvc.config.mounts import join_mounts
-from pvc.errors import Problem, PvcError, UsageError, rebuild_error
+from pvc.errors import Problem, PvcError, UsageError
 from pvc.model.cluster import VmGroup
 from pvc.model.drive import Mmp
+from pvc.model.failure import Failure
 from pvc.model.network import PciNetwork
 from pvc.model.request import MAX_CPUS, DefinitionItem, Request, SetRequest, Size, parse_definition
 from pvc.model.site import KeyOrigin, SiteConfig, Template
@@ -282,7 +283,7 @@ def _resolve_image(template: Template, repositories: Repositories) -> VmTemplate
         if template.image == template.name:
             raise
         # The error names the image; which template wanted it is known only here
-        raise rebuild_error(err.exit_code, f"template {template.name!r} cannot be used") from err
+        raise Failure(err.exit_code, f"template {template.name!r} cannot be used").rebuild() from err
 
 
 def _list_images(config: SiteConfig) -> list[str]:

@@ -11,11 +11,12 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pvc.channel.frames import MAX_PAYLOAD, find_hint
+from pvc.channel.frames import MAX_PAYLOAD
 from pvc.errors import GuestError, PvcError, UsageError
+from pvc.model.failure import Failure, is_lost, is_of_guest
 from pvc.ops.agents import Agents, Stream, Words
 from pvc.ops.control import Control
 from pvc.ops.loop import Loop
@@ -69,7 +70,7 @@ class Command:
 class Outcome:
     """How a command ended in one VM; ``id`` is its number there, for ``attach``.
 
-    ``late``: the time ran out. ``unreachable``: the error is that of its node's supervisor.
+    ``failure``: why it did not. ``late``: the time ran out.
     """
 
     rank: int
@@ -77,26 +78,35 @@ class Outcome:
     node: str
     exit: int | None = None
     signal: int | None = None
-    error: str | None = None
-    hint: str | None = None
+    failure: Failure | None = None
     id: int | None = None
     detached: bool = False
     late: bool = False
-    unreachable: bool = False
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, in words."""
+        return None if self.failure is None else self.failure.error
+
+    @property
+    def hint(self) -> str | None:
+        """What to do about it."""
+        return None if self.failure is None else self.failure.hint
 
     @property
     def code(self) -> int:
-        """As a shell would say it: the exit code, 128 and the signal, 124 if the time ran out, 7 for an error."""
+        """As a shell would say it: the exit code, 128 and the signal, 124 if the time ran out, that of an error."""
         if self.exit is not None:
             return self.exit
         if self.signal is not None:
             return 128 + self.signal
         if self.detached:
             return 0
-        return TIMED_OUT if self.late else GuestError.exit_code
+        return TIMED_OUT if self.late or self.failure is None else self.failure.exit_code
 
 
-_TOO_LATE = "the time ran out"
+_TOO_LATE = Failure(GuestError.exit_code, "the time ran out")
+_NO_END = Failure(GuestError.exit_code, "the agent does not say how it ended")
 
 
 def check_length(command: Command) -> None:
@@ -222,7 +232,7 @@ class Runner:
             if not loop.run_until(self._is_over, timeout_s=left_s):
                 self._give_up(loop)
             outcomes = [self._outcome(rank) for rank in ranks]
-            if any(outcome.unreachable for outcome in outcomes):
+            if self._refused or any(is_lost(stream.result or {}) for stream in self._streams.values()):
                 self._control.check_running()
             return outcomes
         finally:
@@ -248,24 +258,23 @@ class Runner:
         node = find_node(self._control.record, rank)
         base = Outcome(rank, f"vm{rank}", node)
         if rank in self._refused:
-            err = self._refused[rank]
-            return _replace(base, error=str(err), hint=err.find_hint(), unreachable=True)
+            return replace(base, failure=Failure.of(self._refused[rank]))
         stream = self._streams[rank]
         result = stream.result or {}
-        base = _replace(base, id=stream.id, detached=stream.detached)
+        base = replace(base, id=stream.id, detached=stream.detached)
         if stream.late:
-            return _replace(base, error=_TOO_LATE, late=True)
-        if "error" in result:
-            lost, hint = result.get("from") == "connection", find_hint(result)
-            if self.command.attach is not None and "from" not in result:
-                hint = f"pvc exec -w vm{rank} --list shows those that there are"
-            return _replace(base, error=clean_text(result["error"]), hint=hint, unreachable=lost)
+            return replace(base, failure=_TOO_LATE, late=True)
+        failure = Failure.of_words(result)
+        if failure is not None:
+            if self.command.attach is not None and is_of_guest(result):
+                failure = replace(failure, hint=f"pvc exec -w vm{rank} --list shows those that there are")
+            return replace(base, failure=failure)
         code, number = parse_end(result)
         if code is not None:
-            return _replace(base, exit=code)
+            return replace(base, exit=code)
         if number is not None:
-            return _replace(base, signal=number)
-        return base if stream.detached else _replace(base, error="the agent does not say how it ended")
+            return replace(base, signal=number)
+        return base if stream.detached else replace(base, failure=_NO_END)
 
     def feed(self) -> None:
         """Read input while all guests take it."""
@@ -328,12 +337,6 @@ class Runner:
         if number is signal.SIGHUP and self._loop is not None:
             # Nobody is there any more who could say it twice.
             self._loop.every(_HANGUP_S, lambda: self._signals.append(number))
-
-
-def _replace(outcome: Outcome, **changes: Any) -> Outcome:
-    import dataclasses
-
-    return dataclasses.replace(outcome, **changes)
 
 
 def total_code(outcomes: Sequence[Outcome]) -> int:

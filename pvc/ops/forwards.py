@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvc import codec, run
-from pvc.errors import HostError, PvcError, UsageError, rebuild_error
+from pvc.errors import HostError, PvcError, UsageError
 from pvc.files import ensure_private_dir, write_atomic
 from pvc.model.cluster import CLUSTER
+from pvc.model.failure import Failure
 from pvc.model.forward import Forward
 from pvc.ops.jobdir import JobDir
 from pvc.ops.launch import find_pvc
@@ -186,11 +187,11 @@ def start_background(words: Sequence[str], log: Path) -> tuple[int, tuple[Forwar
     if not text:
         process.wait()
         raise HostError("the process that was to forward has ended", hint=f"see {log}")
-    answer = json.loads(text)
-    if "error" in answer:
+    try:
+        return process.pid, parse_report(text)
+    except PvcError:
         process.wait()
-        raise rebuild_error(answer["exit_code"], answer["error"], answer.get("hint"))
-    return process.pid, codec.from_data(tuple[Forward, ...], answer["forwards"])
+        raise
 
 
 @contextmanager
@@ -238,10 +239,21 @@ def forwarding(forwarder: Forwarder, jobdir: JobDir) -> Iterator[tuple[Forward, 
 
 def report(fd: int, forwards: Sequence[Forward], error: PvcError | None = None) -> None:
     """Tell the process that began this one how it went, once."""
-    answer: dict[str, object] = {"forwards": codec.to_data(tuple(forwards))}
+    answer = {"ok": True, "forwards": codec.to_data(tuple(forwards))}
     if error is not None:
-        answer = {"error": str(error), "hint": error.find_hint(), "exit_code": error.exit_code}
+        answer = Failure.of(error).data()
     with suppress(OSError):
         os.write(fd, json.dumps(answer).encode())
         os.close(fd)
     sys.stdout.flush()
+
+
+def parse_report(text: bytes) -> tuple[Forward, ...]:
+    """What ``report`` has told.
+
+    :raise PvcError: the other process cannot forward; the error is its own.
+    """
+    answer = json.loads(text)
+    if not answer["ok"]:
+        raise Failure.of_data(answer).rebuild()
+    return codec.from_data(tuple[Forward, ...], answer["forwards"])

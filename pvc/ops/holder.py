@@ -15,7 +15,8 @@ from contextlib import suppress
 from typing import IO
 
 from pvc import run
-from pvc.errors import GuestError, HostError, JobError, JobTimeoutError, PvcError, UsageError, rebuild_error
+from pvc.errors import GuestError, HostError, JobError, JobTimeoutError, PvcError, UsageError
+from pvc.model.failure import Failure
 from pvc.slurm.job import cancel_job, read_queue
 
 _END_S = 60.0
@@ -135,9 +136,8 @@ class Holder:
         code = self._process.returncode
         text = said[-1] if said else lines[-1] if lines else f"salloc ended with {code}"
         # Other codes are salloc's own, or of a signal that ended it.
-        return rebuild_error(
-            code if UsageError.exit_code <= code <= GuestError.exit_code else JobError.exit_code, text, hint
-        )
+        known = UsageError.exit_code <= code <= GuestError.exit_code
+        return Failure(code if known else JobError.exit_code, text, hint).rebuild()
 
 
 def _leave_to_parent() -> None:

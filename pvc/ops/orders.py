@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 
 from pvc import codec
-from pvc.errors import EndedError, GuestError, PvcError, SuspendedError
+from pvc.errors import EndedError, GuestError, HostError, PvcError, SuspendedError
+from pvc.model.failure import Failure
 from pvc.model.vm import Order, OrderResult
 from pvc.ops.control import Control, in_parallel
 from pvc.ops.status import find_node
@@ -42,21 +43,25 @@ def give_order(
             answer = control.ask(endpoints[node], request, grace_s + _MARGIN_S)
             return codec.from_data(tuple[OrderResult, ...], answer["vms"])
         except (ValueError, KeyError) as err:
-            error, hint = f"the answer of {node} is not understood: {err}", None
+            failure = Failure(HostError.exit_code, f"the answer of {node} is not understood: {err}")
         except (EndedError, SuspendedError):
             raise
         except PvcError as err:
-            error, hint = str(err), err.find_hint()
-        return tuple(OrderResult(rank, f"vm{rank}", node, None, "", error, hint) for rank in by_node[node])
+            failure = Failure.of(err)
+        told = failure.error, failure.hint, failure.exit_code
+        return tuple(OrderResult(rank, f"vm{rank}", node, None, "", *told) for rank in by_node[node])
 
     results = [result for part in in_parallel(ask, sorted(by_node)) for result in part]
     return tuple(sorted(results, key=lambda result: result.rank))
 
 
 def check_results(results: Sequence[OrderResult]) -> None:
-    """:raise GuestError: the order was not carried out everywhere."""
+    """:raise PvcError: the order was not carried out everywhere; a GuestError, unless all reasons are of one class."""
     failed = [result for result in results if result.error is not None]
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         texts = list(dict.fromkeys(str(result.error) for result in failed[:5]))
-        raise GuestError("; ".join(texts) + more, hint=next((result.hint for result in failed if result.hint), None))
+        codes = {result.exit_code for result in failed}
+        code = codes.pop() if len(codes) == 1 else None
+        hint = next((result.hint for result in failed if result.hint), None)
+        raise Failure(code or GuestError.exit_code, "; ".join(texts) + more, hint).rebuild()

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pvc.errors import GuestError, HostError, PvcError, rebuild_error
+from pvc.errors import GuestError, HostError, PvcError
 from pvc.model.cluster import NodeEndpoint, NodeShare, Placement
 from pvc.model.event import Event, EventKind
 from pvc.model.vm import ENDED, Phase
@@ -194,8 +194,7 @@ class Progress:
             first = errors[0]
             same = sum(1 for error in errors if error.detail == first.detail)
             where = first.node if same == 1 else f"{first.node} and {same - 1} more"
-            text = f"{where}: {first.detail or 'set-up failed without a reason'}"
-            return rebuild_error(first.exit_code or HostError.exit_code, text, first.hint)
+            return first.failure.about(where).rebuild()
         # The first one: Slurm ends those of all nodes when it cannot start one.
         for name in self.losses:
             node = self.nodes[name]

@@ -8,13 +8,12 @@ import select
 import ssl
 import sys
 
-from pvc.channel.frames import find_hint
-from pvc.errors import GuestError, HostError
-from pvc.ops.agents import Agents, Stream
+from pvc.errors import GuestError, HostError, PvcError
+from pvc.model.failure import Failure, is_lost
+from pvc.ops.agents import Agents, Stream, raise_closed
 from pvc.ops.control import Control, close_quietly, send_request
 from pvc.ops.loop import Loop
 from pvc.ops.status import find_endpoint
-from pvc.texts import clean_text
 
 _CONNECT_S = 20.0
 _CHUNK = 1 << 16
@@ -70,7 +69,7 @@ class _Carried(Stream):
         self._watch()
 
 
-def _carry_by_agent(control: Control, rank: int) -> GuestError | None:
+def _carry_by_agent(control: Control, rank: int) -> PvcError | None:
     """Why it could not be done, None: it was.
 
     :raise HostError: the connection to the supervisor was lost.
@@ -81,16 +80,13 @@ def _carry_by_agent(control: Control, rank: int) -> GuestError | None:
         if not loop.run_until(lambda: stream.connected or stream.closed, timeout_s=_CONNECT_S):
             return GuestError(f"the agent of vm{rank} does not answer")
         if not stream.connected:
-            words = stream.result or {}
-            return GuestError(
-                clean_text(words.get("error", "the stream was closed at once")),
-                hint=find_hint(words),
-            )
+            failure = Failure.of_words(stream.result or {})
+            return failure.rebuild() if failure is not None else GuestError("the stream was closed at once")
         loop.run_until(lambda: stream.closed)
         words = stream.result or {}
-        if words.get("from") == "connection":
+        if is_lost(words):
             control.check_running()
-            raise HostError(words["error"])
+            raise_closed(words)
     return None
 
 

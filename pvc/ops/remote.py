@@ -63,9 +63,9 @@ def run_command(
     runner = Runner(control, command, take, None, stdin)
     outcomes: list[Outcome] = runner.run(ranks, timeout_s, ())
     for outcome in outcomes:
-        if outcome.error is not None and not outcome.late:
-            name = "" if outcome.name in outcome.error else f"{outcome.name}: "
-            raise (HostError if outcome.unreachable else GuestError)(f"{name}{outcome.error}", hint=outcome.hint)
+        if outcome.failure is not None and not outcome.late:
+            named = outcome.name in outcome.failure.error
+            raise (outcome.failure if named else outcome.failure.about(outcome.name)).rebuild()
     results = [
         ExecResult(
             outcome.name,

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import NoReturn
 
 from pvc.config.load import load_user_config
-from pvc.errors import JobError, PvcError, UsageError, rebuild_error
+from pvc.errors import JobError, PvcError, UsageError
+from pvc.model.failure import Failure
 from pvc.model.request import decode_request
 from pvc.ops.definition import LaunchOrder, Overrides, resolve
 from pvc.ops.display import Display
@@ -95,10 +96,10 @@ def _become_launcher(handover: Handover, environ: Mapping[str, str], jobdir: Job
             code = launch(Mission(handover, None, on_ready=on_ready), environ, display)
         except PvcError as err:
             code = err.exit_code
-            if not report.send({"ok": False, "error": str(err), "hint": err.find_hint(), "exit_code": code}):
+            if not report.send(Failure.of(err).data()):
                 display.warn(str(err))
         except Exception as err:  # noqa: BLE001  the boundary of this process: its parent tells the user
-            report.send({"ok": False, "error": f"internal error: {type(err).__name__}: {err}", "exit_code": 1})
+            report.send(Failure(code, f"internal error: {type(err).__name__}: {err}").data())
     finally:
         os._exit(code)
 
@@ -144,4 +145,4 @@ def _await_report(reader: int, pid: int) -> None:
     report = json.loads(data)
     if not report["ok"]:
         os.waitpid(pid, 0)
-        raise rebuild_error(report["exit_code"], report["error"], report.get("hint"))
+        raise Failure.of_data(report).rebuild()

@@ -17,6 +17,7 @@ from pvc.channel.mux import Accepted, Arrived, Closed, Ended, Event, Mux, Noted
 from pvc.errors import GuestError, HostError
 from pvc.host.peer import LOOK_S, is_lost, keep_alive
 from pvc.model.cluster import NodeEndpoint
+from pvc.model.failure import CONNECTION, Failure
 from pvc.ops.agents import raise_closed
 from pvc.ops.control import Control, is_turned_away, raise_refusal
 
@@ -218,7 +219,7 @@ class Channel:
         finally:
             looking.cancel()
             self.ended.set_result(None)
-            for event in self.mux.lose({"error": self._lost_text}):
+            for event in self.mux.lose(dict(Failure(HostError.exit_code, self._lost_text).words(CONNECTION))):
                 self._tell(event)
             self.writer.transport.abort()
 

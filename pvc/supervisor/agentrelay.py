@@ -12,6 +12,7 @@ import logging
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from pvc.channel.frames import (
     CLIENT_BUDGET,
@@ -27,6 +28,7 @@ from pvc.channel.frames import (
 )
 from pvc.errors import GuestError, PvcError
 from pvc.host.peer import LOOK_S, is_lost, keep_alive
+from pvc.model.failure import SUPERVISOR, Failure, drop_claims
 from pvc.supervisor.agent import Agent
 
 LOG = logging.getLogger(__name__)
@@ -145,9 +147,7 @@ class Relay:
             route.number = agent.open([pair for pair in words if pair[0] != "vm"], route)
             self._routes[stream] = route
         except PvcError as err:
-            hint = err.find_hint()
-            told = [("error", str(err)), ("from", "supervisor"), *([("hint", hint)] if hint else [])]
-            self._writer.write(pack(Kind.CLOSE, stream, pack_words(told)))
+            self._writer.write(pack(Kind.CLOSE, stream, pack_words(Failure.of(err).words(SUPERVISOR))))
 
 
 class Route:
@@ -185,6 +185,7 @@ class Route:
             self._granted -= len(frame.payload)
         if frame.kind is Kind.CLOSE:
             self._relay.forget(self.stream, self._granted)
+            frame = replace(frame, payload=pack_words(drop_claims(parse_words(frame.payload))))
         self._relay.write(frame, self.stream)
 
     def accept(self, stream: int, words: list[tuple[str, str]]) -> None:

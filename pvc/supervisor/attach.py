@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pvc import codec
-from pvc.errors import HostError, rebuild_error
+from pvc.errors import HostError
+from pvc.model.failure import Failure
 from pvc.model.node import NodeGrant
 
 SOCKET = Path("/run/pvc/node.sock")
@@ -138,7 +139,7 @@ class _Exchange:
         while b"\n" not in self._data:
             await self._receive()
         line, _, self._data = self._data.partition(b"\n")
-        return _parse_answer(line)
+        return parse_answer(line)
 
     async def attach(self, job_id: int, rank: int | None = None) -> Attached:
         """The grant, and as many descriptors as it says; of one VM, or of all."""
@@ -187,15 +188,18 @@ async def _wait_readable(connection: socket.socket) -> None:
         loop.remove_reader(connection)
 
 
-def _parse_answer(line: bytes) -> dict[str, Any]:
+def parse_answer(line: bytes) -> dict[str, Any]:
+    """:raise HostError: it is no answer.
+    :raise PvcError: it is a refusal; message, hint and exit code are pvc-node's own.
+    """
     try:
         answer: dict[str, Any] = codec.read_json(line)
         if answer["ok"]:
             return answer
-        error = rebuild_error(answer.get("exit_code", HostError.exit_code), str(answer["error"]), answer.get("hint"))
+        failure = Failure.of_data(answer)
     except (ValueError, KeyError, TypeError) as err:
         raise HostError(_NONSENSE, hint=_ONE_VERSION) from err
-    raise error
+    raise failure.rebuild()
 
 
 def _parse_grant(answer: dict[str, Any]) -> tuple[NodeGrant, int]:

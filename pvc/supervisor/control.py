@@ -23,6 +23,7 @@ from pvc.channel.doorword import find_door_word
 from pvc.channel.frames import PROTOCOL, ProtocolError
 from pvc.errors import GuestError, PvcError, UsageError
 from pvc.model.cluster import ClusterKeys
+from pvc.model.failure import Failure
 from pvc.model.vm import VmStatus
 from pvc.supervisor import relay
 from pvc.supervisor.agentrelay import Relay
@@ -191,8 +192,7 @@ class Control:
                 case other:
                     raise UsageError(f"the supervisor knows no request {other!r}")
         except PvcError as err:
-            answer = {"ok": False, "error": str(err), "exit_code": err.exit_code, "hint": err.find_hint()}
-            await _send(writer, answer)
+            await _send(writer, Failure.of(err).data())
 
     async def _agents(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Frames from here on, for the agents of all VMs of this node."""

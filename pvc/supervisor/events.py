@@ -13,6 +13,7 @@ from collections import deque
 from pvc import codec
 from pvc.errors import PvcError
 from pvc.model.event import Event, EventKind
+from pvc.model.failure import Failure
 from pvc.supervisor.vm import Vm
 
 # A launcher that is suspended (Ctrl-Z) reads nothing; its VMs go on. What it may miss is bounded.
@@ -56,16 +57,7 @@ class Events:
 
     def error(self, err: PvcError) -> None:
         """This node's share failed."""
-        self._write(
-            Event(
-                EventKind.ERROR,
-                self._node,
-                time.time(),
-                detail=str(err),
-                hint=err.find_hint(),
-                exit_code=err.exit_code,
-            )
-        )
+        self._write(Event.of_failure(self._node, time.time(), Failure.of(err)))
 
     def told(self) -> None:
         """A signal has asked for the end."""

@@ -8,7 +8,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from pvc import codec
 from pvc.errors import PvcError, UsageError
+from pvc.model.failure import Failure
 from pvc.model.vm import Order, OrderResult
 from pvc.supervisor.vm import Vm
 
@@ -47,7 +49,7 @@ async def carry_out(vms: Sequence[Vm], request: dict[str, Any]) -> list[OrderRes
 
 
 async def _order_one(vm: Vm, order: Order, grace_s: float) -> OrderResult:
-    error: PvcError | None = None
+    failure: Failure | None = None
     try:
         match order:
             case Order.RESET:
@@ -61,7 +63,7 @@ async def _order_one(vm: Vm, order: Order, grace_s: float) -> OrderResult:
             case Order.START:
                 await vm.start()
     except PvcError as err:
-        error = err
+        failure = Failure.of(err)
     share = vm.share
     return OrderResult(
         rank=share.rank,
@@ -69,6 +71,5 @@ async def _order_one(vm: Vm, order: Order, grace_s: float) -> OrderResult:
         node=share.node,
         phase=vm.phase,
         detail=vm.detail,
-        error=None if error is None else str(error),
-        hint=None if error is None else error.find_hint(),
+        **({} if failure is None else codec.to_data(failure)),
     )

@@ -224,7 +224,7 @@ def _read_tree(data: bytes, size: int) -> list[object]:
 
 
 def node_answers(data: bytes) -> None:
-    attach._parse_grant(attach._parse_answer(data))
+    attach._parse_grant(attach.parse_answer(data))
 
 
 # --- images and what describes them ---------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from pvc.errors import (
     StateError,
     SuspendedError,
     UsageError,
-    rebuild_error,
 )
 
 
@@ -88,18 +87,6 @@ def test_of_thousands_of_problems_the_first_are_told() -> None:
     lines = str(error).splitlines()
     assert (len(lines), lines[-1]) == (41, "and 28960 more problems")
     assert len(error.problems) == 29_000
-
-
-@pytest.mark.parametrize("kind", [UsageError, ConfigError, JobError, StateError, HostError, GuestError])
-def test_an_error_of_another_process_keeps_its_class(kind: type[PvcError]) -> None:
-    error = rebuild_error(kind.exit_code, "n1: networks.yaml:3: wrong", "mend it")
-    assert (type(error), str(error), error.find_hint()) == (kind, "n1: networks.yaml:3: wrong", "mend it")
-
-
-@pytest.mark.parametrize(("code", "found"), [(1, 1), (9, 9), (137, 137), (0, 1), (None, 1), ("3", 1), (-9, 1)])
-def test_a_code_of_no_class_stays(code: object, found: int) -> None:
-    error = rebuild_error(code, "text")
-    assert (type(error), error.exit_code) == (PvcError, found)
 
 
 def test_times_that_ran_out_are_pythons_too() -> None:

@@ -14,6 +14,7 @@ from fleet import Fleet
 from pvc.channel.frames import WINDOW, Kind, pack, pack_credit
 from pvc.cli.outputs import Gathered, Prefixed
 from pvc.errors import GuestError, UsageError
+from pvc.model.failure import Failure
 from pvc.ops.agents import Agents, Collected, ask
 from pvc.ops.copied import parse_copy
 from pvc.ops.copy import copy
@@ -58,7 +59,7 @@ def test_who_is_paused_or_gone_is_told_and_holds_up_nobody(many: Fleet) -> None:
         outcomes, said = many.run("echo", "x")
     finally:
         many.paused.discard(5)
-    assert outcomes[5] == Outcome(5, "vm5", "n1", error="vm5 is paused", hint="let it go on: pvc resume vm5")
+    assert outcomes[5] == Outcome(5, "vm5", "n1", failure=Failure(7, "vm5 is paused", "let it go on: pvc resume vm5"))
     assert [outcome.code for outcome in outcomes] == [0] * 5 + [7] + [0] * (COUNT - 6)
     assert len(said) == COUNT - 1
 
