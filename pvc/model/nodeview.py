@@ -53,11 +53,41 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Drain:
+    """Why an administrator lets no new cluster be set up on a node, and since when (seconds since the epoch)."""
+
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True)
+class DaemonState:
+    """What the pvc-node that serves a node says of itself."""
+
+    version: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What runs together on a node. ``daemon`` "": none serves; ``plugins``: of each pvc.so by its path, "" where it
+    does not tell. ``problems``: why some of this is not known.
+    """
+
+    pvc: str
+    daemon: str
+    records: str
+    plugins: dict[str, str]
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class NodeView:
-    """A node. ``problems``: why some of this is not known."""
+    """A node. ``daemon`` None: none serves. ``problems``: why some of this is not known."""
 
     node: str
-    serving: bool
+    daemon: DaemonState | None
+    drain: Drain | None
     jobs: tuple[NodeJob, ...]
     shares: tuple[Share, ...]
     unswept: bool  # directories of ended jobs are still to be removed

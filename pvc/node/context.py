@@ -17,10 +17,12 @@ from pvc.host import netns
 from pvc.host.processes import read_start_ticks
 from pvc.model.network import BridgedNetwork, PciNetwork
 from pvc.model.node import ImageCache
+from pvc.model.nodeview import Drain
 from pvc.model.site import SiteConfig
 from pvc.node.apply import Hands
 from pvc.plan.node import Site
 from pvc.slurm.nodenames import find_node_name
+from pvc.state.drain import read_drain
 from pvc.state.ledger import Ledger, Record
 from pvc.state.store import Store
 
@@ -40,6 +42,8 @@ class Context:
     _config: SiteConfig | None = field(default=None, repr=False)
     _stamp: tuple[tuple[str, int], ...] = ()
     _store: Store | None = field(default=None, repr=False)
+    # In a tuple when it is known: each set-up asks, and only an order of root's changes it.
+    _drain: tuple[Drain | None] | None = field(default=None, repr=False)
     _told: dict[int, set[str]] = field(default_factory=dict, repr=False)
 
     def prepare(self) -> None:
@@ -84,6 +88,24 @@ class Context:
         batch = config.batch
         cache = ImageCache(batch.image_cache_dir, batch.image_cache_size) if batch.image_cache_dir else None
         return Site(config.ethernets, config.resource_sets, batch.run_dir, services, bridged, devices, cache)
+
+    def heed_drain(self) -> Drain | None:
+        """Read again whether this node takes new clusters; why not."""
+        found = read_drain(self.state_dir)
+        self._drain = (found,)
+        return found
+
+    def check_service(self, node: str) -> None:
+        """Let no new cluster begin on a node that an administrator has taken out of service.
+
+        :raise JobError: this one is.
+        """
+        drain = self._drain[0] if self._drain is not None else self.heed_drain()
+        if drain is not None:
+            raise JobError(
+                f"{node} is out of service for virtual clusters: {drain.reason}",
+                hint=f"ask for other nodes (--exclude={node}), or the administrator when it is back",
+            )
 
     def store(self) -> Store:
         """The state store, connected at first use.

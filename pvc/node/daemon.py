@@ -30,9 +30,10 @@ from pvc.errors import HostError, PvcError
 from pvc.host import ended, ethernet, memory
 from pvc.host.secrecy import forbid_dumps
 from pvc.model.node import Tap
-from pvc.node import netcheck, netview, probing, requests
+from pvc.node import netcheck, netview, orders, probing, requests
 from pvc.node.apply import ensure_run_parent
 from pvc.node.context import Context, NodeName
+from pvc.node.orders import ROOTS_OWN, SOCKET
 from pvc.node.places import Places
 from pvc.node.reclaim import reclaim, reclaim_memberships
 from pvc.node.sweeper import Sweeper
@@ -52,8 +53,6 @@ _DRAIN_TIMEOUT_S = 60.0
 _HURRY_S = 2.0
 _TURNED_AWAY_S = 0.0002
 _NO_ROOM_S = 0.5  # the process, or the machine, has no descriptor or memory for one more
-# Users can fill the backlog of a socket that they may use, so Slurm's own have another one: spank/client.c.
-SOCKET, ROOTS_OWN = "node.sock", ".root"
 _FDS_PER_MESSAGE = 200
 _RETRY_S = 15.0
 _LOOK_AGAIN_S = 300.0
@@ -211,6 +210,8 @@ class Daemon:
 
     def _obey(self, uid: int, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         operation, job_id = message.get("op"), message.get("job")
+        if uid == os.geteuid() and operation in orders.ORDERS:
+            return orders.obey(self._context, operation), []
         if not isinstance(operation, str) or operation not in _OPERATIONS or type(job_id) is not int or job_id < 1:
             raise HostError("pvc-node does not know this request")
         ledger = Ledger(self._context.state_dir, job_id)
@@ -297,16 +298,6 @@ def find_taps(ready: Ready, rank: object) -> tuple[Tap, ...]:
         if type(rank) is int and vm.rank == rank:
             return tuple(ready.taps[nic.tap_index] for nic in vm.nics)
     raise HostError(f"job {ready.grant.job_id} has no such VM on this node")
-
-
-def is_serving(runtime_dir: Path) -> bool:
-    """Whether a daemon answers at this node's socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
-        try:
-            client.connect(os.fspath(runtime_dir / (SOCKET + ROOTS_OWN)))
-        except OSError:
-            return False
-        return True
 
 
 def _guard(path: Path) -> int:

@@ -80,6 +80,7 @@ def set_up(context: Context, job: JobFacts, request_text: str, *, again: bool = 
                 LOG.warning("job %d: found an unfinished set-up, undoing it first", job.job_id)
                 undo_recorded(context, ledger)
             ledger.open(record)
+            context.check_service(job.node)
             return _build(context, job, request_text, ledger, record)
         except Exception as err:  # noqa: BLE001 - whatever it is, it is undone, and is a refusal or a fault
             found = _explain(err)

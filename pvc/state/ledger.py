@@ -32,6 +32,8 @@ from pvc.plan.inputs import Inputs
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+# Records bear no mark of their format yet: all of them are as version 0.1.0 writes them.
+RECORDS = "0.1.0"
 _HINT = "it stays as it is while Slurm has the job; when that has ended, what can be told by its name is removed"
 _TYPES: dict[str, Any] = {
     kind.__name__: kind

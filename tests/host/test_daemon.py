@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pvc.state.drain import read_drain
 from pvc.state.ledger import Ledger, Record
 from tests.host.scenario import ROOT, WRAPPER
 from tests.waits import wait_until
@@ -102,6 +103,29 @@ except OSError as err:
     assert as_nobody(daemon, script) == "PermissionError\n"
     roots = daemon.with_name("node.sock.root")
     assert talk(roots, b"PVC1 teardown\nSLURM_JOB_ID=12\n\n") == b"0 nothing to undo\n"
+
+
+def order(daemon: Path, *words: str) -> str:
+    """What a command of pvc-node says beside the daemon."""
+    top = daemon.parent.parent
+    places = ["--conf-dir", top / "conf", "--state-dir", top / "state", "--runtime-dir", top / "run"]
+    argv = [sys.executable, "-m", "pvc.cli.node", *map(str, places), *words]
+    return subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_a_drained_node_stays_so(daemon: Path) -> None:
+    """The next daemon reads the reason; nobody but root takes a node out of service or back."""
+    script = """
+import socket, sys
+link = socket.socket(socket.AF_UNIX); link.connect(sys.argv[1])
+link.sendall(b'{"op":"drain"}\\n'); print(link.recv(1000).decode())
+"""
+    assert "does not know this request" in as_nobody(daemon, script)
+    assert "n1: new switch" in order(daemon, "drain", "--node", "n1", "new switch")
+    drain = read_drain(daemon.parent.parent / "state")
+    assert drain is not None
+    assert drain.reason == "new switch"
+    assert "set up again" in order(daemon, "undrain", "--node", "n1")
 
 
 COME = """
