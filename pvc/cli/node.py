@@ -185,6 +185,21 @@ def undrain(context: Context, node: str | None) -> None:
 
 
 @cli.command()
+@click.pass_obj
+def reload(context: Context) -> None:
+    """Let the pvc-node that serves take the configuration as it is now, if all of it is right; else nothing changes."""
+    from pvc.cli import nodeview
+
+    _need_root()
+    state = tell_daemon(context.runtime_dir, "reload")
+    if state is None:
+        context.config()
+        output.say("the configuration is right; no pvc-node serves here, so each job's prolog reads it")
+        return
+    nodeview.print_configuration(state.configuration)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
 def version(context: Context, as_json: bool) -> None:

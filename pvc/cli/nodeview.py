@@ -15,7 +15,7 @@ from pvc.errors import HostError, PvcError
 from pvc.texts import clean_text
 
 if TYPE_CHECKING:
-    from pvc.model.nodeview import NodeJob, NodeView, SiteCluster, Versions
+    from pvc.model.nodeview import ConfigState, NodeJob, NodeView, SiteCluster, Versions
     from pvc.node.context import Context
 
 _MOST = 20
@@ -29,6 +29,8 @@ def print_node(view: NodeView) -> None:
         output.say(
             f"out of service for new clusters since {_moment(view.drain.since)}: {clean_text(view.drain.reason)}"
         )
+    if view.daemon is not None:
+        print_configuration(view.daemon.configuration)
     if view.daemon is not None and view.daemon.version != __version__:
         output.say(f"the pvc-node that serves is of pvc {clean_text(view.daemon.version)}, and this is {__version__}")
     if view.jobs:
@@ -48,6 +50,20 @@ def print_node(view: NodeView) -> None:
         output.say(f"left over: {_some(left)}; pvc-node repair asks before it removes them")
     for problem in view.problems:
         output.say(f"not known: {clean_text(problem)}", error=True)
+
+
+def print_configuration(state: ConfigState) -> None:
+    """What is in force in the pvc-node that serves, as far as it is not simply what the files say."""
+    if state.read_at is None:
+        output.say("configuration: none is in force; each job is told why")
+    else:
+        more = "; its files have changed since, and count after pvc-node reload" if state.changed else ""
+        output.say(f"configuration: as of {_moment(state.read_at)}{more}")
+    for text in state.kept:
+        output.say(clean_text(text))
+    if state.refused_at is not None:
+        output.say(f"refused at {_moment(state.refused_at)}, so what was in force stays:")
+        output.say(state.refusal)
 
 
 def _row(job: NodeJob) -> tuple[object, ...]:

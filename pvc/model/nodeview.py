@@ -61,11 +61,27 @@ class Drain:
 
 
 @dataclass(frozen=True)
+class ConfigState:
+    """What became of the configuration in a process; times are seconds since the epoch.
+
+    ``read_at`` None: none is in force. ``kept``: what of the files counts only after a restart. ``refusal``: what was
+    wrong at the last reload, since when what had been in force has stayed so. ``changed``: files are not as they were.
+    """
+
+    read_at: float | None = None
+    kept: tuple[str, ...] = ()
+    refusal: str = ""
+    refused_at: float | None = None
+    changed: bool = False
+
+
+@dataclass(frozen=True)
 class DaemonState:
     """What the pvc-node that serves a node says of itself."""
 
     version: str
     pid: int
+    configuration: ConfigState = field(default_factory=ConfigState)
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pvc.config.load import load_root_config
 from pvc.errors import HostError, JobError
 from pvc.files import locked, read_text
 from pvc.host import netns
 from pvc.host.processes import read_start_ticks
 from pvc.model.network import BridgedNetwork, PciNetwork
 from pvc.model.node import ImageCache
-from pvc.model.nodeview import Drain
+from pvc.model.nodeview import ConfigState, Drain
 from pvc.model.site import SiteConfig
 from pvc.node.apply import Hands
+from pvc.node.configuration import Configuration
 from pvc.plan.node import Site
 from pvc.slurm.nodenames import find_node_name
 from pvc.state.drain import read_drain
@@ -32,19 +33,22 @@ _LOCK_TIMEOUT_S = 40.0
 
 @dataclass
 class Context:
-    """One per process. The configuration is read again when a file changes."""
+    """One per process. The configuration is read once, and again when root asks for it."""
 
     conf_dir: Path = Path("/etc/pvc")
     state_dir: Path = Path("/var/lib/pvc")
     runtime_dir: Path = Path("/run/pvc")
     # A job was undone whose ledger did not say all: the store may still count this node to its cluster.
     forgetful: bool = False
-    _config: SiteConfig | None = field(default=None, repr=False)
-    _stamp: tuple[tuple[str, int], ...] = ()
     _store: Store | None = field(default=None, repr=False)
+    _store_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     # In a tuple when it is known: each set-up asks, and only an order of root's changes it.
     _drain: tuple[Drain | None] | None = field(default=None, repr=False)
     _told: dict[int, set[str]] = field(default_factory=dict, repr=False)
+    _configuration: Configuration = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._configuration = Configuration(self.conf_dir)
 
     def prepare(self) -> None:
         """Make the directories.
@@ -69,12 +73,23 @@ class Context:
 
         :raise ConfigError: it is wrong.
         """
-        stamp = tuple(sorted((path.name, path.stat().st_mtime_ns) for path in self.conf_dir.glob("*.yaml")))
-        if self._config is None or stamp != self._stamp:
-            self._config = load_root_config(self.conf_dir)
-            self._stamp = stamp
-            self._drop_store()
-        return self._config
+        return self._configuration.get()
+
+    def reload(self) -> None:
+        """Take the configuration as the files have it now.
+
+        :raise ConfigError: it is wrong; what was in force stays.
+        """
+        self._configuration.reload()
+        with self._store_lock:
+            # Whoever is asking the old one has its answer first; the next one connects as the files say.
+            store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def config_state(self) -> ConfigState:
+        """What became of the configuration."""
+        return self._configuration.state()
 
     def site(self) -> Site:
         """The part of it that plans need.
@@ -112,12 +127,12 @@ class Context:
 
         :raise ConfigError: the configuration is wrong.
         """
-        settings = self.config().batch.etcd
-        if self._store is None:
-            from pvc.state.etcd import EtcdStore
+        with self._store_lock:
+            if self._store is None:
+                from pvc.state.etcd import EtcdStore
 
-            self._store = EtcdStore(settings)
-        return self._store
+                self._store = EtcdStore(self.config().batch.etcd)
+            return self._store
 
     def hands(self) -> Hands:
         """For ``apply``."""
@@ -160,11 +175,6 @@ class Context:
 
     def _lock_path(self, name: str) -> Path:
         return self.runtime_dir / "locks" / name
-
-    def _drop_store(self) -> None:
-        if self._store is not None:
-            self._store.close()
-            self._store = None
 
 
 class NodeName:

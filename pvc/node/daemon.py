@@ -26,7 +26,7 @@ from typing import Any
 
 from pvc import log
 from pvc.codec import read_json, to_data
-from pvc.errors import HostError, PvcError
+from pvc.errors import ConfigError, HostError, PvcError
 from pvc.host import ended, ethernet, memory
 from pvc.host.secrecy import forbid_dumps
 from pvc.model.node import Tap
@@ -69,13 +69,14 @@ class Daemon:
         self._places = Places(context.state_dir, context.runtime_dir)
         self._wake = threading.Event()
         self._ending = threading.Event()
+        self._reload = threading.Event()
         self._turnstile = Turnstile()
         self._sweeper = Sweeper(context)
         self._upkeep = Upkeep(context)
         self._watches = (Watch(lambda: find_servers(context)), Watch(SwitchWatch(context).find))
 
     def serve(self) -> None:
-        """Serve until SIGTERM or SIGINT.
+        """Serve until SIGTERM or SIGINT; SIGHUP has the configuration read again.
 
         :raise HostError: another daemon serves this node, or the socket cannot be made.
         """
@@ -96,6 +97,7 @@ class Daemon:
         signal.set_wakeup_fd(wake_write.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._ending.set())
+        signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         # Callers queue at the socket meanwhile; what is imported now costs no prolog anything.
         _preload()
         reclaimer = threading.Thread(target=self._reclaim_forever, name="reclaim", daemon=True)
@@ -123,6 +125,8 @@ class Daemon:
             while not self._ending.is_set():
                 for key, _ in selector.select():
                     if key.fileobj is wake:
+                        wake.recv(4096)
+                        self._heed_signal()
                         continue
                     assert isinstance(key.fileobj, socket.socket)
                     try:
@@ -139,6 +143,12 @@ class Daemon:
                         time.sleep(_TURNED_AWAY_S)
         # Whoever is being served is served to the end, within the limits each has.
         self._places.wait_idle(_DRAIN_TIMEOUT_S)
+
+    def _heed_signal(self) -> None:
+        if self._reload.is_set():
+            self._reload.clear()
+            with suppress(ConfigError):  # the log and status have it
+                self._context.reload()
 
     def _admit(self, connection: socket.socket) -> bool:
         try:

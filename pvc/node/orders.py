@@ -20,8 +20,8 @@ from pvc.node.context import Context
 
 # Users can fill the backlog of a socket that they may use, so Slurm's own have another one: spank/client.c.
 SOCKET, ROOTS_OWN = "node.sock", ".root"
-# "state" asks, "drain" has drain.json read again.
-ORDERS = ("state", "drain")
+# "state" asks, "drain" has drain.json read again, "reload" the configuration.
+ORDERS = ("state", "drain", "reload")
 _TIMEOUT_S = 60.0
 _LIMIT = 1 << 20
 
@@ -33,7 +33,9 @@ def obey(context: Context, order: str) -> dict[str, Any]:
     """
     if order == "drain":
         context.heed_drain()
-    state = DaemonState(__version__, os.getpid())
+    elif order == "reload":
+        context.reload()
+    state = DaemonState(__version__, os.getpid(), context.config_state())
     return {"ok": True, "state": to_data(state)}
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,6 +25,7 @@ from tests.waits import wait_until
 
 pytestmark = pytest.mark.host
 NOBODY = 65534
+GOOD = "settings:\n  etcd-servers: [e1]\n"
 
 
 @pytest.fixture
@@ -126,6 +130,21 @@ link.sendall(b'{"op":"drain"}\\n'); print(link.recv(1000).decode())
     assert drain is not None
     assert drain.reason == "new switch"
     assert "set up again" in order(daemon, "undrain", "--node", "n1")
+
+
+def test_a_signal_has_the_configuration_read_again(daemon: Path, said: Path) -> None:
+    """Right or wrong: the daemon serves on, and says what became of it."""
+    conf = daemon.parent.parent / "conf"
+    conf.mkdir()
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(daemon))
+        # Whoever listens, by its number in this namespace: in its own it has another
+        (pid,) = struct.unpack("i8x", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    for text, words in (("settings: {}\n", "etcd-servers"), (GOOD, "the configuration was read again")):
+        (conf / "batch.yaml").write_text(text)
+        os.kill(pid, signal.SIGHUP)
+        wait_until(lambda words=words: words in said.read_text(), 20, f"not said: {words}")
+        assert talk(daemon, b"PVC1 teardown\nSLURM_JOB_ID=12\n\n") == b"0 nothing to undo\n"
 
 
 COME = """

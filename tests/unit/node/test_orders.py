@@ -15,12 +15,13 @@ from click.testing import CliRunner
 
 from pvc import __version__
 from pvc.cli import node as commands
-from pvc.errors import HostError, JobError
+from pvc.errors import ConfigError, HostError, JobError
 from pvc.model.nodeview import Drain
 from pvc.node import daemon, orders, setup
 from pvc.node.context import Context, NodeName, read_boot_id
 from pvc.state.drain import read_drain, remove_drain, write_drain
 from pvc.state.ledger import Ledger, Record, Refusal
+from tests.unit.config.sites import write_site
 from tests.unit.plan.worlds import job_of
 
 REASON = "new switch until noon"
@@ -30,6 +31,7 @@ REASON = "new switch until noon"
 def context(tmp_path: Path) -> Context:
     (tmp_path / "run" / "locks").mkdir(parents=True)
     (tmp_path / "run" / "locks" / "node").touch()
+    write_site(tmp_path / "conf")
     return Context(tmp_path / "conf", tmp_path / "state", tmp_path / "run")
 
 
@@ -147,3 +149,45 @@ def test_nobody_else_gives_orders(serving: Context, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(daemon.os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(HostError, match="does not know this request"):
         orders.tell_daemon(serving.runtime_dir, "drain")
+
+
+@pytest.mark.allow_sockets  # a daemon's own
+def test_a_reload_by_command(serving: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = serving.config()
+    write_site(serving.conf_dir, networks="nat:\n  type: ethernet\n  colour: blue\n")
+    with pytest.raises(ConfigError, match=r"networks\.yaml:3: nat\.colour") as caught:
+        run(monkeypatch, serving, "reload")
+    assert "stays in force" in (caught.value.find_hint() or "")
+    assert serving.config() is before
+    state = orders.tell_daemon(serving.runtime_dir, "state")
+    assert state is not None
+    assert "networks.yaml:3" in state.configuration.refusal
+    write_site(serving.conf_dir, batch="settings:\n  etcd-servers: [e2]\n  run-dir: /scratch\n")
+    said = run(monkeypatch, serving, "reload")
+    assert "configuration: as of " in said
+    assert "batch.yaml:3: settings.run-dir: '/scratch' counts when pvc-node starts again" in said
+    assert serving.config().batch.etcd.servers == ("e2",)
+
+
+def test_a_signal_reloads(context: Context, caplog: pytest.LogCaptureFixture) -> None:
+    """As does SIGHUP, after which the loop has a byte to read."""
+    serving = daemon.Daemon(context, NodeName("n1"))
+    context.config()
+    write_site(context.conf_dir, batch="settings: {}\n")
+    serving._heed_signal()
+    assert context.config_state().refused_at is None
+    serving._reload.set()
+    serving._heed_signal()
+    assert context.config_state().refused_at is not None
+    assert "batch.yaml" in caplog.text
+    assert not serving._reload.is_set()
+
+
+def test_a_reload_without_a_daemon_says_whether_the_files_are_right(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert "no pvc-node serves" in run(monkeypatch, context, "reload")
+    write_site(context.conf_dir, batch="settings: {}\n")
+    with pytest.raises(ConfigError):
+        run(monkeypatch, Context(context.conf_dir, context.state_dir, context.runtime_dir), "reload")
