@@ -47,7 +47,7 @@ LOG = logging.getLogger("pvc.node")
 @click.pass_context
 def cli(ctx: click.Context, conf_dir: Path, state_dir: Path, runtime_dir: Path, verbose: int) -> None:
     """Set up and tear down virtual clusters on this node; called by Slurm's prolog and epilog."""
-    log.setup(logging.DEBUG if verbose > 1 else logging.INFO, timestamps=True, sparing=True)
+    log.setup(logging.DEBUG if verbose > 1 else logging.INFO, timestamps=True, sparing=True, journal_as="pvc-node")
     ctx.obj = Context(conf_dir, state_dir, runtime_dir)
 
 
@@ -258,7 +258,7 @@ def _run_cold(context: Context, verb: str) -> None:
 
     _need_root()
     values = {key: os.environ[key] for key in KEYS if key in os.environ}
-    with log.context(f"job {values.get('SLURM_JOB_ID', '?')}"):
+    with requests.naming(values):
         code, message = requests.handle(context, verb, values)
     if code:
         output.say(clean_text(message), error=True)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pvc import log
 from pvc.errors import HostError, JobError
 from pvc.files import locked, read_text
 from pvc.host import netns
@@ -149,7 +150,8 @@ class Context:
         :raise HostError: somebody else does, for too long.
         """
         self.prepare()
-        with locked(self._lock_path(str(job_id)), timeout_s=_LOCK_TIMEOUT_S):
+        lock = self._lock_path(str(job_id))
+        with locked(lock, timeout_s=_LOCK_TIMEOUT_S), log.context("", PVC_JOB=str(job_id)):
             yield
 
     @contextmanager
@@ -166,7 +168,8 @@ class Context:
         told = self._told.setdefault(job_id, set())
         if text not in told:
             told.add(text)
-            LOG.warning("job %d: %s", job_id, text)
+            with log.context("", PVC_JOB=str(job_id)):
+                LOG.warning("job %d: %s", job_id, text)
 
     def forget_lock(self, job_id: int) -> None:
         """Remove a job's lock file, when the job is gone."""

@@ -24,7 +24,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pvc import log
 from pvc.codec import read_json, to_data
 from pvc.errors import ConfigError, HostError, PvcError
 from pvc.host import ended, ethernet, memory
@@ -192,7 +191,7 @@ class Daemon:
             return "2 only root may ask for this\n"
         try:
             verb, values = requests.parse(text)
-            with log.context(f"job {values.get('SLURM_JOB_ID', '?')}"):
+            with requests.naming(values):
                 code, message = requests.handle(self._context, verb, values)
         except ValueError as err:
             return f"2 {clean_text(str(err))}\n"

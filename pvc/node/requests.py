@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
+from pvc import log
 from pvc.errors import HostError, PvcError, is_shortage
 from pvc.node.context import Context
 from pvc.node.facts import KEYS, parse_job, parse_job_id
@@ -38,6 +40,15 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
             raise ValueError(f"{line[:60]!r} is not part of this protocol")
         values[key] = value
     return verb, values
+
+
+def naming(values: Mapping[str, str]) -> AbstractContextManager[None]:
+    """What is logged inside bears the job, its cluster and its owner, as far as Slurm has told them."""
+    job = values.get("SLURM_JOB_ID", "?")
+    leader, user = values.get("SLURM_HET_JOB_ID", ""), values.get("SLURM_JOB_USER") or values.get("SLURM_JOB_UID")
+    # All components of a heterogeneous job are one cluster, which has the number of the first.
+    fields = {"PVC_JOB": job, "PVC_CLUSTER": leader if leader.strip("0") else job}
+    return log.context(f"job {job}", **fields, **({"PVC_USER": user} if user else {}))
 
 
 def handle(context: Context, verb: str, values: Mapping[str, str]) -> tuple[int, str]:
