@@ -107,15 +107,17 @@ def _prefix(network: Network | None) -> tuple[str, str] | None:
 
 
 def _find_kept(old: SiteConfig, new: SiteConfig) -> Iterator[Problem]:
-    """What changes only while no cluster runs, and differs."""
+    """What differs and does not change under running clusters; the listener for metrics is opened at the start."""
 
     def differ(file: str, key: str, was: str, is_now: str) -> Iterator[Problem]:
         if was != is_now:
-            text = f"{is_now!r} counts when pvc-node starts again, without clusters; until then it is {was!r}"
+            text = f"{is_now!r} counts when pvc-node starts again; until then it is {was!r}"
             yield Problem(file, 0, key, text)
 
     yield from differ("batch.yaml", "settings.etcd-prefix", old.batch.etcd.prefix, new.batch.etcd.prefix)
     yield from differ("batch.yaml", "settings.run-dir", old.batch.run_dir, new.batch.run_dir)
+    metrics = old.batch.metrics_address or "", new.batch.metrics_address or ""
+    yield from differ("batch.yaml", "settings.metrics-address", *metrics)
     for name, network in new.networks.items():
         was, now = _prefix(old.networks.get(name)), _prefix(network)
         if was is not None and now is not None and was[0] == now[0]:
@@ -135,7 +137,8 @@ def _keep(old: SiteConfig, new: SiteConfig) -> SiteConfig:
             case _:
                 networks[name] = network
     etcd = replace(new.batch.etcd, prefix=old.batch.etcd.prefix)
-    return replace(new, batch=replace(new.batch, etcd=etcd, run_dir=old.batch.run_dir), networks=networks)
+    batch = replace(new.batch, etcd=etcd, run_dir=old.batch.run_dir, metrics_address=old.batch.metrics_address)
+    return replace(new, batch=batch, networks=networks)
 
 
 def _check_prefixes(config: SiteConfig, conf_dir: Path) -> None:

@@ -22,9 +22,10 @@ from pvc.model.nodeview import ConfigState, Drain
 from pvc.model.site import SiteConfig
 from pvc.node.apply import Hands
 from pvc.node.configuration import Configuration
+from pvc.node.metrics import Metrics
 from pvc.plan.node import Site
 from pvc.slurm.nodenames import find_node_name
-from pvc.state.drain import read_drain
+from pvc.state.drain import OutOfServiceError, read_drain
 from pvc.state.ledger import Ledger, Record
 from pvc.state.store import Store
 
@@ -41,6 +42,7 @@ class Context:
     runtime_dir: Path = Path("/run/pvc")
     # A job was undone whose ledger did not say all: the store may still count this node to its cluster.
     forgetful: bool = False
+    metrics: Metrics = field(default_factory=Metrics, repr=False)
     _store: Store | None = field(default=None, repr=False)
     _store_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     # In a tuple when it is known: each set-up asks, and only an order of root's changes it.
@@ -111,14 +113,18 @@ class Context:
         self._drain = (found,)
         return found
 
+    def find_drain(self) -> Drain | None:
+        """Why this node takes no new clusters, as far as this process was told."""
+        return self._drain[0] if self._drain is not None else self.heed_drain()
+
     def check_service(self, node: str) -> None:
         """Let no new cluster begin on a node that an administrator has taken out of service.
 
-        :raise JobError: this one is.
+        :raise OutOfServiceError: this one is.
         """
-        drain = self._drain[0] if self._drain is not None else self.heed_drain()
+        drain = self.find_drain()
         if drain is not None:
-            raise JobError(
+            raise OutOfServiceError(
                 f"{node} is out of service for virtual clusters: {drain.reason}",
                 hint=f"ask for other nodes (--exclude={node}), or the administrator when it is back",
             )

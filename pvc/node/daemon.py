@@ -20,7 +20,8 @@ import socket
 import struct
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pvc.errors import ConfigError, HostError, PvcError
 from pvc.host import ended, ethernet, memory
 from pvc.host.secrecy import forbid_dumps
 from pvc.model.node import Tap
-from pvc.node import netcheck, netview, orders, probing, requests
+from pvc.node import netcheck, netview, orders, probing, requests, scrape
 from pvc.node.apply import ensure_run_parent
 from pvc.node.context import Context, NodeName
 from pvc.node.orders import ROOTS_OWN, SOCKET
@@ -71,6 +72,7 @@ class Daemon:
         self._reload = threading.Event()
         self._turnstile = Turnstile()
         self._sweeper = Sweeper(context)
+        self._scrapes = scrape.Scrapes(context)
         self._upkeep = Upkeep(context)
         self._watches = (Watch(lambda: find_servers(context)), Watch(SwitchWatch(context).find))
 
@@ -107,7 +109,8 @@ class Daemon:
         self._upkeep.start()
         LOG.info("serving at %s", self._path)
         try:
-            self._accept(*listeners, wake_read)
+            with self._open_metrics() as metrics:
+                self._accept(*listeners, wake_read, metrics)
         finally:
             self._ending.set()
             self._wake.set()
@@ -117,9 +120,27 @@ class Daemon:
                 listener.close()
             os.close(guard)
 
-    def _accept(self, roots: socket.socket, users: socket.socket, wake: socket.socket) -> None:
+    @contextmanager
+    def _open_metrics(self) -> Iterator[socket.socket | None]:
+        """Where metrics are served. Without them clusters are served all the same."""
+        address = listener = None
+        try:
+            address = self._context.config().batch.metrics_address
+            listener = scrape.listen(address) if address is not None else None
+        except PvcError as err:
+            LOG.error("no metrics are served: %s", err)
+        if address is None or listener is None:
+            yield None
+            return
+        with listener:
+            yield listener
+            scrape.remove(address)
+
+    def _accept(
+        self, roots: socket.socket, users: socket.socket, wake: socket.socket, metrics: socket.socket | None = None
+    ) -> None:
         with selectors.DefaultSelector() as selector:
-            for each in (roots, users, wake):
+            for each in filter(None, (roots, users, wake, metrics)):
                 selector.register(each, selectors.EVENT_READ)
             while not self._ending.is_set():
                 for key, _ in selector.select():
@@ -137,7 +158,8 @@ class Daemon:
                         LOG.warning("cannot take a caller in for a moment: %s", err)
                         self._ending.wait(_NO_ROOM_S)
                         continue
-                    if not self._admit(connection):
+                    admit = self._scrapes.admit if key.fileobj is metrics else self._admit
+                    if not admit(connection):
                         # Whoever is turned away at once comes at once: the threads at work need the processor.
                         time.sleep(_TURNED_AWAY_S)
         # Whoever is being served is served to the end, within the limits each has.

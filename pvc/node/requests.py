@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
@@ -11,8 +12,8 @@ from pvc import log
 from pvc.errors import HostError, PvcError, is_shortage
 from pvc.node.context import Context
 from pvc.node.facts import KEYS, parse_job, parse_job_id
-from pvc.node.setup import set_up
-from pvc.node.teardown import tear_down
+from pvc.node.setup import WAS_THERE, set_up
+from pvc.node.teardown import NOTHING, tear_down
 from pvc.texts import clean_text, is_clean
 
 LOG = logging.getLogger(__name__)
@@ -53,12 +54,14 @@ def naming(values: Mapping[str, str]) -> AbstractContextManager[None]:
 
 def handle(context: Context, verb: str, values: Mapping[str, str]) -> tuple[int, str]:
     """Set up or tear down; (exit code, a line). Anything but 0 means that this node is at fault: the shim drains it."""
+    operation, began = "teardown" if verb == "teardown" else "setup", time.monotonic()
     try:
         if verb == "teardown":
             message = tear_down(context, parse_job_id(values))
         else:
             message = set_up(context, parse_job(values), values.get(REQUEST_KEY, ""), again=verb == "setup")
     except Exception as err:  # noqa: BLE001 - the shim understands codes, not tracebacks
+        context.metrics.fail(operation, err)
         said = clean_text(f"{type(err).__name__}: {err}" if not isinstance(err, PvcError) else str(err))
         if is_shortage(err):
             # Of a set-up nothing is recorded, so supervisors are told that there is none; reclaim tears down.
@@ -66,6 +69,8 @@ def handle(context: Context, verb: str, values: Mapping[str, str]) -> tuple[int,
             return 0, f"not now: {said}"
         LOG.error("%s: %s", verb, said)
         return HostError.exit_code, said
+    if message not in (WAS_THERE, NOTHING):
+        context.metrics.observe(operation, time.monotonic() - began)
     message = clean_text(message)
     LOG.info("%s: %s", verb, message)
     return 0, message

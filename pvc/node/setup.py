@@ -35,6 +35,7 @@ from pvc.state.ledger import Ledger, Ready, Record, Refusal, UnreadableError, re
 from pvc.texts import clean_lines, clean_text
 
 LOG = logging.getLogger(__name__)
+WAS_THERE = "was there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,11 @@ def set_up(context: Context, job: JobFacts, request_text: str, *, again: bool = 
     """
     # Any number of steps may ask at once, at their user's will: what is answered needs no lock.
     if not again and _is_answered(context, job):
-        return "was there"
+        return WAS_THERE
     with context.job_lock(job.job_id):
         ledger = Ledger(context.state_dir, job.job_id)
         if not again and _is_answered(context, job):
-            return "was there"
+            return WAS_THERE
         record = Record(job.job_id, job.uid, read_boot_id(), opened_ns=time.time_ns())
         try:
             # A refusal that the ledger had no room for would count before what is done now.
@@ -107,6 +108,7 @@ def _explain(err: Exception) -> PvcError:
 
 def _refuse(context: Context, ledger: Ledger, record: Record, why: PvcError) -> str:
     """Keep a refusal for the launcher."""
+    context.metrics.fail("setup", why)
     if isinstance(why, ConfigError):
         why = add_lines(why, context.conf_dir)
     exit_code, hint = why.exit_code, why.find_hint()

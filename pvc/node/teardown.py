@@ -13,6 +13,7 @@ from pvc.plan import actions
 from pvc.state.ledger import Ledger, UnreadableError
 
 LOG = logging.getLogger(__name__)
+NOTHING = "nothing to undo"
 
 
 def tear_down(context: Context, job_id: int, wanted: Callable[[Ledger], bool] = lambda _: True) -> str:
@@ -30,7 +31,7 @@ def tear_down(context: Context, job_id: int, wanted: Callable[[Ledger], bool] = 
         if not ledger.exists():
             spare.remove()
             context.forget_lock(job_id)
-            return "nothing to undo"
+            return NOTHING
         if not wanted(ledger):
             return "left as it is"
         try:
@@ -39,6 +40,7 @@ def tear_down(context: Context, job_id: int, wanted: Callable[[Ledger], bool] = 
             if isinstance(err, HostError) and not is_shortage(err):
                 raise
             LOG.warning("job %d: %s; will be tried again", job_id, err)
+            context.metrics.fail("teardown", err)
             return f"undone, but for {_name_left(err)}"
         spare.remove()
         context.forget_lock(job_id)

@@ -10,10 +10,15 @@ import os
 from pathlib import Path
 
 from pvc.codec import dumps, loads
+from pvc.errors import JobError
 from pvc.files import write_atomic
 from pvc.model.nodeview import Drain
 
 _FILE = "drain.json"
+
+
+class OutOfServiceError(JobError):
+    """An administrator lets no new cluster be set up on this node."""
 
 
 def write_drain(state: Path, drain: Drain) -> None:

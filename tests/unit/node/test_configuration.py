@@ -79,9 +79,7 @@ def test_what_running_clusters_are_found_by_is_kept_and_named(context: Context) 
     assert [text.partition(": ")[0].rpartition("/")[2] for text in context.config_state().kept] == [
         "batch.yaml:3", "batch.yaml:4", "networks.yaml:4", "networks.yaml:9"
     ]  # fmt: skip
-    assert "'net' counts when pvc-node starts again, without clusters; until then it is 'nat'" in str(
-        context.config_state().kept
-    )
+    assert "'net' counts when pvc-node starts again; until then it is 'nat'" in str(context.config_state().kept)
     # What is still not as the files say is named once more by the next reload
     context.reload()
     assert len(context.config_state().kept) == 4
