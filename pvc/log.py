@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging: standard error for commands, with the job and VM in front where they are known.
+"""Logging: standard error for commands, with the job and VM in front where they are known; the journal for services.
 
 What a record says may be a user's word, so no handler writes one but by ``Clean``.
 """
@@ -7,17 +7,24 @@ What a record says may be a user's word, so no handler writes one but by ``Clean
 from __future__ import annotations
 
 import logging
+import os
+import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import TracebackType
+from types import MappingProxyType, TracebackType
+from typing import TextIO
 
 from pvc.texts import clean_lines, clean_text
 
 _CONTEXT: ContextVar[str] = ContextVar("pvc_log_context", default="")
+_FIELDS: ContextVar[Mapping[str, str]] = ContextVar("pvc_log_fields", default=MappingProxyType({}))
+# systemd's Native Journal Protocol, and the priorities of syslog(3)
+_JOURNAL = "/run/systemd/journal/socket"
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _MOST = 4000
 # Of a traceback the last lines, which have the reason.
 _TRACEBACK = 60
@@ -70,10 +77,77 @@ class Sparing(logging.Filter):
         return admitted
 
 
-def setup(level: int = logging.WARNING, *, timestamps: bool = False, sparing: bool = False) -> None:
-    """Send pvc's log to standard error; once per process, from a front end. ``sparing``: whoever calls is anybody."""
+class Journal(logging.StreamHandler[TextIO]):
+    """Writes to systemd's journal, with the fields of ``context`` beside the text.
+
+    While there is none it writes to ``stream``.
+    """
+
+    def __init__(self, stream: TextIO, identifier: str, address: str = _JOURNAL) -> None:
+        import socket  # of commands, which start often, none needs it
+
+        super().__init__(stream)
+        self._identifier, self._address = identifier, address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._socket.close()
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one datagram for the record. The socket is not connected, so that a journal that restarts is found."""
+        try:
+            self._socket.sendto(encode_entry(self._describe(record)), self._address)
+        except OSError:
+            super().emit(record)
+
+    def _describe(self, record: logging.LogRecord) -> dict[str, str]:
+        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+        return {
+            "MESSAGE": self.format(record),
+            "PRIORITY": str(priority),
+            "SYSLOG_IDENTIFIER": self._identifier,
+            "CODE_FILE": record.pathname,
+            "CODE_LINE": str(record.lineno),
+            "CODE_FUNC": record.funcName or "",
+            **_FIELDS.get(),
+        }
+
+
+def encode_entry(fields: Mapping[str, str]) -> bytes:
+    """An entry of the journal: NAME=VALUE lines; a value of several lines comes after its length (64 bits, little)."""
+    parts = []
+    for name, value in fields.items():
+        data = value.encode("utf-8", "surrogateescape")
+        if b"\n" in data:
+            parts.append(b"%s\n%s%s\n" % (name.encode(), struct.pack("<Q", len(data)), data))
+        else:
+            parts.append(b"%s=%s\n" % (name.encode(), data))
+    return b"".join(parts)
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether a stream leads to the journal: the service manager names it so, in systemd.exec(5) JOURNAL_STREAM."""
+    try:
+        facts = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
+
+
+def setup(
+    level: int = logging.WARNING, *, timestamps: bool = False, sparing: bool = False, journal_as: str = ""
+) -> None:
+    """Send pvc's log to standard error; once per process, from a front end.
+
+    ``sparing``: whoever calls is anybody. ``journal_as``: where standard error leads to the journal, entries of this
+    name go there instead, whose time and priority are fields.
+    """
     handler = logging.StreamHandler(sys.stderr)
     layout = "%(asctime)s %(levelname)s %(message)s" if timestamps else "pvc: %(message)s"
+    if journal_as and _is_journal(sys.stderr):
+        handler, layout = Journal(sys.stderr, journal_as), "%(message)s"
     handler.setFormatter(Clean(layout))
     if sparing:
         handler.addFilter(Sparing())
@@ -92,11 +166,13 @@ def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: Trace
 
 
 @contextmanager
-def context(text: str) -> Iterator[None]:
-    """Put ``text`` (such as "job 12") in front of every line logged inside."""
+def context(text: str, **fields: str) -> Iterator[None]:
+    """Put ``text`` (such as "job 12") in front of every line logged inside; ``fields`` are the journal's alone."""
     outer = _CONTEXT.get()
     token = _CONTEXT.set(f"{outer} {text}".strip())
+    beside = _FIELDS.set({**_FIELDS.get(), **{name: clean_text(value) for name, value in fields.items()}})
     try:
         yield
     finally:
+        _FIELDS.reset(beside)
         _CONTEXT.reset(token)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ from pvc.codec import to_data
 from pvc.errors import HostError, JobError, PvcError, UsageError, is_shortage
 from pvc.model.host import JobFacts
 from pvc.node.context import Context, NodeName
+from pvc.node.orders import tell_daemon
 from pvc.texts import clean_text
 
 LOG = logging.getLogger("pvc.node")
@@ -45,7 +47,7 @@ LOG = logging.getLogger("pvc.node")
 @click.pass_context
 def cli(ctx: click.Context, conf_dir: Path, state_dir: Path, runtime_dir: Path, verbose: int) -> None:
     """Set up and tear down virtual clusters on this node; called by Slurm's prolog and epilog."""
-    log.setup(logging.DEBUG if verbose > 1 else logging.INFO, timestamps=True, sparing=True)
+    log.setup(logging.DEBUG if verbose > 1 else logging.INFO, timestamps=True, sparing=True, journal_as="pvc-node")
     ctx.obj = Context(conf_dir, state_dir, runtime_dir)
 
 
@@ -145,6 +147,70 @@ def repair(context: Context, node: str | None, yes: bool) -> None:
 
 
 @cli.command()
+@_node_option
+@click.argument("reason")
+@click.pass_obj
+def drain(context: Context, node: str | None, reason: str) -> None:
+    """Set up no new cluster on this node, whose users are told REASON; running ones go on, also through a restart."""
+    from pvc.model.nodeview import Drain
+    from pvc.state.drain import write_drain
+
+    _need_root()
+    told = clean_text(reason).strip()
+    if not told:
+        raise UsageError("a node is drained for a reason, which users are told", hint="pvc-node drain 'new switch'")
+    try:
+        write_drain(context.state_dir, Drain(told, time.time()))
+    except OSError as err:
+        raise HostError("this node cannot be drained") from err
+    tell_daemon(context.runtime_dir, "drain")
+    output.say(f"no new virtual cluster is set up on {NodeName(node).read()}: {told}")
+
+
+@cli.command()
+@_node_option
+@click.pass_obj
+def undrain(context: Context, node: str | None) -> None:
+    """Set up clusters on this node again."""
+    from pvc.state.drain import remove_drain
+
+    _need_root()
+    try:
+        drained = remove_drain(context.state_dir)
+    except OSError as err:
+        raise HostError("this node stays drained") from err
+    tell_daemon(context.runtime_dir, "drain")
+    word = "are set up again" if drained else "were set up all the time"
+    output.say(f"virtual clusters {word} on {NodeName(node).read()}")
+
+
+@cli.command()
+@click.pass_obj
+def reload(context: Context) -> None:
+    """Let the pvc-node that serves take the configuration as it is now, if all of it is right; else nothing changes."""
+    from pvc.cli import nodeview
+
+    _need_root()
+    state = tell_daemon(context.runtime_dir, "reload")
+    if state is None:
+        context.config()
+        output.say("the configuration is right; no pvc-node serves here, so each job's prolog reads it")
+        return
+    nodeview.print_configuration(state.configuration)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def version(context: Context, as_json: bool) -> None:
+    """Show the versions of pvc, of the pvc-node that serves, of records, and of the plug-in that slurmd loads."""
+    from pvc.cli import nodeview
+
+    view = nodeview.read_versions(context)
+    output.print_json(view) if as_json else nodeview.print_versions(view)
+
+
+@cli.command()
 @click.option("--request", "request_text", required=True, help="As in SPANK_PVC_REQUEST: 1;cpus=2;nat:4.")
 @click.option("--nodelist", required=True, help="As in SLURM_NODELIST.")
 @click.option("--cpus-per-node", required=True, help="As in SLURM_JOB_CPUS_PER_NODE.")
@@ -192,7 +258,7 @@ def _run_cold(context: Context, verb: str) -> None:
 
     _need_root()
     values = {key: os.environ[key] for key in KEYS if key in os.environ}
-    with log.context(f"job {values.get('SLURM_JOB_ID', '?')}"):
+    with requests.naming(values):
         code, message = requests.handle(context, verb, values)
     if code:
         output.say(clean_text(message), error=True)
@@ -202,7 +268,7 @@ def _run_cold(context: Context, verb: str) -> None:
 def _leave_daemon(context: Context) -> None:
     # Taps are handed out by a live process; when there is none, this set-up has to leave one behind.
     from pvc import run
-    from pvc.node.daemon import is_serving
+    from pvc.node.orders import is_serving
 
     if is_serving(context.runtime_dir):
         return

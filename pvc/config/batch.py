@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +17,7 @@ from pvc.model.vm import Accel
 _HOST = setting.word(
     "host", r"[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\]", "a host name or an address, without port"
 )
+_LONGEST_SOCKET = 107  # unix(7)
 _DEVICE = setting.word("device", r"[^\s/]{1,15}", "a network device's name")
 
 
@@ -26,6 +28,24 @@ def parse_absolute(text: str) -> str:
     """
     if not PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts or "\0" in text:
         raise ValueError(f"{text!r} is not an absolute path")
+    return text
+
+
+def parse_listener(text: str) -> str:
+    """A path for a Unix socket, or ADDRESS:PORT with an IPv4 address, or an IPv6 one in brackets.
+
+    :raise ValueError: it is neither.
+    """
+    if text.startswith("/"):
+        if len(text.encode()) > _LONGEST_SOCKET:
+            raise ValueError(f"a socket's path has {_LONGEST_SOCKET} bytes at most")
+        return parse_absolute(text)
+    host, _, port = text.rpartition(":")
+    address = ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    if (address.version == 6) != host.startswith("[") or not port.isascii() or not port.isdecimal():
+        raise ValueError(f"{text!r} is no ADDRESS:PORT")
+    if not 0 < int(port) < 65536:
+        raise ValueError(f"{port} is no port")
     return text
 
 
@@ -129,6 +149,19 @@ SETTINGS = Table(
             "The network device that carries the clusters' traffic between nodes.",
             default_text="the device that holds the address of the node's own name, or of its NodeAddr in slurm.conf",
         ),
+        Setting(
+            "metrics-address",
+            setting.text(parse_listener, name="address", expected="an absolute path, or ADDRESS:PORT"),
+            "Where *pvc-node* serves its metrics (OpenMetrics, over HTTP as ``/metrics``): the path of a Unix socket, "
+            "for root alone, or an address of the node and a TCP port, as 127.0.0.1:9717, for all who reach it.",
+            default_text="nowhere",
+        ),
+        Setting(
+            "metrics-users",
+            setting.boolean(),
+            "Whether metrics name users: ``pvc_user_vms``. Whoever reads metrics then knows who has how many VMs.",
+            default=False,
+        ),
     ),
 )
 
@@ -173,4 +206,6 @@ def read_batch(document: Document, site_dir: Path) -> BatchSettings | None:
         image_cache_size=values["image-cache-size"],
         libvirt_hook=values["libvirt-hook"],
         build_network=values["build-network"],
+        metrics_address=values["metrics-address"],
+        metrics_users=values["metrics-users"],
     )

@@ -53,11 +53,57 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Drain:
+    """Why an administrator lets no new cluster be set up on a node, and since when (seconds since the epoch)."""
+
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True)
+class ConfigState:
+    """What became of the configuration in a process; times are seconds since the epoch.
+
+    ``read_at`` None: none is in force. ``kept``: what of the files counts only after a restart. ``refusal``: what was
+    wrong at the last reload, since when what had been in force has stayed so. ``changed``: files are not as they were.
+    """
+
+    read_at: float | None = None
+    kept: tuple[str, ...] = ()
+    refusal: str = ""
+    refused_at: float | None = None
+    changed: bool = False
+
+
+@dataclass(frozen=True)
+class DaemonState:
+    """What the pvc-node that serves a node says of itself."""
+
+    version: str
+    pid: int
+    configuration: ConfigState = field(default_factory=ConfigState)
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What runs together on a node. ``daemon`` "": none serves; ``plugins``: of each pvc.so by its path, "" where it
+    does not tell. ``problems``: why some of this is not known.
+    """
+
+    pvc: str
+    daemon: str
+    records: str
+    plugins: dict[str, str]
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class NodeView:
-    """A node. ``problems``: why some of this is not known."""
+    """A node. ``daemon`` None: none serves. ``problems``: why some of this is not known."""
 
     node: str
-    serving: bool
+    daemon: DaemonState | None
+    drain: Drain | None
     jobs: tuple[NodeJob, ...]
     shares: tuple[Share, ...]
     unswept: bool  # directories of ended jobs are still to be removed

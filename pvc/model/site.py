@@ -39,6 +39,8 @@ class BatchSettings:
     image_cache_size: int = 0  # of one user's, in bytes
     libvirt_hook: str | None = None  # a program on the nodes that may change the XML of libvirt's domains
     build_network: str = "user"  # of guests that build images: user | none
+    metrics_address: str | None = None  # where pvc-node serves metrics: a path, or ADDRESS:PORT
+    metrics_users: bool = False  # whether they name users
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,27 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pvc.config.load import load_root_config
+from pvc import log
 from pvc.errors import HostError, JobError
 from pvc.files import locked, read_text
 from pvc.host import netns
 from pvc.host.processes import read_start_ticks
 from pvc.model.network import BridgedNetwork, PciNetwork
 from pvc.model.node import ImageCache
+from pvc.model.nodeview import ConfigState, Drain
 from pvc.model.site import SiteConfig
 from pvc.node.apply import Hands
+from pvc.node.configuration import Configuration
+from pvc.node.metrics import Metrics
 from pvc.plan.node import Site
 from pvc.slurm.nodenames import find_node_name
+from pvc.state.drain import OutOfServiceError, read_drain
 from pvc.state.ledger import Ledger, Record
 from pvc.state.store import Store
 
@@ -30,17 +35,23 @@ _LOCK_TIMEOUT_S = 40.0
 
 @dataclass
 class Context:
-    """One per process. The configuration is read again when a file changes."""
+    """One per process. The configuration is read once, and again when root asks for it."""
 
     conf_dir: Path = Path("/etc/pvc")
     state_dir: Path = Path("/var/lib/pvc")
     runtime_dir: Path = Path("/run/pvc")
     # A job was undone whose ledger did not say all: the store may still count this node to its cluster.
     forgetful: bool = False
-    _config: SiteConfig | None = field(default=None, repr=False)
-    _stamp: tuple[tuple[str, int], ...] = ()
+    metrics: Metrics = field(default_factory=Metrics, repr=False)
     _store: Store | None = field(default=None, repr=False)
+    _store_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    # In a tuple when it is known: each set-up asks, and only an order of root's changes it.
+    _drain: tuple[Drain | None] | None = field(default=None, repr=False)
     _told: dict[int, set[str]] = field(default_factory=dict, repr=False)
+    _configuration: Configuration = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._configuration = Configuration(self.conf_dir)
 
     def prepare(self) -> None:
         """Make the directories.
@@ -65,12 +76,23 @@ class Context:
 
         :raise ConfigError: it is wrong.
         """
-        stamp = tuple(sorted((path.name, path.stat().st_mtime_ns) for path in self.conf_dir.glob("*.yaml")))
-        if self._config is None or stamp != self._stamp:
-            self._config = load_root_config(self.conf_dir)
-            self._stamp = stamp
-            self._drop_store()
-        return self._config
+        return self._configuration.get()
+
+    def reload(self) -> None:
+        """Take the configuration as the files have it now.
+
+        :raise ConfigError: it is wrong; what was in force stays.
+        """
+        self._configuration.reload()
+        with self._store_lock:
+            # Whoever is asking the old one has its answer first; the next one connects as the files say.
+            store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def config_state(self) -> ConfigState:
+        """What became of the configuration."""
+        return self._configuration.state()
 
     def site(self) -> Site:
         """The part of it that plans need.
@@ -85,17 +107,39 @@ class Context:
         cache = ImageCache(batch.image_cache_dir, batch.image_cache_size) if batch.image_cache_dir else None
         return Site(config.ethernets, config.resource_sets, batch.run_dir, services, bridged, devices, cache)
 
+    def heed_drain(self) -> Drain | None:
+        """Read again whether this node takes new clusters; why not."""
+        found = read_drain(self.state_dir)
+        self._drain = (found,)
+        return found
+
+    def find_drain(self) -> Drain | None:
+        """Why this node takes no new clusters, as far as this process was told."""
+        return self._drain[0] if self._drain is not None else self.heed_drain()
+
+    def check_service(self, node: str) -> None:
+        """Let no new cluster begin on a node that an administrator has taken out of service.
+
+        :raise OutOfServiceError: this one is.
+        """
+        drain = self.find_drain()
+        if drain is not None:
+            raise OutOfServiceError(
+                f"{node} is out of service for virtual clusters: {drain.reason}",
+                hint=f"ask for other nodes (--exclude={node}), or the administrator when it is back",
+            )
+
     def store(self) -> Store:
         """The state store, connected at first use.
 
         :raise ConfigError: the configuration is wrong.
         """
-        settings = self.config().batch.etcd
-        if self._store is None:
-            from pvc.state.etcd import EtcdStore
+        with self._store_lock:
+            if self._store is None:
+                from pvc.state.etcd import EtcdStore
 
-            self._store = EtcdStore(settings)
-        return self._store
+                self._store = EtcdStore(self.config().batch.etcd)
+            return self._store
 
     def hands(self) -> Hands:
         """For ``apply``."""
@@ -112,7 +156,8 @@ class Context:
         :raise HostError: somebody else does, for too long.
         """
         self.prepare()
-        with locked(self._lock_path(str(job_id)), timeout_s=_LOCK_TIMEOUT_S):
+        lock = self._lock_path(str(job_id))
+        with locked(lock, timeout_s=_LOCK_TIMEOUT_S), log.context("", PVC_JOB=str(job_id)):
             yield
 
     @contextmanager
@@ -129,7 +174,8 @@ class Context:
         told = self._told.setdefault(job_id, set())
         if text not in told:
             told.add(text)
-            LOG.warning("job %d: %s", job_id, text)
+            with log.context("", PVC_JOB=str(job_id)):
+                LOG.warning("job %d: %s", job_id, text)
 
     def forget_lock(self, job_id: int) -> None:
         """Remove a job's lock file, when the job is gone."""
@@ -138,11 +184,6 @@ class Context:
 
     def _lock_path(self, name: str) -> Path:
         return self.runtime_dir / "locks" / name
-
-    def _drop_store(self) -> None:
-        if self._store is not None:
-            self._store.close()
-            self._store = None
 
 
 class NodeName:

@@ -20,20 +20,21 @@ import socket
 import struct
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pvc import log
 from pvc.codec import read_json, to_data
-from pvc.errors import HostError, PvcError
+from pvc.errors import ConfigError, HostError, PvcError
 from pvc.host import ended, ethernet, memory
 from pvc.host.secrecy import forbid_dumps
 from pvc.model.failure import Failure
 from pvc.model.node import Tap
-from pvc.node import netcheck, netview, probing, requests
+from pvc.node import netcheck, netview, orders, probing, requests, scrape
 from pvc.node.apply import ensure_run_parent
 from pvc.node.context import Context, NodeName
+from pvc.node.orders import ROOTS_OWN, SOCKET
 from pvc.node.places import Places
 from pvc.node.reclaim import reclaim, reclaim_memberships
 from pvc.node.sweeper import Sweeper
@@ -53,8 +54,6 @@ _DRAIN_TIMEOUT_S = 60.0
 _HURRY_S = 2.0
 _TURNED_AWAY_S = 0.0002
 _NO_ROOM_S = 0.5  # the process, or the machine, has no descriptor or memory for one more
-# Users can fill the backlog of a socket that they may use, so Slurm's own have another one: spank/client.c.
-SOCKET, ROOTS_OWN = "node.sock", ".root"
 _FDS_PER_MESSAGE = 200
 _RETRY_S = 15.0
 _LOOK_AGAIN_S = 300.0
@@ -71,13 +70,15 @@ class Daemon:
         self._places = Places(context.state_dir, context.runtime_dir)
         self._wake = threading.Event()
         self._ending = threading.Event()
+        self._reload = threading.Event()
         self._turnstile = Turnstile()
         self._sweeper = Sweeper(context)
+        self._scrapes = scrape.Scrapes(context)
         self._upkeep = Upkeep(context)
         self._watches = (Watch(lambda: find_servers(context)), Watch(SwitchWatch(context).find))
 
     def serve(self) -> None:
-        """Serve until SIGTERM or SIGINT.
+        """Serve until SIGTERM or SIGINT; SIGHUP has the configuration read again.
 
         :raise HostError: another daemon serves this node, or the socket cannot be made.
         """
@@ -98,6 +99,7 @@ class Daemon:
         signal.set_wakeup_fd(wake_write.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._ending.set())
+        signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         # Callers queue at the socket meanwhile; what is imported now costs no prolog anything.
         _preload()
         reclaimer = threading.Thread(target=self._reclaim_forever, name="reclaim", daemon=True)
@@ -108,7 +110,8 @@ class Daemon:
         self._upkeep.start()
         LOG.info("serving at %s", self._path)
         try:
-            self._accept(*listeners, wake_read)
+            with self._open_metrics() as metrics:
+                self._accept(*listeners, wake_read, metrics)
         finally:
             self._ending.set()
             self._wake.set()
@@ -118,13 +121,33 @@ class Daemon:
                 listener.close()
             os.close(guard)
 
-    def _accept(self, roots: socket.socket, users: socket.socket, wake: socket.socket) -> None:
+    @contextmanager
+    def _open_metrics(self) -> Iterator[socket.socket | None]:
+        """Where metrics are served. Without them clusters are served all the same."""
+        address = listener = None
+        try:
+            address = self._context.config().batch.metrics_address
+            listener = scrape.listen(address) if address is not None else None
+        except PvcError as err:
+            LOG.error("no metrics are served: %s", err)
+        if address is None or listener is None:
+            yield None
+            return
+        with listener:
+            yield listener
+            scrape.remove(address)
+
+    def _accept(
+        self, roots: socket.socket, users: socket.socket, wake: socket.socket, metrics: socket.socket | None = None
+    ) -> None:
         with selectors.DefaultSelector() as selector:
-            for each in (roots, users, wake):
+            for each in filter(None, (roots, users, wake, metrics)):
                 selector.register(each, selectors.EVENT_READ)
             while not self._ending.is_set():
                 for key, _ in selector.select():
                     if key.fileobj is wake:
+                        wake.recv(4096)
+                        self._heed_signal()
                         continue
                     assert isinstance(key.fileobj, socket.socket)
                     try:
@@ -136,11 +159,18 @@ class Daemon:
                         LOG.warning("cannot take a caller in for a moment: %s", err)
                         self._ending.wait(_NO_ROOM_S)
                         continue
-                    if not self._admit(connection):
+                    admit = self._scrapes.admit if key.fileobj is metrics else self._admit
+                    if not admit(connection):
                         # Whoever is turned away at once comes at once: the threads at work need the processor.
                         time.sleep(_TURNED_AWAY_S)
         # Whoever is being served is served to the end, within the limits each has.
         self._places.wait_idle(_DRAIN_TIMEOUT_S)
+
+    def _heed_signal(self) -> None:
+        if self._reload.is_set():
+            self._reload.clear()
+            with suppress(ConfigError):  # the log and status have it
+                self._context.reload()
 
     def _admit(self, connection: socket.socket) -> bool:
         try:
@@ -184,7 +214,7 @@ class Daemon:
             return "2 only root may ask for this\n"
         try:
             verb, values = requests.parse(text)
-            with log.context(f"job {values.get('SLURM_JOB_ID', '?')}"):
+            with requests.naming(values):
                 code, message = requests.handle(self._context, verb, values)
         except ValueError as err:
             return f"2 {clean_text(str(err))}\n"
@@ -212,6 +242,8 @@ class Daemon:
 
     def _obey(self, uid: int, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         operation, job_id = message.get("op"), message.get("job")
+        if uid == os.geteuid() and operation in orders.ORDERS:
+            return orders.obey(self._context, operation), []
         if not isinstance(operation, str) or operation not in _OPERATIONS or type(job_id) is not int or job_id < 1:
             raise HostError("pvc-node does not know this request")
         ledger = Ledger(self._context.state_dir, job_id)
@@ -297,16 +329,6 @@ def find_taps(ready: Ready, rank: object) -> tuple[Tap, ...]:
         if type(rank) is int and vm.rank == rank:
             return tuple(ready.taps[nic.tap_index] for nic in vm.nics)
     raise HostError(f"job {ready.grant.job_id} has no such VM on this node")
-
-
-def is_serving(runtime_dir: Path) -> bool:
-    """Whether a daemon answers at this node's socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
-        try:
-            client.connect(os.fspath(runtime_dir / (SOCKET + ROOTS_OWN)))
-        except OSError:
-            return False
-        return True
 
 
 def _guard(path: Path) -> int:

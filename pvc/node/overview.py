@@ -13,11 +13,12 @@ from pvc.model.network import Layer, PciNetwork
 from pvc.model.nodeview import JobPhase, NodeJob, NodeView, Share, SiteCluster
 from pvc.node import strays, sweeper
 from pvc.node.context import Context
-from pvc.node.daemon import is_serving
+from pvc.node.orders import tell_daemon
 from pvc.plan import actions, addresses
 from pvc.slurm import control
 from pvc.slurm.job import read_queue
 from pvc.state import membership
+from pvc.state.drain import read_drain
 from pvc.state.ledger import Ledger, Record, UnreadableError, read_jobs
 
 
@@ -42,7 +43,12 @@ def view_node(context: Context, node: str) -> NodeView:
         unswept = not sweeper.is_clean(context)
     except (PvcError, OSError) as err:
         problems.append(str(err))
-    return NodeView(node, is_serving(context.runtime_dir), tuple(jobs), shares, unswept, tuple(problems))
+    daemon = None
+    try:
+        daemon = tell_daemon(context.runtime_dir, "state")
+    except PvcError as err:
+        problems.append(str(err))
+    return NodeView(node, daemon, read_drain(context.state_dir), tuple(jobs), shares, unswept, tuple(problems))
 
 
 def view_site(context: Context) -> tuple[SiteCluster, ...]:

@@ -21,7 +21,7 @@ from pvc.model.host import Grants, JobFacts, NodeFacts
 from pvc.model.request import Request, decode_request
 from pvc.node import apply, memberships
 from pvc.node.context import Context, read_boot_id
-from pvc.node.teardown import undo_recorded
+from pvc.node.teardown import LEFT, undo_recorded
 from pvc.plan import actions, addresses, claims, inputs, names
 from pvc.plan import node as node_plan
 from pvc.plan.ethernet import Membership
@@ -36,6 +36,7 @@ from pvc.state.ledger import ForeignError, Ledger, Ready, Record, Refusal, Unrea
 from pvc.texts import clean_lines, clean_text
 
 LOG = logging.getLogger(__name__)
+WAS_THERE = "was there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def set_up(context: Context, job: JobFacts, request_text: str, *, again: bool = 
                 LOG.warning("job %d: found an unfinished set-up, undoing it first", job.job_id)
                 undo_recorded(context, ledger)
             ledger.open(record)
+            context.check_service(job.node)
             return _build(context, job, request_text, ledger, record)
         except ForeignError as err:
             # An earlier set-up that only another version can undo: this one is refused beside it.
@@ -112,6 +114,7 @@ def _explain(err: Exception) -> PvcError:
 
 def _refuse(context: Context, ledger: Ledger, record: Record, why: PvcError) -> str:
     """Keep a refusal for the launcher."""
+    context.metrics.fail("setup", why)
     if isinstance(why, ConfigError):
         why = add_lines(why, context.conf_dir)
     told = Failure.of(why)
@@ -151,8 +154,8 @@ def _find_answer(context: Context, job: JobFacts) -> str | None:
     except UnreadableError as err:
         # The cluster may run: what is not understood is left alone, and no step of its user's is a reason to drain.
         context.tell(job.job_id, f"{err}; {err.find_hint()}")
-        return f"left as it is: {err}"
-    return "was there" if answered else None
+        return f"{LEFT}: {err}"
+    return WAS_THERE if answered else None
 
 
 def _undo_half(context: Context, ledger: Ledger, *, keep_record: bool) -> None:

@@ -13,6 +13,7 @@ from pvc.plan import actions
 from pvc.state.ledger import ForeignError, Ledger, UnreadableError
 
 LOG = logging.getLogger(__name__)
+NOTHING, LEFT = "nothing to undo", "left as it is"
 
 
 def tear_down(
@@ -33,19 +34,20 @@ def tear_down(
         if not ledger.exists():
             spare.remove()
             context.forget_lock(job_id)
-            return "nothing to undo"
+            return NOTHING
         try:
             if not wanted(ledger):
-                return "left as it is"
+                return LEFT
             undo_recorded(context, ledger, by_name=by_name)
         except ForeignError as err:
             spare.remove()
             context.tell(job_id, f"{err}; {err.find_hint()}")
-            return f"left as it is: {err}"
+            return f"{LEFT}: {err}"
         except PvcError as err:
             if isinstance(err, HostError) and not is_shortage(err):
                 raise
             LOG.warning("job %d: %s; will be tried again", job_id, err)
+            context.metrics.fail("teardown", err)
             return f"undone, but for {_name_left(err)}"
         spare.remove()
         context.forget_lock(job_id)

@@ -24,21 +24,36 @@ def check_plugin(settings: Mapping[str, str]) -> Iterator[Finding]:
 
     :raise JobError: a file cannot be read.
     """
-    plugstack = Path(settings.get("PlugStackConfig") or _PLUGSTACK)
-    try:
-        found = list(dict.fromkeys(_find_plugins(plugstack, settings.get("PluginDir", ""), _DEPTH)))
-        releases = {path: _MARK.search(path.read_bytes()) for path in found}
-    except OSError as err:
-        raise JobError(f"{err.filename} cannot be read: {err.strerror}", hint=f"see {plugstack}") from err
-    if not found:
-        yield fail("plug-in", f"{plugstack} names no {PLUGIN}", "see conf/plugstack.conf, and restart slurmd")
+    releases = read_plugins(settings)
+    if not releases:
+        yield fail(
+            "plug-in", f"{_plugstack(settings)} names no {PLUGIN}", "see conf/plugstack.conf, and restart slurmd"
+        )
     for path, release in releases.items():
-        there = f"pvc {release[1].decode()}" if release else "an older version"
-        if there == f"pvc {__version__}":
+        there = f"pvc {release}" if release else "an older version"
+        if release == __version__:
             yield ok("plug-in", f"{path} is of {there}")
         else:
             fix = "make spank and make -C spank install, for the Slurm of this node; then restart slurmd"
             yield fail("plug-in", f"{path} is of {there}, and this is {__version__}", fix)
+
+
+def read_plugins(settings: Mapping[str, str]) -> dict[Path, str | None]:
+    """The version of each pvc.so that plugstack.conf(5) names; None: it is so old that it does not tell.
+
+    :raise JobError: a file cannot be read.
+    """
+    plugstack = _plugstack(settings)
+    try:
+        found = list(dict.fromkeys(_find_plugins(plugstack, settings.get("PluginDir", ""), _DEPTH)))
+        marks = {path: _MARK.search(path.read_bytes()) for path in found}
+    except OSError as err:
+        raise JobError(f"{err.filename} cannot be read: {err.strerror}", hint=f"see {plugstack}") from err
+    return {path: mark[1].decode() if mark else None for path, mark in marks.items()}
+
+
+def _plugstack(settings: Mapping[str, str]) -> Path:
+    return Path(settings.get("PlugStackConfig") or _PLUGSTACK)
 
 
 def _find_plugins(path: Path, folders: str, depth: int) -> Iterator[Path]:

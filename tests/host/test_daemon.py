@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,12 +18,14 @@ from pathlib import Path
 
 import pytest
 
+from pvc.state.drain import read_drain
 from pvc.state.ledger import Ledger, Record
 from tests.host.scenario import ROOT, WRAPPER
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.host
 NOBODY = 65534
+GOOD = "settings:\n  etcd-servers: [e1]\n"
 
 
 @pytest.fixture
@@ -102,6 +107,44 @@ except OSError as err:
     assert as_nobody(daemon, script) == "PermissionError\n"
     roots = daemon.with_name("node.sock.root")
     assert talk(roots, b"PVC1 teardown\nSLURM_JOB_ID=12\n\n") == b"0 nothing to undo\n"
+
+
+def order(daemon: Path, *words: str) -> str:
+    """What a command of pvc-node says beside the daemon."""
+    top = daemon.parent.parent
+    places = ["--conf-dir", top / "conf", "--state-dir", top / "state", "--runtime-dir", top / "run"]
+    argv = [sys.executable, "-m", "pvc.cli.node", *map(str, places), *words]
+    return subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_a_drained_node_stays_so(daemon: Path) -> None:
+    """The next daemon reads the reason; nobody but root takes a node out of service or back."""
+    script = """
+import socket, sys
+link = socket.socket(socket.AF_UNIX); link.connect(sys.argv[1])
+link.sendall(b'{"op":"drain"}\\n'); print(link.recv(1000).decode())
+"""
+    assert "does not know this request" in as_nobody(daemon, script)
+    assert "n1: new switch" in order(daemon, "drain", "--node", "n1", "new switch")
+    drain = read_drain(daemon.parent.parent / "state")
+    assert drain is not None
+    assert drain.reason == "new switch"
+    assert "set up again" in order(daemon, "undrain", "--node", "n1")
+
+
+def test_a_signal_has_the_configuration_read_again(daemon: Path, said: Path) -> None:
+    """Right or wrong: the daemon serves on, and says what became of it."""
+    conf = daemon.parent.parent / "conf"
+    conf.mkdir()
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(daemon))
+        # Whoever listens, by its number in this namespace: in its own it has another
+        (pid,) = struct.unpack("i8x", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    for text, words in (("settings: {}\n", "etcd-servers"), (GOOD, "the configuration was read again")):
+        (conf / "batch.yaml").write_text(text)
+        os.kill(pid, signal.SIGHUP)
+        wait_until(lambda words=words: words in said.read_text(), 20, f"not said: {words}")
+        assert talk(daemon, b"PVC1 teardown\nSLURM_JOB_ID=12\n\n") == b"0 nothing to undo\n"
 
 
 COME = """

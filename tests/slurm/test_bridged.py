@@ -33,6 +33,7 @@ def site(tb: Testbed) -> Iterator[Testbed]:
     kept = {path: path.read_text() for path in (etc / "networks.yaml", etc / "resources.yaml")}
     (etc / "networks.yaml").write_text(kept[etc / "networks.yaml"] + NETWORK)
     (etc / "resources.yaml").write_text(kept[etc / "resources.yaml"] + "\nsite:\n  networks: [site]\n")
+    tb.reload()
     tb.root(BRIDGE, "n1")
     try:
         yield tb
@@ -42,6 +43,7 @@ def site(tb: Testbed) -> Iterator[Testbed]:
         )
         for path, text in kept.items():
             path.write_text(text)
+        tb.reload()
 
 
 def test_vms_are_neighbours_of_the_site(site: Testbed, small: str) -> None:

@@ -22,8 +22,10 @@ def cached(tb: Testbed) -> Iterator[Testbed]:
         f"echo '  image-cache-dir: {CACHE}' >> /run/batch.yaml && mount --bind /run/batch.yaml /etc/pvc/batch.yaml",
         "n1",
     )
+    tb.reload("n1")
     yield tb
     tb.root(f"umount /etc/pvc/batch.yaml; rm -rf /run/batch.yaml {CACHE}", "n1")
+    tb.reload("n1")
 
 
 def list_copies(tb: Testbed) -> str:

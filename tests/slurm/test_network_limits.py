@@ -47,11 +47,13 @@ def site(tb: Testbed) -> Iterator[Testbed]:
     try:
         (etc / "networks.yaml").write_text(yaml.safe_dump(networks))
         (etc / "resources.yaml").write_text(yaml.safe_dump(sets))
+        tb.reload()
         yield tb
         tb.wait_no_jobs()
     finally:
         for name, text in files.items():
             (etc / name).write_text(text)
+        tb.reload()
 
 
 def test_numbers_that_have_run_out(site: Testbed, small: str, before: dict[str, Snapshot]) -> None:

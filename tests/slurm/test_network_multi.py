@@ -42,11 +42,13 @@ def lab(request: pytest.FixtureRequest, testbed: Testbed, small: str) -> Iterato
         (site / "resources.yaml").write_text(yaml.safe_dump(sets))
         testbed.run(["mkdir", "-p", ".pvc"])
         templates.write_text(TEMPLATES.replace("small", small))
+        testbed.reload()
         yield from _run(testbed, names[0])
     finally:
         templates.unlink(missing_ok=True)
         for name, text in files.items():
             (site / name).write_text(text)
+        testbed.reload()
 
 
 def _run(tb: Testbed, name: str) -> Iterator[Lab]:

@@ -128,6 +128,11 @@ class Testbed:
         assert record is not None
         return [node for node in record.nodes if node != "login"]
 
+    def reload(self, *nodes: str) -> None:
+        """Let these nodes, or all, take the configuration as its files are now."""
+        for node in nodes or self.nodes():
+            self.root(["pvc-node", "reload"], node)
+
     def crash(self, node: str) -> None:
         """Cut a node's power."""
         lifecycle.crash(self.place, node)

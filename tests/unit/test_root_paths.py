@@ -93,9 +93,9 @@ PLACES = {
         **dict.fromkeys(("_add_switch_ports", "_remove_switch_ports", "_set_sysctl", "_release_sysctl"), RUNTIME),
         **dict.fromkeys(("_forward_ipv6", "_release_ipv6"), RUNTIME),
     },
+    "pvc.node.configuration": {"Configuration._read_stamp": CONF},
     "pvc.node.context": {
         "Context.prepare": RUNTIME,
-        "Context.config": CONF,
         "Context.job_lock": RUNTIME,
         "Context.node_lock": RUNTIME,
         "Context.forget_lock": RUNTIME,
@@ -118,6 +118,8 @@ PLACES = {
     "pvc.node.setup": {"set_up": STATE, "_refuse": f"{STATE}, or {RUNTIME}"},
     "pvc.node.strays": {"_list": RUNTIME, "adopt": STATE},
     "pvc.node.switchwatch": {"SwitchWatch.find": RUNTIME, "SwitchWatch._note": RUNTIME},
+    "pvc.node.scrape": {"listen": "the administrator's choice, and only a socket is removed", "remove": CALLER},
+    "pvc.state.drain": {"write_drain": STATE, "read_drain": STATE, "remove_drain": STATE},
     "pvc.state.etcd": {"EtcdStore._connect": CONF},
     "pvc.state.ledger": {
         "Ledger.open": STATE,
@@ -142,7 +144,8 @@ def _of_root() -> list[str]:
     found = set(todo)
     while todo:
         for each in modules()[todo.pop()].imports:
-            if each.module in modules() and each.module not in found:
+            # Of the package itself root's side takes the version; what that imports in functions is the API's.
+            if each.module in modules() and each.module not in found | {"pvc"}:
                 found.add(each.module)
                 todo.append(each.module)
     return sorted(found)
