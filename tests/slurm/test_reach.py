@@ -381,7 +381,7 @@ def test_a_network_that_drops_all_without_a_word(cluster: Cluster) -> None:
         assert "does not answer" in shown
         for command in commands:
             _, err = command.communicate(timeout=LONG)
-            assert (command.returncode, "the supervisor on n2" in err) == (7, True), err
+            assert (command.returncode, "the supervisor on n2" in err) == (6, True), err
     finally:
         tb.root("nft delete table inet silent", "n2")
     wait_until(
@@ -413,7 +413,7 @@ def test_a_supervisor_that_is_killed(cluster: Cluster) -> None:
     assert "sleep 1000" in pvc(cluster, "exec", "-w", "vm0", "--", "ps").out
     pvc(cluster, "exec", "-w", "vm0", "--", "killall", "sleep")
     _, err = command.communicate(timeout=LONG)
-    # 7: a VM failed; of several VMs the largest counts, and a signal's is larger
+    # 6: its node failed it; of several VMs the largest counts, and a signal's is larger
     assert command.returncode == 143
     assert "the supervisor on n2 has ended the connection" in err or "the supervisor on n2 broke" in err
     assert "out of reach" in pvc(cluster, "wait", "vm1", "--for", "agent", "--timeout", "1s", code=7).err

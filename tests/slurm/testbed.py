@@ -203,10 +203,14 @@ def difference(before: Snapshot, after: Snapshot) -> dict[str, dict[str, list[st
 
 
 def find_pids(testbed: Testbed, node: str, pattern: str) -> list[int]:
-    """Processes of a node, by its own numbers, whose command line matches."""
-    text = testbed.root(["ps", "-eo", "pid=,args="], node)
-    rows = (line.split(None, 1) for line in text.splitlines())
-    return [int(pid) for pid, args in rows if re.search(pattern, args) and "ps -eo" not in args]
+    """Processes of a node, by its own numbers, whose command line matches.
+
+    A child that has not yet become another program is no process of its own: it is gone before anything is done to it.
+    """
+    text = testbed.root(["ps", "-eo", "pid=,ppid=,args="], node)
+    rows = {int(pid): (int(ppid), args) for pid, ppid, args in (line.split(None, 2) for line in text.splitlines())}
+    found = {pid: args for pid, (_, args) in rows.items() if re.search(pattern, args) and "ps -eo" not in args}
+    return [pid for pid, args in found.items() if rows.get(rows[pid][0], (0, ""))[1] != args]
 
 
 def end_processes(testbed: Testbed, node: str, pattern: str) -> None:
