@@ -106,6 +106,6 @@ def test_a_killed_supervisor(tmp_path: Path) -> None:
         assert found[0] is not None
         assert "the supervisor on n1" in found[0]
         refused = cluster.run("true")
-        assert refused.codes == [7]
+        assert refused.codes == [6]
         assert refused.outcomes[0].error is not None
         assert refused.outcomes[0].error.startswith("the supervisor on n1 does not answer")
