@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pvc.codec import dumps, loads
+from pvc.codec import Format
 from pvc.errors import JobError
 from pvc.files import write_atomic
 from pvc.model.nodeview import Drain
 
 _FILE = "drain.json"
+DRAIN = Format(1, 0)
 
 
 class OutOfServiceError(JobError):
@@ -27,14 +28,14 @@ def write_drain(state: Path, drain: Drain) -> None:
     :raise OSError: the state directory cannot be written.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomic(state / _FILE, dumps(drain), mode=0o600, sync=True)
+    write_atomic(state / _FILE, DRAIN.dumps(drain), mode=0o600, sync=True)
 
 
 def read_drain(state: Path) -> Drain | None:
     """Why the node is out of service; None: it is not. A file that is not understood was written to refuse, too."""
     path = state / _FILE
     try:
-        return loads(Drain, path.read_text())
+        return DRAIN.loads(Drain, path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError):

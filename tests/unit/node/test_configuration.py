@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +15,9 @@ TWO = ethernet() + "lan:\n  type: bridged\n  settings:\n    host-bridge: br0\n  
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Context:
-    write_site(tmp_path / "conf")
-    return Context(tmp_path / "conf", tmp_path / "state", tmp_path / "run")
+def context(context: Context) -> Context:
+    write_site(context.conf_dir)
+    return context
 
 
 def test_files_that_change_have_no_effect_before_a_reload(context: Context) -> None:

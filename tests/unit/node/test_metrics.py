@@ -37,11 +37,9 @@ VALUES = {
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Context:
-    (tmp_path / "run" / "locks").mkdir(parents=True)
-    (tmp_path / "run" / "locks" / "node").touch()
-    write_site(tmp_path / "conf")
-    return Context(tmp_path / "conf", tmp_path / "state", tmp_path / "run")
+def context(context: Context) -> Context:
+    write_site(context.conf_dir)
+    return context
 
 
 def read(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

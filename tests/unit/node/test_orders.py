@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -28,11 +27,9 @@ REASON = "new switch until noon"
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Context:
-    (tmp_path / "run" / "locks").mkdir(parents=True)
-    (tmp_path / "run" / "locks" / "node").touch()
-    write_site(tmp_path / "conf")
-    return Context(tmp_path / "conf", tmp_path / "state", tmp_path / "run")
+def context(context: Context) -> Context:
+    write_site(context.conf_dir)
+    return context
 
 
 @pytest.fixture

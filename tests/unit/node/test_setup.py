@@ -23,13 +23,6 @@ from tests.unit.plan.worlds import SITE, facts_of, job_of, request_of
 ADDRESSES = tuple(f"0000:3b:00.{number}" for number in range(4))
 
 
-@pytest.fixture
-def context(tmp_path: Path) -> Context:
-    (tmp_path / "run" / "locks").mkdir(parents=True)
-    (tmp_path / "run" / "locks" / "node").touch()
-    return Context(tmp_path / "conf", tmp_path / "state", tmp_path / "run")
-
-
 def take(context: Context, job_id: int, count: int) -> tuple[str, ...]:
     """What a job gets that wants ``count`` devices on this node."""
     gpu = PciNetwork("gpu", ADDRESSES, "nouveau")

@@ -26,13 +26,6 @@ SET_UP = [job_id for job_id in JOBS if (OLD / f"jobs/{job_id}/plan.json").exists
 FILES = ("record.json", "plan.json", "inputs.json", "upkeep.json")
 
 
-@pytest.fixture
-def context(tmp_path: Path) -> Context:
-    (tmp_path / "run" / "locks").mkdir(parents=True)
-    (tmp_path / "run" / "locks" / "node").touch()
-    return Context(tmp_path / "conf", tmp_path / "state", tmp_path / "run")
-
-
 def copy(job_id: int, state: Path) -> Ledger:
     """A job of 0.1.0 with a ledger in ``state``."""
     copied = Ledger(state, job_id)
